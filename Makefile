@@ -1,0 +1,36 @@
+# `make demo` and `make test` are all a fresh machine needs; each makes its own environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch first and by itself: left to a resolver, some indexes answer with builds of several GB.
+TORCH := torch==2.13.0
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test lint bench reproduce clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/influray demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.ready
+	for job in jobs/benchmark_*.py; do $(BIN)/python $$job || exit 1; done
+
+reproduce: $(VENV)/.ready
+	$(BIN)/python jobs/reproduce.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache

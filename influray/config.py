@@ -1,0 +1,352 @@
+"""The config: YAML into frozen models that refuse what they do not know.
+
+One model per section. Every field's unit and range stand beside it and are checked. `auto` is spelled out
+where it exists and resolved once by the step that needs it, which records what it became.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from influray.protocols import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe as a folder name
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+
+class LoraConfig(Section):
+    """The adapter whose gradients are the features."""
+
+    r: Positive = 128  # rank
+    alpha: float = Field(512, gt=0)  # scaling = alpha / r
+    dropout: float = Field(0.1, ge=0, lt=1)  # in training only; gradient features never use dropout
+    targets: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)  # module name endings
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    base: str  # a folder or a hub id of a transformers causal LM
+    revision: str = "main"  # hub revision; not used for a folder
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"  # of the frozen base weights
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    trust_remote_code: bool = False  # runs code of the model's author
+    chat_template: str | Literal["auto"] = "auto"  # auto = the tokenizer's own, else a plain Tulu-style one; or a file
+    lora: LoraConfig = LoraConfig()
+
+
+class TargetConfig(Section):
+    """One task."""
+
+    files: tuple[str, ...] = Field(min_length=1)  # as data.pool
+    limit: Positive | None = None  # the first so many usable rows
+    test: tuple[str, ...] = ()  # held-out records for `influray evaluate`; empty = evaluate on nothing
+    test_limit: Positive | None = None
+    expected_sources: tuple[str, ...] = ()  # pool sources that should rank high: the report's known-answer check
+
+    @field_validator("files", "test", "expected_sources", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class DataConfig(Section):
+    """Pool and targets."""
+
+    root: str = "."  # relative paths start here
+    pool: tuple[str, ...] = Field(min_length=1)  # files, folders or hf:// ids
+    targets: dict[Name, TargetConfig] = Field(min_length=1)  # task -> its examples
+    max_tokens: Annotated[int, Field(ge=8)] = 2048
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)  # of a split's rows, before the run fails
+    max_line_bytes: Positive = 16 * 2**20
+    max_file_bytes: Positive = 2**40  # of one file, decompressed
+    target_end_token: bool = True  # False = the end-of-turn token is not trained in targets, as LESS has it
+
+    @field_validator("pool", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _short_targets(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: {"files": v} if isinstance(v, str | list | tuple) else v for k, v in value.items()}
+        return value
+
+
+class FinetuneConfig(Section):
+    """Hyper-parameters of one supervised fine-tuning, shared by warmup and tune."""
+
+    epochs: Positive = 4
+    steps: Positive | None = None  # optimizer steps in place of epochs, to compare at equal steps
+    learning_rate: float = Field(2e-5, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    batch_size: Positive = 128  # examples per optimizer step over all workers
+    device_batch_size: Positive = 4  # examples per forward pass on one worker
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)  # 0 = no clipping
+    seed: int = 0
+
+
+class ImportedCheckpoint(Section):
+    """One of the user's own warmup checkpoints."""
+
+    adapter: str  # folder of a peft adapter
+    optimizer: str | None = None  # optimizer.pt / optimizer.bin / safetensors; None = directions that need no moments
+    mean_learning_rate: float = Field(gt=0)  # the weight of this checkpoint before normalisation
+
+
+class WarmupConfig(FinetuneConfig):
+    """How the warmup checkpoints come to be (LESS section 3; BIDS appendix A)."""
+
+    fraction: Fraction = 1.0  # of the pool, drawn by `seed` (BIDS 1.0, LESS 0.05)
+    checkpoints: tuple[ImportedCheckpoint, ...] = ()  # the user's own in place of training
+
+
+class ProjectorConfig(Section):
+    """The random map from P gradient coordinates to D."""
+
+    name: str = "rademacher"
+    dimension: Positive = 8192  # D
+    seed: int = 0
+    options: dict[str, Any] = {}  # such as nonzeros of sparse_jl
+
+
+class FeaturesConfig(Section):
+    """What a feature row is."""
+
+    featurizer: str = "gradient"
+    direction: Literal["adam", "sgd", "sign"] = "adam"  # of pool rows; target rows are always plain
+    adam_epsilon_mode: Literal["less", "adamw"] = "less"  # epsilon inside or outside the root
+    adam_momentum: bool = True  # False drops the momentum term that all rows share
+    projector: ProjectorConfig = ProjectorConfig()
+    token_budget: Positive | Literal["auto"] = "auto"  # padded tokens a batch
+    rows_per_shard: Positive = 512
+
+
+class AttributionConfig(Section):
+    """How features become the attribution matrix."""
+
+    scorer: str = "inner_product"
+    weights: Literal["learning_rate", "uniform"] | tuple[float, ...] = "learning_rate"  # one per checkpoint
+    options: dict[str, Any] = {}
+
+
+class SelectorConfig(Section):
+    """One selection of the run."""
+
+    name: Name  # of the folder under RUN/selection
+    method: str  # a selector's or a published method's name, or a plug-in
+    budget: Positive | Annotated[float, Field(gt=0, le=1)]  # examples, or a fraction of the rows, rounded down
+    seed: int = 0
+    options: dict[str, Any] = {}
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError("must be a number of examples (an integer >= 1) or a fraction in (0, 1]")
+        if value <= 0 or (isinstance(value, float) and value > 1):
+            raise ValueError("must be a number of examples (an integer >= 1) or a fraction in (0, 1]")
+        return value
+
+
+class TuneConfig(FinetuneConfig):
+    """Fine-tuning from the base on each selection."""
+
+    epochs: Positive = 2
+    selections: tuple[str, ...] | Literal["all"] = "all"  # names of selectors; "full" is the whole pool
+    seeds: tuple[int, ...] = (0,)
+
+
+class EvaluationConfig(Section):
+    """How tuned models are judged on the held-out records."""
+
+    exact_match: bool = True  # where records carry `answer`
+    max_new_tokens: Positive = 256
+    token_budget: Positive = 8192
+
+
+class ResourcesConfig(Section):
+    """What the run may use; never part of a fingerprint."""
+
+    workers: Positive | Literal["auto"] = "auto"  # feature workers; auto = one per GPU, else one per CPU
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float | Literal["auto"] = "auto"  # auto = 1 where the cluster has GPUs, else 0; may be a fraction
+    threads_per_worker: Positive = 1  # of torch on CPU; part of what makes bytes repeat
+    device_map: str | None = None  # such as "auto": one model over the several GPUs of an actor
+    training_workers: Positive | Literal["auto"] = "auto"  # data-parallel ranks; auto = GPUs of the cluster, else 1
+    max_attempts: Positive = 3  # per shard
+
+
+class Config(Section):
+    """One run."""
+
+    run_dir: str = "runs/default"  # relative to the working directory
+    model: ModelConfig
+    data: DataConfig
+    warmup: WarmupConfig = WarmupConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    attribution: AttributionConfig = AttributionConfig()
+    selectors: tuple[SelectorConfig, ...] = Field(min_length=1)
+    tune: TuneConfig | None = None  # None = `influray run` does not tune
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Config:
+        names = [selector.name for selector in self.selectors]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"selectors: the name {twice[0]!r} is used more than once")
+        if "full" in names:
+            raise ValueError("selectors: the name 'full' is kept for the whole pool")
+        if self.tune is not None and self.tune.selections != "all":
+            unknown = [n for n in self.tune.selections if n not in names and n != "full"]
+            if unknown:
+                raise ValueError(
+                    f"tune.selections: no selector is called {unknown[0]!r} (known: {', '.join(names)}, full)"
+                )
+        return self
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Return the config of a YAML file with dotted overrides applied (`selectors.0.budget` -> value).
+
+    Raises:
+        ConfigError: no such file, not YAML, or a key, type or value that is wrong, with its dotted key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the config cannot be read: {error}") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a config is a mapping of sections, found {type(tree).__name__}")
+    for key, value in (overrides or {}).items():
+        set_dotted(tree, key, value)
+    return parse_config(tree, where=str(path))
+
+
+def parse_config(tree: Mapping[str, Any], where: str = "config") -> Config:
+    """Return the config of a plain tree. Raises ConfigError as `load_config`."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_readable(error, where)) from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Return (dotted key, value) of `key=value`; the value is read as YAML."""
+    key, sep, value = text.partition("=")
+    if not sep or not key.strip():
+        raise ConfigError(f"--set {text!r}: expected key=value, such as selectors.0.budget=0.1")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: the value {value!r} is not YAML: {error}") from error
+
+
+def dump_config(config: Config) -> str:
+    """Return YAML that `load_config` reads back to the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def set_dotted(tree: Any, key: str, value: Any) -> None:
+    """Set `key` ("selectors.0.budget") of a plain tree in place, making sections that are not there."""
+    parts = key.split(".")
+    node = tree
+    for depth, part in enumerate(parts):
+        here = ".".join(parts[: depth + 1])
+        last = depth == len(parts) - 1
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ConfigError(f"{here}: the list has {len(node)} entries, numbered from 0")
+            index: Any = int(part)
+        elif isinstance(node, dict):
+            index = part
+        else:
+            raise ConfigError(f"{here}: {'.'.join(parts[:depth])} is a plain value and has no keys")
+        if last:
+            node[index] = value
+        else:
+            if isinstance(node, dict) and node.get(index) is None:
+                node[index] = {}
+            node = node[index]
+
+
+def _readable(error: ValidationError, where: str) -> str:
+    lines = []
+    items = error.errors()
+    for item in items:
+        if item["type"] == "too_short" and any(
+            len(i["loc"]) > len(item["loc"]) and i["loc"][: len(item["loc"])] == item["loc"] for i in items
+        ):
+            continue  # the list is only "too short" because an entry of it was refused
+        # pydantic adds the tried branch of a union to the path ("budget.int"); people wrote no such key.
+        loc = [str(part) for part in item["loc"] if not _is_branch(part)]
+        key = ".".join(loc) or "config"
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(loc[-1], _fields_at(loc[:-1]), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            lines.append(f"{key}: unknown key{hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{key}: required, but not given")
+        else:
+            found = "" if item["type"] == "value_error" and key == "config" else f" (found {item['input']!r})"
+            lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}{found}")
+    return f"{where}: " + "; ".join(dict.fromkeys(lines))
+
+
+def _is_branch(part: Any) -> bool:
+    text = str(part)
+    return text.startswith(("literal[", "constrained-", "function-", "tuple[")) or text in {
+        "int",
+        "float",
+        "str",
+        "tuple",
+    }
+
+
+def _fields_at(loc: Iterable[str]) -> list[str]:
+    model: Any = Config
+    for part in loc:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        model = _section_in(annotation) if annotation is not None else model
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section_in(inner)
+        if found is not None:
+            return found
+    return None

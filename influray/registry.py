@@ -1,0 +1,98 @@
+"""What can be named in a config: one table per seam, name -> "module:attribute" and a line for people.
+
+Nothing is imported until it is used. A method of one's own is given as "package.module:Class" in place of a
+name. A new method is one file and one line here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from influray.protocols import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name's meaning."""
+
+    target: str  # "module:attribute"
+    summary: str
+
+
+FEATURIZERS: dict[str, Entry] = {
+    "gradient": Entry("influray.features.gradient:GradientFeaturizer", "projected per-example LoRA gradients (LESS)"),
+}
+
+PROJECTORS: dict[str, Entry] = {
+    "rademacher": Entry("influray.features.projectors:RademacherProjector", "dense +-1 signs, streamed in blocks"),
+    "sparse_jl": Entry("influray.features.projectors:SparseJLProjector", "s signed non-zeros per coordinate"),
+    "identity": Entry(
+        "influray.features.projectors:IdentityProjector", "the gradient itself; D must equal P; for tests"
+    ),
+}
+
+SCORERS: dict[str, Entry] = {
+    "inner_product": Entry(
+        "influray.scorers.inner_product:InnerProduct", "checkpoint-weighted inner product of unit rows (LESS)"
+    ),
+}
+
+SELECTORS: dict[str, Entry] = {
+    "balanced": Entry("influray.selectors.balanced:Balanced", "iterative balanced selection (BIDS)"),
+    "top_k": Entry("influray.selectors.top_k:TopK", "highest reduced score first (LESS, sum, instance max)"),
+    "random": Entry("influray.selectors.random:Random", "a seeded uniform sample"),
+}
+
+SEAMS: dict[str, dict[str, Entry]] = {
+    "featurizers": FEATURIZERS,
+    "projectors": PROJECTORS,
+    "scorers": SCORERS,
+    "selectors": SELECTORS,
+}
+
+# Published methods that are a selector with certain options: usable wherever a selector's name is.
+METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "bids": ("balanced", {"normaliser": "zscore"}, "BIDS, arXiv 2501.12147"),
+    "less": ("top_k", {"normaliser": "none", "reduction": "group_mean_max"}, "LESS, arXiv 2402.04333"),
+    "normalised_instance_max": (
+        "top_k",
+        {"normaliser": "zscore", "reduction": "instance_max"},
+        "BIDS without iteration, arXiv 2501.12147",
+    ),
+    "instance_max": ("top_k", {"normaliser": "none", "reduction": "instance_max"}, "BIDS, unnormalised ablation"),
+    "sum": ("top_k", {"normaliser": "none", "reduction": "sum"}, "the plain sum over targets"),
+}
+
+
+def resolve(seam: str, name: str, key: str) -> Any:
+    """Return what `name` stands for in the table of `seam`, or the plug-in "package.module:Class" itself.
+
+    Raises:
+        ConfigError: no such name (with the nearest one), or the plug-in cannot be imported; it names `key`.
+    """
+    table = SEAMS[seam]
+    if name in table:
+        module, _, attribute = table[name].target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if ":" not in name:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{key}: no {seam[:-1]} is called {name!r}{hint} (known: {', '.join(sorted(table))})")
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{key}: plug-in {name!r} cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise ConfigError(f"{key}: module {module!r} has no {attribute!r}") from error
+
+
+def resolve_method(name: str) -> tuple[str, dict[str, Any]]:
+    """Return (selector, options) of a published method's name, or (name, {}) where it names a selector."""
+    if name in METHODS:
+        selector, options, _ = METHODS[name]
+        return selector, dict(options)
+    return name, {}

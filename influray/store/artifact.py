@@ -1,0 +1,258 @@
+"""Atomic commit: data first, receipts per shard, the manifest last. What has no manifest does not exist.
+
+A shard's file is written under a hidden name, synced, and renamed to a name of its own attempt; the receipt
+that makes it count is created exclusively, so of two workers that finish the same shard exactly one wins and
+the other deletes its file. Readers believe receipts and manifests only, never a directory listing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from influray.protocols import ArtifactMismatch
+
+SCHEMA = 1  # of every manifest; a reader refuses another one
+MANIFEST = "manifest.json"
+RECEIPTS = "_receipts"
+
+
+def fingerprint(value: Any) -> str:
+    """Return the sha256 of the canonical JSON of `value` (sorted keys, no spaces), 64 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def hash_bytes(*parts: bytes | memoryview) -> str:
+    """Return the sha256 of the parts one after the other, 64 hex digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def hash_file(path: str | Path) -> str:
+    """Return the sha256 of a file's bytes, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` so that `path` holds either its old content or all of the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Return the value of a JSON file. Raises FileNotFoundError, or ValueError where it is not JSON."""
+    return json.loads(Path(path).read_bytes())
+
+
+def write_table(path: str | Path, table: pa.Table) -> None:
+    """Write an Arrow IPC file, uncompressed and of one record batch, so that it maps without a copy."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = table.combine_chunks()
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def map_table(path: str | Path) -> pa.Table:
+    """Return the table of an Arrow IPC file as a memory map: columns are views of the file.
+
+    Raises:
+        ArtifactMismatch: the file is missing or torn.
+    """
+    try:
+        with pa.memory_map(str(path), "r") as source:
+            return pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArtifactMismatch(
+            f"{path}: not a readable Arrow file ({error}); delete it and run the step again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A committed shard: `key` names what it was made from, `file` and `sha256` what it is."""
+
+    key: str
+    file: str  # name within the artifact's folder; "" where the shard left no file
+    sha256: str
+    rows: int
+    details: Mapping[str, Any]  # failures, timings, counts: anything JSON
+
+
+class ShardStore:
+    """A folder of shard files with their receipts."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def commit(self, key: str, table: pa.Table | None, details: Mapping[str, Any]) -> Receipt:
+        """Write a shard and its receipt; where `key` has one already, return that and leave no trace."""
+        name = ""
+        digest = ""
+        if table is not None:
+            name = f"part-{key[:16]}-{uuid.uuid4().hex[:8]}.arrow"
+            write_table(self.folder / name, table)
+            digest = hash_file(self.folder / name)
+        receipt = Receipt(key, name, digest, 0 if table is None else table.num_rows, dict(details))
+        path = self._receipt_path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        write_bytes(temporary, json.dumps(receipt.__dict__, sort_keys=True, default=dict).encode())
+        try:
+            os.link(temporary, path)  # fails where the receipt exists: of two writers, one wins
+        except FileExistsError:
+            if name:
+                (self.folder / name).unlink(missing_ok=True)
+            return self.receipt(key) or receipt
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+        return receipt
+
+    def receipt(self, key: str) -> Receipt | None:
+        try:
+            return Receipt(**read_json(self._receipt_path(key)))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def valid_receipt(self, key: str) -> Receipt | None:
+        """Return the receipt of `key` if its file is there and of the recorded content; else forget it."""
+        receipt = self.receipt(key)
+        if receipt is None:
+            self._receipt_path(key).unlink(missing_ok=True)  # torn or foreign
+            return None
+        path = self.folder / receipt.file
+        if receipt.file and (
+            os.path.basename(receipt.file) != receipt.file or not path.exists() or hash_file(path) != receipt.sha256
+        ):
+            self._receipt_path(key).unlink(missing_ok=True)
+            return None
+        return receipt
+
+    def sweep(self, keep: set[str]) -> None:
+        """Delete every file and receipt that does not belong to a key of `keep`."""
+        files = {r.file for r in map(self.receipt, keep) if r is not None}
+        for path in self.folder.glob("part-*.arrow"):
+            if path.name not in files:
+                path.unlink(missing_ok=True)
+        for path in self.folder.glob(f"{RECEIPTS}/*.json"):
+            if path.stem not in keep:
+                path.unlink(missing_ok=True)
+        for path in (*self.folder.glob(".*.tmp"), *self.folder.glob(f"{RECEIPTS}/.*.tmp")):
+            path.unlink(missing_ok=True)
+
+    def freeze(self, keys: list[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the manifest over the receipts of `keys`, in that order, and return it."""
+        receipts = []
+        for key in keys:
+            receipt = self.receipt(key)
+            assert receipt is not None, f"shard {key} has no receipt"
+            receipts.append(receipt)
+        manifest = {
+            **facts,
+            "parts": [{"key": r.key, "file": r.file, "sha256": r.sha256, "rows": r.rows} for r in receipts],
+            "rows": sum(r.rows for r in receipts),
+        }
+        write_manifest(self.folder, manifest)
+        self.sweep(set(keys))
+        return manifest
+
+    def _receipt_path(self, key: str) -> Path:
+        return self.folder / RECEIPTS / f"{key}.json"
+
+
+def write_manifest(folder: str | Path, facts: Mapping[str, Any]) -> None:
+    """Commit an artifact: after this it exists, with `facts` and the schema number as its manifest."""
+    write_json(Path(folder) / MANIFEST, {"schema": SCHEMA, **facts})
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """Return the manifest of an artifact, or None where there is none.
+
+    Raises:
+        ArtifactMismatch: it is not JSON or of another schema.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = read_json(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ArtifactMismatch(f"{path}: not JSON ({error}); delete {path.parent} and run the step again") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ArtifactMismatch(
+            f"{path}: schema {found}, this version reads {SCHEMA}; run the step again in a new run_dir"
+        )
+    return manifest
+
+
+def require_manifest(folder: str | Path, step: str) -> dict[str, Any]:
+    """Return the manifest of an artifact. Raises ArtifactMismatch naming the `influray` step that makes it."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ArtifactMismatch(f"{folder}: not there or not complete; run `influray {step}` first")
+    return manifest
+
+
+def replace_folder(new: str | Path, final: str | Path) -> None:
+    """Put a complete folder in the place of an older one; at no moment is a half-written one there."""
+    final = Path(final)
+    old = final.with_name(f".{final.name}.{uuid.uuid4().hex}.old")
+    if final.exists():
+        os.rename(final, old)
+    os.rename(new, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def part_paths(folder: str | Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the data files of an artifact in row order, skipping shards that left none."""
+    for part in manifest["parts"]:
+        if part["file"]:
+            yield Path(folder) / part["file"]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,133 @@
+"""The run directory: where each artifact lies, who holds it, and what has been done (run.json)."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from influray.protocols import ConfigError
+from influray.store.artifact import SCHEMA, read_json, write_bytes, write_json
+
+VERSIONED = ("influray", "torch", "transformers", "peft", "ray", "pyarrow", "numpy", "tokenizers")
+
+
+class RunDirectory:
+    """The folder of one run. Paths are properties; nothing is created before it is written."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def quarantine_path(self) -> Path:
+        return self.path / "quarantine.jsonl"
+
+    @property
+    def warmup(self) -> Path:
+        return self.path / "warmup"
+
+    @property
+    def attribution(self) -> Path:
+        return self.path / "attribution"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report" / "index.html"
+
+    def data(self, split: str) -> Path:
+        return self.path / "data" / split
+
+    def checkpoint(self, number: int) -> Path:
+        return self.warmup / f"checkpoint-{number}"
+
+    def features(self, split: str, checkpoint: int) -> Path:
+        return self.path / "features" / split / f"checkpoint-{checkpoint}"
+
+    def selection(self, name: str) -> Path:
+        return self.path / "selection" / name
+
+    def tune(self, name: str, seed: int) -> Path:
+        return self.path / "tune" / name / f"seed-{seed}"
+
+    def evaluation(self, name: str, seed: int) -> Path:
+        return self.path / "evaluation" / name / f"seed-{seed}.json"
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the directory for one driver; the lock goes with the process, however it ends.
+
+        Raises:
+            ConfigError: another driver holds it, and which one, or the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lease = open(self.path / "lease.json", "a+")  # noqa: SIM115 - held open for the lock's life
+        except OSError as error:
+            raise ConfigError(f"run_dir: {self.path} cannot be written: {error}") from error
+        with lease:
+            try:
+                fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"run_dir: {self.path} is in use by {_holder(lease)}; one driver at a time") from None
+            lease.seek(0)
+            lease.truncate()
+            json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}, lease)
+            lease.flush()
+            yield
+
+    def read(self) -> dict[str, Any]:
+        """Return run.json, or its empty form where there is none yet."""
+        try:
+            return read_json(self.path / "run.json")
+        except FileNotFoundError:
+            return {"schema": SCHEMA, "steps": {}}
+
+    def record_step(self, name: str, **facts: Any) -> None:
+        """Set the facts of a step (fingerprint, status, seconds, counts) and those of the host."""
+        run = self.read()
+        run["steps"][name] = facts
+        run["versions"] = versions()
+        run["host"] = {"name": socket.gethostname(), "system": platform.platform(), "cpus": os.cpu_count() or 0}
+        write_json(self.path / "run.json", run)
+
+    def write_config(self, text: str) -> None:
+        write_bytes(self.config_path, text.encode())
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of what the numbers depend on."""
+    found = {}
+    for name in VERSIONED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def now() -> str:
+    """Return the time as ISO 8601, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _holder(lease: Any) -> str:
+    lease.seek(0)
+    try:
+        holder = json.load(lease)
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (ValueError, KeyError):
+        return "another process"

@@ -1,0 +1,25 @@
+"""Fixtures that every test folder shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token file in the home folder is no business of a test
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real instruction data, where the machine has one."""
+    folder = os.environ.get("INFLURAY_DATA")
+    if not folder:
+        pytest.skip("INFLURAY_DATA is unset: no real instruction data on this machine")
+    return Path(folder)
