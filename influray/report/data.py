@@ -1,0 +1,227 @@
+"""What the report says, as plain values: `collect` fills them from a run directory, `render` puts them on the page.
+
+Texts of the pool stand here as they are; only rendering makes them safe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from influray.evaluation.known_answer import KnownAnswer
+
+
+@dataclass(frozen=True)
+class Over:
+    """A number over seeds: its mean and its ends."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Of the lengths of some rows, in tokens."""
+
+    p10: float
+    p25: float
+    median: float
+    p75: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A target task and its columns of the matrix."""
+
+    name: str
+    columns: int  # targets of the task
+    used: int  # of them, those that take part in the standardised matrix
+
+
+@dataclass(frozen=True)
+class TaskBalance:
+    """How a selection serves the tasks that have a target in use; see `influray.evaluation.balance`.
+
+    `aid` is per task the mean of AID over its targets in use (0 = the mean row of the pool); `thi_task` and
+    `thi_instance` count the chosen rows by the task of their highest influence.
+    """
+
+    aid: Mapping[str, float]
+    thi_task: Mapping[str, int]
+    thi_instance: Mapping[str, int]
+
+    @property
+    def macro(self) -> float:
+        return sum(self.aid.values()) / len(self.aid)
+
+    @property
+    def worst_task(self) -> str:
+        return min(self.aid, key=lambda task: self.aid[task])
+
+    @property
+    def best_task(self) -> str:
+        return max(self.aid, key=lambda task: self.aid[task])
+
+    @property
+    def worst(self) -> float:
+        return self.aid[self.worst_task]
+
+    @property
+    def best(self) -> float:
+        return self.aid[self.best_task]
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of AID over the tasks (ddof 0)."""
+        return math.sqrt(sum((value - self.macro) ** 2 for value in self.aid.values()) / len(self.aid))
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of THI by task over its largest possible value: 1 = all tasks alike, 0 = one task has all."""
+        return normalised_entropy(list(self.thi_task.values()))
+
+
+@dataclass(frozen=True)
+class SelectionFacts:
+    """A committed selection: what was chosen, and how it serves the tasks."""
+
+    name: str
+    method: str
+    options: Mapping[str, Any]
+    seed: int
+    style: str  # colour class of the figures
+    ids: frozenset[str]
+    tokens: int
+    sources: Mapping[str, int]  # source -> chosen rows
+    winners: Mapping[str, int]  # task of the column that won the row -> rows; empty where the method has none
+    lengths: Quantiles
+    duplicates: int  # chosen rows whose turns equal those of a row chosen before
+    balance: TaskBalance | None  # None where there is no attribution matrix
+
+    @property
+    def examples(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class PoolFacts:
+    """What the selections were made from."""
+
+    rows: int
+    tokens: int
+    sources: Mapping[str, int]
+    lengths: Quantiles
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The evaluation of one selection (or of the base, or the full pool) over its seeds."""
+
+    name: str
+    style: str
+    seeds: tuple[int, ...]
+    loss: Mapping[str, Over]  # task -> answer loss
+    exact: Mapping[str, Over]  # task -> share of exact matches; tasks without answers are absent
+    exact_metric: str  # "exact_match" of generated answers, or "teacher_forced"
+
+    macro_loss: Over
+    macro_exact: Over | None
+    spread_loss: float  # standard deviation over the tasks of the means over seeds
+    spread_exact: float | None
+
+    @property
+    def worst_loss_task(self) -> str:
+        return max(self.loss, key=lambda task: self.loss[task].mean)
+
+    @property
+    def worst_exact_task(self) -> str | None:
+        return min(self.exact, key=lambda task: self.exact[task].mean) if self.exact else None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pool row with its text, as one task sees it."""
+
+    row: int
+    id: str
+    source: str
+    tokens: int
+    score: float  # mean standardised influence on the task
+    influence: float  # the same before standardising: below 0, training on the row should harm the task
+    copies: int  # rows with the same turns among those looked at, itself included
+    chosen: Mapping[str, int]  # selection -> rank, from 1, where it was chosen
+    turns: tuple[tuple[str, str], ...]  # (role, text)
+
+
+@dataclass(frozen=True)
+class TaskExamples:
+    """The rows of highest and of lowest score on a task; the first of each list is the extreme."""
+
+    task: str
+    helpful: tuple[Example, ...]
+    harmful: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Rows that were not used."""
+
+    total: int
+    groups: tuple[tuple[str, str, str, int], ...]  # (split, stage, reason, rows), most frequent first
+    more_groups: int  # reasons that `groups` leaves out
+    first: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A target column that takes no part."""
+
+    task: str
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as run.json records it."""
+
+    name: str
+    status: str
+    seconds: float | None
+    facts: Mapping[str, Any]  # rows, tokens, started and whatever else was recorded
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that the page says."""
+
+    name: str
+    made: str  # when the last step began, as recorded; not when the page was made, so that a page repeats
+    model: str
+    finding: tuple[str, ...]
+    tasks: tuple[TaskFacts, ...]
+    targets: int
+    pool: PoolFacts | None
+    selections: tuple[SelectionFacts, ...]
+    overlap: Sequence[Sequence[float]]  # Jaccard, [selection][selection]
+    tuned: tuple[Tuned, ...]
+    known: tuple[KnownAnswer, ...]
+    examples: tuple[TaskExamples, ...]
+    quarantine: Quarantine | None
+    left_out: tuple[LeftOut, ...]
+    steps: tuple[Step, ...]
+    versions: Mapping[str, str]
+    host: Mapping[str, Any]
+    missing: Mapping[str, str]  # part of the page -> the command that makes what it needs
+
+
+def normalised_entropy(counts: Sequence[int]) -> float:
+    """Return the entropy of the shares over log(number of entries), in [0, 1]; 1 for a single entry."""
+    total = sum(counts)
+    if len(counts) < 2 or total == 0:
+        return 1.0
+    return -sum(c / total * math.log(c / total) for c in counts if c) / math.log(len(counts))

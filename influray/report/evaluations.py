@@ -1,0 +1,81 @@
+"""What fine-tuning on each selection gave, over its seeds."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from influray.protocols import ArtifactMismatch
+from influray.report.data import Over, Tuned
+from influray.store.artifact import read_json
+from influray.store.run_directory import RunDirectory
+
+FULL, BASE = "full", "base"  # the whole pool, and the model before any tuning
+_FILE = re.compile(r"seed-(\d+)\.json")
+
+
+def read_evaluations(run: RunDirectory, styles: Mapping[str, str]) -> tuple[Tuned, ...]:
+    """Return what was evaluated of `styles` (selection -> colour class) in that order, then "full" and "base".
+
+    Exact match is that of generated answers; where no task has any, it is the teacher-forced one.
+    """
+    names = {**styles, FULL: "cg", BASE: "cg"}
+    found = {name: _by_seed(run.path / "evaluation" / name) for name in names}
+    everything = [task for by_seed in found.values() for tasks in by_seed.values() for task in tasks.values()]
+    generated = any(task.get("exact_match") is not None for task in everything)
+    metric = "exact_match" if generated else "teacher_forced"
+    return tuple(tuned(name, names[name], by_seed, metric) for name, by_seed in found.items() if by_seed)
+
+
+def tuned(name: str, style: str, by_seed: Mapping[int, Mapping[str, Mapping[str, Any]]], metric: str) -> Tuned:
+    """Return one row of results. `by_seed` maps a seed to task -> {"loss", `metric`, ...}.
+
+    Macro numbers are means over the tasks, taken within a seed and then over the seeds.
+    """
+    tasks = list(next(iter(by_seed.values())))
+    scored = [t for t in tasks if all(results[t].get(metric) is not None for results in by_seed.values())]
+    loss = {t: over([results[t]["loss"] for results in by_seed.values()]) for t in tasks}
+    exact = {t: over([results[t][metric] for results in by_seed.values()]) for t in scored}
+    return Tuned(
+        name=name,
+        style=style,
+        seeds=tuple(sorted(by_seed)),
+        loss=loss,
+        exact=exact,
+        exact_metric=metric,
+        macro_loss=_macro(by_seed, tasks, "loss"),
+        macro_exact=_macro(by_seed, scored, metric) if scored else None,
+        spread_loss=statistics.pstdev(value.mean for value in loss.values()),
+        spread_exact=statistics.pstdev(value.mean for value in exact.values()) if scored else None,
+    )
+
+
+def _macro(by_seed: Mapping[int, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str], metric: str) -> Over:
+    return over([statistics.fmean(results[task][metric] for task in tasks) for results in by_seed.values()])
+
+
+def over(values: Sequence[float]) -> Over:
+    """Return mean and ends of one number per seed."""
+    return Over(statistics.fmean(values), min(values), max(values))
+
+
+def _by_seed(folder: Path) -> dict[int, dict[str, Any]]:
+    """Return seed -> task -> results of one evaluated model; tasks are the same for all its seeds."""
+    found: dict[int, dict[str, Any]] = {}
+    for path in sorted(folder.glob("seed-*.json")):
+        match = _FILE.fullmatch(path.name)
+        if not match:
+            continue
+        try:
+            tasks = read_json(path)["tasks"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactMismatch(f"{path}: not an evaluation ({error!r}); run `influray evaluate` again") from error
+        if not tasks:
+            raise ArtifactMismatch(f"{path}: no task in it; run `influray evaluate` again")
+        if found and set(tasks) != set(next(iter(found.values()))):
+            raise ArtifactMismatch(f"{path}: other tasks than its neighbours have; run `influray evaluate` again")
+        found[int(match[1])] = tasks
+    return dict(sorted(found.items()))

@@ -1,0 +1,295 @@
+"""The report's figures: small functions from numbers to inline SVG, without a plotting library.
+
+Colours come from the classes c0 .. c5 and cg (grey, for references) of style.css, so that a figure follows the page
+into dark mode and print; series also differ by marker, so that colour alone carries nothing. Every text is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH = 880
+LETTER = 6.6  # mean width of a character at 12 px, a little generous
+MARKERS = ("circle", "square", "diamond", "triangle", "wedge")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One value per row of a figure (None = not there); `low` and `high` draw a whisker. `style` is c0 .. c5 or cg.
+
+    A `hollow` series has a ring for its marker, as a reference has.
+    """
+
+    label: str
+    style: str
+    values: Sequence[float | None]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A row of `intervals`: thin line low..high, thick line inner_low..inner_high, dot, ticks."""
+
+    label: str
+    style: str
+    low: float
+    inner_low: float
+    middle: float
+    inner_high: float
+    high: float
+    points: Sequence[float] = ()
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Return round numbers (steps of 1, 2 or 5 times a power of ten) that cover [low, high] from outside."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"an axis needs finite ends, found {low} and {high}")
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-12):
+        low, high = (low - 0.5, high + 0.5) if low == 0 else (low - abs(low) / 2, high + abs(high) / 2)
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def tick_label(value: float, step: float) -> str:
+    """Return `value` with as many decimals as `step` needs, and a true minus sign."""
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    text = f"{value:,.{decimals}f}"
+    return text.replace("-", "\u2212") if float(text.replace(",", "")) else text.lstrip("-")
+
+
+def shorten(text: str, most: int = 26) -> str:
+    """Return `text`, its end cut off where it is longer than `most` characters."""
+    return text if len(text) <= most else text[: most - 1] + "\u2026"
+
+
+def dots(
+    rows: Sequence[str],
+    series: Sequence[Series],
+    *,
+    ident: str,
+    title: str,
+    axis: str,
+    reference: float | None = None,
+    stems: bool = False,
+) -> Markup:
+    """Return a dot plot: one band a row, one line in it a series; whiskers where a series has them.
+
+    `reference` draws a vertical rule that the axis includes; `stems` joins each dot with it.
+    """
+    present = [v for s in series for part in (s.values, s.low, s.high) for v in part if v is not None]
+    present += [] if reference is None else [reference]
+    if not present or not rows:
+        return Markup("")
+    lane = 11 if len(series) > 1 else 16
+    band = lane * len(series) + 10
+    plot = _Plot(rows, ticks(min(present), max(present)), top=30 if len(series) > 1 else 6, band=band)
+    out = [_legend(series, plot.left)] if len(series) > 1 else []
+    out += plot.frame(axis, reference)
+    for r, row in enumerate(rows):
+        for k, one in enumerate(series):
+            value = one.values[r]
+            if value is None:
+                continue
+            y = plot.top + r * band + 5 + lane * (k + 0.5)
+            low = one.low[r] if one.low else None
+            high = one.high[r] if one.high else None
+            ends = None if low is None or high is None else (low, high)
+            told = f"{row}, {one.label}: {_short(value)}" + (f" ({_short(low)} to {_short(high)})" if ends else "")
+            out.append(Markup('<g class="{}"><title>{}</title>').format(one.style, told))
+            if stems and reference is not None:
+                out.append(_line(plot.x(reference), y, plot.x(value), y, "stem"))
+            if ends:
+                out.append(_line(plot.x(ends[0]), y, plot.x(ends[1]), y, "whisker"))
+            out += [_marker(plot.x(value), y, _shape(series, k)), Markup("</g>")]
+    return _figure(ident, title, _told(rows, series), plot.height, out)
+
+
+def intervals(rows: Sequence[Interval], *, ident: str, title: str, axis: str, reference: float | None = None) -> Markup:
+    """Return one line a row: range, inner range, middle, and the single points."""
+    ends = [v for row in rows for v in (row.low, row.high)] + ([] if reference is None else [reference])
+    if not rows:
+        return Markup("")
+    plot = _Plot([row.label for row in rows], ticks(min(ends), max(ends)), top=6, band=28)
+    out = plot.frame(axis, reference)
+    for r, row in enumerate(rows):
+        y = plot.top + r * plot.band + plot.band / 2
+        out.append(Markup('<g class="{}"><title>{}</title>').format(row.style, _interval_text(row)))
+        out.append(_line(plot.x(row.low), y, plot.x(row.high), y, "range"))
+        out.append(_line(plot.x(row.inner_low), y, plot.x(row.inner_high), y, "inner"))
+        out += [_line(plot.x(point), y - 6, plot.x(point), y + 6, "point") for point in row.points]
+        out += [_marker(plot.x(row.middle), y, "circle"), Markup("</g>")]
+    return _figure(ident, title, "; ".join(_interval_text(row) for row in rows), plot.height, out)
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+    *,
+    ident: str,
+    title: str,
+    full: float | None = None,
+) -> Markup:
+    """Return a table of shaded cells with their text in them; `full` is the value of the strongest shade."""
+    left = _gutter(rows)
+    cell, height, top = min(112.0, (WIDTH - left - 8) / max(1, len(columns))), 26, 28
+    most = full if full is not None else max((v for line in values for v in line if v is not None), default=1.0)
+    fits = max(3, int(cell / LETTER) - 1)
+    out = []
+    for c, name in enumerate(columns):
+        out.append(_text(left + (c + 0.5) * cell, top - 10, shorten(name, fits), "head", "middle", name))
+    for r, name in enumerate(rows):
+        y = top + r * height
+        out.append(_text(left - 10, y + height / 2 + 4, shorten(name), "label", "end", name))
+        for c, column in enumerate(columns):
+            value = values[r][c]
+            shade = 0.0 if value is None or most <= 0 else min(1.0, max(0.0, value / most))
+            box = Markup('<g><title>{}, {}: {}</title><rect class="cell" x="{}" y="{}" width="{}" height="{}" ').format(
+                name, column, texts[r][c], _n(left + c * cell + 1), y + 1, _n(cell - 2), height - 2
+            )
+            # Shades stop at 0.6 of the accent: the text above them keeps its contrast in light and dark.
+            out.append(box + Markup('fill-opacity="{}"/>').format(_n(0.04 + 0.56 * shade)))
+            out.append(_text(left + (c + 0.5) * cell, y + height / 2 + 4, texts[r][c], "value", "middle"))
+            out.append(Markup("</g>"))
+    told = "; ".join(
+        f"{row}: " + ", ".join(f"{c} {t}" for c, t in zip(columns, line, strict=True))
+        for row, line in zip(rows, texts, strict=True)
+    )
+    return _figure(ident, title, told, top + len(rows) * height + 6, out, width=left + cell * len(columns) + 8)
+
+
+def bullet(value: float | None, most: float, style: str = "c0", reference: float | None = None) -> Markup:
+    """Return a small bar for a table cell, `most` long at the full width, with a tick at `reference`.
+
+    The number stands beside it in the cell, so it is hidden from screen readers.
+    """
+    if value is None or most <= 0:
+        return Markup("")
+    width, height = 96, 12
+    parts = [Markup('<rect class="bar" x="0" y="3" width="{}" height="6"/>').format(_n(_part(value, most) * width))]
+    if reference is not None:
+        x = min(width - 0.75, max(0.75, _part(reference, most) * width))
+        parts.append(_line(x, 0, x, height, "tick"))
+    start = Markup('<svg class="bullet {}" viewBox="0 0 {} {}" width="{}" height="{}" aria-hidden="true">').format(
+        style, width, height, width, height
+    )
+    return start + Markup("").join(parts) + Markup("</svg>")
+
+
+class _Plot:
+    """Where things are: a gutter of row labels on the left, the value axis below."""
+
+    def __init__(self, rows: Sequence[str], marks: list[float], *, top: int, band: int) -> None:
+        self.rows, self.marks, self.top, self.band = rows, marks, top, band
+        self.left = _gutter(rows)
+        self.right = WIDTH - 16
+        self.bottom = top + band * len(rows)
+        self.height = self.bottom + 44
+
+    def x(self, value: float) -> float:
+        low, high = self.marks[0], self.marks[-1]
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
+
+    def frame(self, axis: str, reference: float | None) -> list[Markup]:
+        step = self.marks[1] - self.marks[0]
+        out = []
+        for r, name in enumerate(self.rows):
+            y = self.top + r * self.band
+            if r % 2 == 0:
+                out.append(
+                    Markup('<rect class="stripe" x="0" y="{}" width="{}" height="{}"/>').format(y, WIDTH, self.band)
+                )
+            out.append(_text(self.left - 10, y + self.band / 2 + 4, shorten(name), "label", "end", name))
+        for mark in self.marks:
+            out.append(_line(self.x(mark), self.top, self.x(mark), self.bottom, "grid"))
+            out.append(_text(self.x(mark), self.bottom + 16, tick_label(mark, step), "axis", "middle"))
+        if reference is not None:
+            out.append(_line(self.x(reference), self.top, self.x(reference), self.bottom, "zero"))
+        out.append(_text((self.left + self.right) / 2, self.bottom + 36, axis, "axis", "middle"))
+        return out
+
+
+def _figure(ident: str, title: str, told: str, height: float, parts: Sequence[Markup], width: float = WIDTH) -> Markup:
+    start = Markup(
+        '<svg class="figure" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-labelledby="{i}-t {i}-d">'
+        '<title id="{i}-t">{title}</title><desc id="{i}-d">{told}</desc>'
+    ).format(w=_n(width), h=_n(height), i=ident, title=title, told=told)
+    return start + Markup("").join(parts) + Markup("</svg>")
+
+
+def _gutter(rows: Sequence[str]) -> float:
+    return max((len(shorten(name)) for name in rows), default=0) * LETTER + 22
+
+
+def _legend(series: Sequence[Series], left: float) -> Markup:
+    x, out = left, []
+    for k, one in enumerate(series):
+        out.append(Markup('<g class="{}">').format(one.style) + _marker(x + 5, 14, _shape(series, k)) + Markup("</g>"))
+        out.append(_text(x + 14, 18, shorten(one.label), "legend", "start"))
+        x += 14 + len(shorten(one.label)) * LETTER + 24
+    return Markup("").join(out)
+
+
+def _shape(series: Sequence[Series], k: int) -> str:
+    return "ring" if series[k].hollow else MARKERS[k % len(MARKERS)]
+
+
+def _marker(x: float, y: float, shape: str) -> Markup:
+    if shape == "circle":
+        return Markup('<circle class="mark" cx="{}" cy="{}" r="4.5"/>').format(_n(x), _n(y))
+    if shape == "ring":
+        return Markup('<circle class="mark hollow" cx="{}" cy="{}" r="3.8"/>').format(_n(x), _n(y))
+    corners = {
+        "square": ((-4, -4), (4, -4), (4, 4), (-4, 4)),
+        "diamond": ((0, -5.6), (5.6, 0), (0, 5.6), (-5.6, 0)),
+        "triangle": ((0, -5.2), (5.2, 4), (-5.2, 4)),
+        "wedge": ((0, 5.2), (5.2, -4), (-5.2, -4)),
+    }[shape]
+    points = " ".join(f"{_n(x + dx)},{_n(y + dy)}" for dx, dy in corners)
+    return Markup('<polygon class="mark" points="{}"/>').format(points)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(kind, _n(x1), _n(y1), _n(x2), _n(y2))
+
+
+def _text(x: float, y: float, text: str, kind: str, anchor: str, full: str = "") -> Markup:
+    title = Markup("<title>{}</title>").format(full) if full and full != text else Markup("")
+    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}{}</text>').format(
+        kind, _n(x), _n(y), anchor, title, escape(text)
+    )
+
+
+def _told(rows: Sequence[str], series: Sequence[Series]) -> str:
+    lines = []
+    for r, row in enumerate(rows):
+        values = [f"{s.label} {_short(v)}" for s in series if (v := s.values[r]) is not None]
+        lines.append(f"{row}: {', '.join(values)}")
+    return "; ".join(lines)
+
+
+def _interval_text(row: Interval) -> str:
+    ends = f"{_short(row.low)} to {_short(row.high)}, half or one deviation {_short(row.inner_low)} to"
+    return f"{row.label}: middle {_short(row.middle)}, {ends} {_short(row.inner_high)}"
+
+
+def _part(value: float, most: float) -> float:
+    return min(1.0, max(0.0, value / most))
+
+
+def _short(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}".replace("-", "\u2212")
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,89 @@
+"""Numbers and hostile texts as people can read them."""
+
+from __future__ import annotations
+
+import datetime
+import re
+
+MINUS = "\u2212"
+ABSENT = "\u2013"
+
+# What no page may carry as it is: controls, surrogates and noncharacters are not HTML, and the marks that steer the
+# direction of text can make a record read as something it is not. All of them become their code point in brackets.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def visible(text: str) -> str:
+    """Return `text` with every control, direction mark and lone surrogate written out, such as [U+202E]."""
+    return _UNSAFE.sub(lambda match: f"[U+{ord(match[0]):04X}]", text.replace("\r\n", "\n"))
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a plain number: `digits` decimals, thousands separated, a true minus, never minus zero."""
+    if value is None:
+        return ABSENT
+    text = f"{value:,.{digits}f}"
+    if text.startswith("-"):
+        text = text[1:] if not text.strip("-0.,") else MINUS + text[1:]
+    return text
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """Return a number with its sign; what rounds to 0 has none."""
+    text = number(value, digits)
+    return text if text.startswith((MINUS, ABSENT)) or not text.strip("0.,") else "+" + text
+
+
+def count(value: int | None) -> str:
+    """Return an integer with its thousands separated."""
+    return ABSENT if value is None else number(value, 0)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return a share as percent; what is there but rounds to nothing reads <0.1%."""
+    if value is None:
+        return ABSENT
+    smallest = 10.0**-digits
+    if 0 < 100 * value < smallest / 2:
+        return f"<{smallest:.{digits}f}%"
+    return number(100 * value, digits) + "%"
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration in the unit that suits it: 0.42 s, 12.3 s, 4 min 05 s, 2 h 07 min."""
+    if value is None:
+        return ABSENT
+    if value < 59.95:
+        return f"{value:.2f} s" if value < 9.995 else f"{value:.1f} s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(value / 60)
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def tokens(value: float | None) -> str:
+    """Return a large count in short form: 812, 45.2K, 3.10M, 1.25B."""
+    if value is None:
+        return ABSENT
+    for size, unit, digits in ((1e9, "B", 2), (1e6, "M", 2), (1e4, "K", 1)):
+        if value >= size:
+            return f"{value / (1e3 if unit == 'K' else size):.{digits}f}{unit}"
+    return count(round(value))
+
+
+def moment(value: str) -> str:
+    """Return an ISO 8601 time to the minute; what is none is returned as it is."""
+    try:
+        when = datetime.datetime.fromisoformat(value)
+    except ValueError:
+        return value
+    zone = when.tzname() or ""
+    return f"{when:%Y-%m-%d %H:%M} {zone}".rstrip()
+
+
+def listed(items: list[str]) -> str:
+    """Return "a", "a and b", "a, b and c"."""
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]

@@ -1,0 +1,262 @@
+"""The report as one HTML page: no network, no script, styles and figures inline.
+
+Everything from the pool is hostile: the template engine escapes it, and what could steer how the page reads
+(controls, direction marks) is written out over the whole page at the end, so no path around it exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from influray.report import formatting
+from influray.report.collect import collect
+from influray.report.data import Example, Quantiles, ReportData, Step, TaskExamples, Tuned
+from influray.report.evaluations import BASE
+from influray.report.figures import Interval, Series, bullet, dots, heat_map, intervals
+from influray.store.artifact import write_bytes
+from influray.store.run_directory import RunDirectory
+
+SOURCES = 40  # rows of the table of sources; the rest is summed up
+SNIPPET = 240  # characters of a turn that show before it is opened
+# Facts of a step that have a column of their own or that nobody reads.
+SHOWN_FACTS = {"status", "seconds", "started", "fingerprint", "rows", "tokens", "rows_per_second", "tokens_per_second"}
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write RUN/report/index.html and return its path. Raises as `collect`."""
+    path = RunDirectory(run_dir).report
+    write_bytes(path, render(collect(run_dir)).encode("utf-8"))
+    return path
+
+
+def render(data: ReportData) -> str:
+    """Return the page: HTML that needs nothing beside it. The same data give the same bytes."""
+    environment = Environment(
+        loader=PackageLoader("influray.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("number", "signed", "count", "percent", "seconds", "tokens", "moment"):
+        environment.filters[name] = getattr(formatting, name)
+    style = files("influray.report").joinpath("style.css").read_text(encoding="utf-8")
+    page = environment.get_template("index.html.j2").render(
+        data=data,
+        style=Markup(style),  # noqa: S704 - a file of this package
+        sources=_sources(data),
+        lengths=_lengths(data),
+        balance=_balance(data),
+        tuned=_tuned(data),
+        examples=[_task_examples(task) for task in data.examples],
+        known_bullet=lambda auc: bullet(auc, 1.0, "c0", 0.5),
+        steps=_steps(data.steps),
+    )
+    return formatting.visible(page)
+
+
+def _sources(data: ReportData) -> list[dict[str, Any]]:
+    """Rows of the table of sources: share in the pool, and per selection share, times the pool's share, bar."""
+    if data.pool is None or not data.selections:
+        return []
+    pool = data.pool
+    named = list(pool.sources.items())
+    shown, rest = (named, []) if len(named) <= SOURCES else (named[: SOURCES - 1], named[SOURCES - 1 :])
+    lines = [(source, {source}, rows) for source, rows in shown]
+    if rest:
+        lines.append((f"{len(rest)} more sources", {s for s, _ in rest}, sum(rows for _, rows in rest)))
+    shares = [
+        [sum(s.sources.get(source, 0) for source in members) / s.examples for s in data.selections]
+        for _, members, _ in lines
+    ]
+    most = max([rows / pool.rows for _, _, rows in lines] + [share for line in shares for share in line])
+    return [
+        {
+            "name": name or "(no source)",
+            "rows": rows,
+            "share": rows / pool.rows,
+            "cells": [
+                {
+                    "share": share,
+                    "times": share / (rows / pool.rows),
+                    "bar": bullet(share, most, selection.style, rows / pool.rows),
+                }
+                for share, selection in zip(line, data.selections, strict=True)
+            ],
+        }
+        for (name, _, rows), line in zip(lines, shares, strict=True)
+    ]
+
+
+def _lengths(data: ReportData) -> Markup:
+    if data.pool is None or not data.selections:
+        return Markup("")
+
+    def row(label: str, style: str, q: Quantiles) -> Interval:
+        return Interval(label, style, q.p10, q.p25, q.median, q.p75, q.p90)
+
+    rows = [row("pool", "cg", data.pool.lengths), *(row(s.name, s.style, s.lengths) for s in data.selections)]
+    return intervals(
+        rows, ident="lengths", title="Length of the chosen examples", axis="tokens per example", reference=0.0
+    )
+
+
+def _balance(data: ReportData) -> dict[str, Any] | None:
+    """Figures of AID and THI by task, the spread of AID, and the overlap of the selections."""
+    known = [(s, s.balance) for s in data.selections if s.balance is not None]
+    if not known:
+        return None
+    tasks = list(known[0][1].aid)
+    names = [s.name for s, _ in known]
+    series = [Series(s.name, s.style, [b.aid[t] for t in tasks]) for s, b in known]
+    ranges = [
+        Interval(
+            s.name,
+            s.style,
+            b.worst,
+            max(b.worst, b.macro - b.spread),
+            b.macro,
+            min(b.best, b.macro + b.spread),
+            b.best,
+            list(b.aid.values()),
+        )
+        for s, b in known
+    ]
+    won = [s for s, _ in known if s.winners]
+    axis = "standard deviations of influence above the pool's mean"
+    everyone = [s.name for s in data.selections]
+    return {
+        "tasks": tasks,
+        "known": known,
+        "aid": dots(tasks, series, ident="aid", title="AID by task", axis=axis, reference=0.0, stems=True),
+        "spread": intervals(ranges, ident="spread", title="Spread of AID over the tasks", axis=axis, reference=0.0),
+        "thi_task": _shares(tasks, names, [b.thi_task for _, b in known], "thi-task", "THI by task"),
+        "thi_instance": _shares(tasks, names, [b.thi_instance for _, b in known], "thi-instance", "THI by instance"),
+        "winners": _shares(tasks, [s.name for s in won], [s.winners for s in won], "winners", "Task that won the row"),
+        "overlap": heat_map(
+            everyone,
+            everyone,
+            # That a selection equals itself needs no shade.
+            [[None if i == j else value for j, value in enumerate(line)] for i, line in enumerate(data.overlap)],
+            [[formatting.number(value) for value in line] for line in data.overlap],
+            ident="overlap",
+            title="Overlap of the selections (Jaccard)",
+            full=1.0,
+        ),
+    }
+
+
+def _shares(
+    tasks: Sequence[str], names: Sequence[str], counts: Sequence[Mapping[str, int]], ident: str, title: str
+) -> Markup:
+    if not names:
+        return Markup("")
+    totals = [sum(one.values()) for one in counts]
+    values = [[one.get(task, 0) / total for one, total in zip(counts, totals, strict=True)] for task in tasks]
+    texts = [[formatting.percent(value, 0) for value in line] for line in values]
+    # Even shares look pale and a task that took half of the rows or more looks full, on every page alike.
+    return heat_map(tasks, names, values, texts, ident=ident, title=title, full=0.5)
+
+
+def _tuned(data: ReportData) -> dict[str, Any] | None:
+    if not data.tuned:
+        return None
+    base = next((one for one in data.tuned if one.name == BASE), None)
+    tasks = list(data.tuned[0].loss)
+    scored = [task for task in tasks if any(task in one.exact for one in data.tuned)]
+
+    def series(kind: str, of: Sequence[str], scale: float) -> list[Series]:
+        return [_over_seeds(one, getattr(one, kind), of, scale) for one in data.tuned]
+
+    return {
+        "forced": data.tuned[0].exact_metric == "teacher_forced",
+        "rows": [_result(one, base) for one in data.tuned],
+        "tasks": tasks,
+        "seeds": sorted({seed for one in data.tuned for seed in one.seeds if one.name != BASE}),
+        "loss": dots(
+            tasks, series("loss", tasks, 1.0), ident="loss", title="Answer loss by task", axis="answer loss (nats)"
+        ),
+        "exact": dots(
+            scored,
+            series("exact", scored, 100.0),
+            ident="exact",
+            title="Exact match by task",
+            axis="exact match (%)",
+        ),
+    }
+
+
+def _over_seeds(one: Tuned, values: Mapping[str, Any], tasks: Sequence[str], scale: float) -> Series:
+    found = [values.get(task) for task in tasks]
+    several = len(one.seeds) > 1
+    return Series(
+        one.name,
+        one.style,
+        [None if v is None else v.mean * scale for v in found],
+        [None if v is None else v.low * scale for v in found] if several else (),
+        [None if v is None else v.high * scale for v in found] if several else (),
+        hollow=one.name == BASE,
+    )
+
+
+def _result(one: Tuned, base: Tuned | None) -> dict[str, Any]:
+    """One line of the table of results; gains over the base are positive where tuning helped."""
+    compared = base is not None and one is not base
+    exact = one.macro_exact
+    before = base.macro_exact if base is not None and compared else None
+    return {
+        "one": one,
+        "loss_gain": base.macro_loss.mean - one.macro_loss.mean if base is not None and compared else None,
+        "exact_gain": 100 * (exact.mean - before.mean) if exact and before else None,
+        "worst_loss": one.loss[one.worst_loss_task].mean,
+        "worst_exact": one.exact[one.worst_exact_task].mean if one.worst_exact_task else None,
+    }
+
+
+def _task_examples(task: TaskExamples) -> dict[str, Any]:
+    return {
+        "task": task.task,
+        "lists": [
+            ("Most helpful", [_example(one) for one in task.helpful]),
+            ("Least helpful, most harmful first", [_example(one) for one in task.harmful]),
+        ],
+    }
+
+
+def _example(one: Example) -> dict[str, Any]:
+    """An example with the beginnings of its first prompt and of its last answer."""
+    prompt = next((text for role, text in one.turns if role not in ("system", "developer")), "")
+    answer = next((text for role, text in reversed(one.turns) if role == "assistant"), "")
+    short = [(role, _beginning(text)) for role, text in (("user", prompt), ("assistant", answer))]
+    whole = len(one.turns) == 2 and all(len(text) <= SNIPPET for _, text in one.turns)
+    return {"one": one, "short": short, "whole": whole}
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= SNIPPET else text[:SNIPPET].rstrip() + " \u2026"
+
+
+def _steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    most = max((step.seconds or 0.0 for step in steps), default=0.0)
+    return [
+        {
+            "step": step,
+            "bar": bullet(step.seconds, most, "c0"),
+            "rows": step.facts.get("rows"),
+            "tokens": step.facts.get("tokens"),
+            "rows_rate": step.facts.get("rows_per_second"),
+            "tokens_rate": step.facts.get("tokens_per_second"),
+            "other": [
+                (name, value)
+                for name, value in sorted(step.facts.items())
+                if name not in SHOWN_FACTS and isinstance(value, str | int | float)
+            ],
+        }
+        for step in steps
+    ]

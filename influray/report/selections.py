@@ -1,0 +1,118 @@
+"""Committed selections as the report sees them: what was chosen, and how it serves the tasks.
+
+Shape suffixes: n chosen rows, N rows of the catalogue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influray.data.catalogue import Catalogue
+from influray.data.records import parse_record
+from influray.evaluation.balance import measure_balance
+from influray.protocols import ArtifactMismatch, DataError
+from influray.report.data import PoolFacts, Quantiles, SelectionFacts, TaskBalance
+from influray.selectors.output import SUMMARY, TABLE
+from influray.store.artifact import read_json, read_manifest
+from influray.store.attribution import Attribution
+from influray.store.run_directory import RunDirectory
+
+STYLES = ("c0", "c1", "c2", "c3", "c4", "c5")  # colour classes of style.css
+RECORDS_AT_ONCE = 1024
+
+
+class Pool:
+    """The pool's catalogue with the columns that the report reads, each [N] in row order."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        facts = catalogue.facts("id", "source", "tokens")
+        self.catalogue = catalogue
+        self.id_N = np.asarray(facts["id"], dtype=object)
+        self.source_N = np.asarray(facts["source"], dtype=object)
+        self.token_N = np.asarray(facts["tokens"], dtype=np.int64)
+
+    def facts(self) -> PoolFacts:
+        return PoolFacts(len(self.id_N), int(self.token_N.sum()), _counted(self.source_N), quantiles(self.token_N))
+
+
+def selection_facts(
+    run: RunDirectory, name: str, place: int, pool: Pool, attribution: Attribution | None
+) -> tuple[SelectionFacts, np.ndarray]:
+    """Return the facts of a committed selection and its rows, int64 [n] in order of choice.
+
+    `place` is its number on the page, which decides its colour.
+
+    Raises:
+        ArtifactMismatch: its files cannot be read, or its rows are not those of the catalogue or of the matrix.
+    """
+    folder = run.selection(name)
+    try:
+        record = read_json(folder / SUMMARY)
+        table = pq.read_table(folder / TABLE, columns=["rank", "row", "id", "task"]).sort_by("rank")
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ArtifactMismatch(f"{folder}: not a readable selection ({error}); run `influray select` again") from error
+    row_n = table["row"].to_numpy().astype(np.int64)
+    if not len(row_n) or row_n.max() >= len(pool.id_N) or pool.id_N[row_n].tolist() != table["id"].to_pylist():
+        raise ArtifactMismatch(f"{folder}: its rows are not those of {run.data('pool')}; run `influray select` again")
+    facts = SelectionFacts(
+        name=name,
+        method=str(record["method"]),
+        options=dict(record.get("options") or {}),
+        seed=int(record.get("seed", 0)),
+        style=STYLES[place % len(STYLES)],
+        ids=frozenset(table["id"].to_pylist()),
+        tokens=int(pool.token_N[row_n].sum()),
+        sources=_counted(pool.source_N[row_n]),
+        winners=dict(Counter(task for task in table["task"].to_pylist() if task).most_common()),
+        lengths=quantiles(pool.token_N[row_n]),
+        duplicates=count_duplicates(pool.catalogue, row_n),
+        balance=None if attribution is None else _balance(attribution, row_n, name),
+    )
+    return facts, row_n
+
+
+def committed(run: RunDirectory, configured: Sequence[str]) -> list[str]:
+    """Return the selections of the config that are committed, in the config's order."""
+    return [name for name in configured if read_manifest(run.selection(name)) is not None]
+
+
+def count_duplicates(catalogue: Catalogue, rows: np.ndarray) -> int:
+    """Return how many of `rows` have the turns of one before them."""
+    seen: set[bytes] = set()
+    for start in range(0, len(rows), RECORDS_AT_ONCE):
+        seen.update(content_key(raw) for raw in catalogue.records(rows[start : start + RECORDS_AT_ONCE].tolist()))
+    return len(rows) - len(seen)
+
+
+def content_key(raw: bytes) -> bytes:
+    """Return a digest of a record's turns: roles and contents, white space at their ends aside."""
+    turns = [(turn.role, turn.content.strip()) for turn in parse_record(raw).turns]
+    return hashlib.sha256(json.dumps(turns).encode()).digest()
+
+
+def quantiles(values: np.ndarray) -> Quantiles:
+    """Return five quantiles that are values of the data: lengths are whole tokens."""
+    found = np.quantile(values, (0.1, 0.25, 0.5, 0.75, 0.9), method="inverted_cdf")
+    return Quantiles(*(float(value) for value in found))
+
+
+def _counted(values: np.ndarray) -> dict[str, int]:
+    return dict(Counter(values.tolist()).most_common())
+
+
+def _balance(attribution: Attribution, row_n: np.ndarray, name: str) -> TaskBalance | None:
+    if not attribution.stats.used_T.any():
+        return None
+    try:
+        found = measure_balance(attribution, attribution.stats, attribution.groups, row_n)
+    except DataError as error:
+        raise ArtifactMismatch(f"selection {name}: {error}; run `influray select` again") from error
+    aid = {task: value.mean for task, value in found.aid_by_task().items() if value is not None}
+    return TaskBalance(aid, {t: found.thi_task[t] for t in aid}, {t: found.thi_instance[t] for t in aid})
