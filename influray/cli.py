@@ -1,0 +1,234 @@
+"""The command line: verbs onto the pipeline. The only file that prints.
+
+Exit status: 0 done; 2 wrong config or data, one message; 1 a bug, with its traceback; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from influray.protocols import USER_ERRORS
+
+if TYPE_CHECKING:
+    from influray.pipeline import Run
+    from influray.report.compare import Comparison
+
+app = typer.Typer(
+    help="Choose training data for instruction tuning by influence, evenly over your tasks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML config, or RUN/config.yaml of an earlier run.")
+]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where the run lies; default: run_dir of the config.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, such as data.max_tokens=512.")
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="A running Ray cluster; default: a local one of its own.")
+]
+AllowPlugins = Annotated[bool, typer.Option("--allow-plugins", help="Import plug-ins that a run directory names.")]
+
+
+def _run(
+    config: Path, run_dir: Path | None, sets: list[str] | None, address: str | None, plugins: bool, until: str
+) -> Run:
+    from influray import pipeline
+    from influray.config import parse_override
+
+    return pipeline.run(
+        config,
+        dict(parse_override(text) for text in sets or []),
+        run_dir=run_dir,
+        until=until,
+        address=address,
+        allow_plugins=plugins,
+        console=err,
+    )
+
+
+@app.command("run")
+def run_command(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    sets: Sets = None,
+    address: Address = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Carry out everything, up to the report."""
+    run = _run(config, run_dir, sets, address, allow_plugins, "report")
+    _print_outcome(run)
+
+
+def _step_command(step: str, summary: str) -> None:
+    def command(
+        config: ConfigPath,
+        run_dir: RunDir = None,
+        sets: Sets = None,
+        address: Address = None,
+        allow_plugins: AllowPlugins = False,
+    ) -> None:
+        run = _run(config, run_dir, sets, address, allow_plugins, step)
+        if step in ("report", "evaluate"):
+            _print_outcome(run)
+        else:
+            out.print(f"{step}: done in {escape(str(run.directory.path))}")
+
+    command.__doc__ = summary
+    app.command(step)(command)
+
+
+for _step, _summary in {
+    "warmup": "Train the LoRA warmup checkpoints, or import yours.",
+    "featurize": "Compute the gradient features of pool and targets.",
+    "score": "Compute the attribution matrix.",
+    "select": "Carry out every selector of the config.",
+    "tune": "Fine-tune the base on every selection.",
+    "evaluate": "Evaluate the fine-tuned models on the held-out records.",
+}.items():
+    _step_command(_step, _summary)
+
+
+@app.command()
+def report(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    sets: Sets = None,
+    address: Address = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Write RUN/report/index.html, with what it needs up to the selection."""
+    run = _run(config, run_dir, sets, address, allow_plugins, "report-only")
+    out.print(f"report: {escape(str(run.directory.report))}")
+
+
+@app.command()
+def plan(config: ConfigPath, run_dir: RunDir = None, sets: Sets = None) -> None:
+    """Show the resolved steps and which are done; starts neither Ray nor a model."""
+    from influray import pipeline
+    from influray.config import parse_override
+
+    steps = pipeline.plan(config, dict(parse_override(text) for text in sets or []), run_dir=run_dir)
+    out.print(_table("step", "state", "what", rows=steps))
+
+
+@app.command()
+def inspect(
+    config: ConfigPath,
+    row: Annotated[int | None, typer.Option("--row", help="Row of the catalogue.")] = None,
+    identity: Annotated[str | None, typer.Option("--id", help="Id of the record.")] = None,
+    split: Annotated[str, typer.Option("--split", help="pool, target or test.")] = "pool",
+    run_dir: RunDir = None,
+    sets: Sets = None,
+) -> None:
+    """Show a record as the model sees it, trained tokens marked."""
+    from influray import pipeline
+    from influray.config import parse_override
+
+    view = pipeline.inspect(
+        config,
+        dict(parse_override(text) for text in sets or []),
+        run_dir=run_dir,
+        split=split,
+        row=row,
+        identity=identity,
+    )
+    out.print(f"row {view.row}  id {escape(repr(view.id))}  {escape(view.place)}  source {escape(view.source)}")
+    out.print(f"{view.tokens} tokens, {view.loss_tokens} trained{', truncated' if view.truncated else ''}\n")
+    for text, trained in view.pieces:
+        out.print(_marked(text) if trained else escape(text), end="")
+    out.print(f"\n\n{_marked('trained')} tokens are marked")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN[/NAME] ...", help="Run directories, or selections of them.")
+    ],
+) -> None:
+    """Put selections side by side: balance, overlap, shares and results."""
+    from influray.report.compare import compare as compare_runs
+
+    _print_comparison(compare_runs(runs))
+
+
+@app.command()
+def methods() -> None:
+    """List what a config can name."""
+    from influray.registry import METHODS, SEAMS
+
+    rows = [(seam, name, entry.summary) for seam, table in SEAMS.items() for name, entry in sorted(table.items())]
+    rows += [
+        ("published", name, f"{summary}: {selector} {options}")
+        for name, (selector, options, summary) in METHODS.items()
+    ]
+    out.print(_table("seam", "name", "what it is", rows=rows))
+
+
+@app.command()
+def demo(
+    run_dir: Annotated[Path, typer.Option("--run-dir", help="Where the demo's run lies.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Of the generated world.")] = 0,
+    address: Address = None,
+) -> None:
+    """Run the miniature world end to end and compare the selections by fine-tuning."""
+    from influray import miniature, pipeline
+
+    config = miniature.prepare(run_dir / "world", seed=seed)
+    run = pipeline.run(config, {}, run_dir=run_dir, until="report", address=address, console=err)
+    _print_outcome(run)
+
+
+def _print_outcome(run: Run) -> None:
+    from influray.report.compare import compare as compare_runs
+
+    _print_comparison(compare_runs([run.directory.path]))
+    out.print(f"report: {escape(str(run.directory.report))}")
+
+
+def _print_comparison(result: Comparison) -> None:
+    result = result.side_by_side()  # one column a selection: twenty facts side by side fit no terminal
+    out.print(_table(*result.columns, rows=result.rows))
+    for note in result.notes:
+        out.print(escape(note))
+
+
+def _marked(text: str) -> str:
+    # A pipe shows no reverse video.
+    return f"[reverse]{escape(text)}[/reverse]" if out.is_terminal else escape(f"\u27e6{text}\u27e7")
+
+
+def _table(*columns: str, rows: Any) -> Table:
+    table = Table(*(escape(column) for column in columns), box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    return table
+
+
+def main() -> None:
+    """Run the command line and exit with the status that the module's docstring lists."""
+    try:
+        app()
+    except USER_ERRORS as error:
+        err.print(f"[bold]influray: {type(error).__name__}:[/bold] {escape(str(error))} (exit 2)")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("influray: interrupted; the same command goes on from here (exit 130)")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The featurize step: which shards exist already, which are to be computed, and what their failures mean.
+
+A shard's key holds all that its bytes depend on: base, checkpoint, projector, direction, and the tokens of its rows.
+So a file added to the pool, or a new target, brings only shards of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from influray.protocols import DataError
+from influray.store.artifact import ShardStore, fingerprint, read_manifest
+from influray.store.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from influray.data.catalogue import Catalogue
+    from influray.steps import StepContext
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """The datastore of one split at one checkpoint, as it should be."""
+
+    directory: RunDirectory
+    split: str
+    checkpoint: int
+    shards: tuple[tuple[str, int, int], ...]  # (key, start, stop)
+    catalogue: Catalogue
+    facts: dict[str, Any]  # of the manifest
+
+    @cached_property
+    def store(self) -> ShardStore:
+        return ShardStore(self.directory.features(self.split, self.checkpoint))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint([key for key, _, _ in self.shards])
+
+    def missing(self) -> list[tuple[str, int, int]]:
+        """Return the shards that are not there; none where the manifest is the right one."""
+        manifest = read_manifest(self.store.folder)
+        if manifest is not None and manifest["fingerprint"] == self.fingerprint:
+            return []
+        return [shard for shard in self.shards if self.store.valid_receipt(shard[0]) is None]
+
+    def freeze(self) -> dict[str, Any]:
+        """Commit the datastore over its shards, unless it is, and return its manifest."""
+        manifest = read_manifest(self.store.folder)
+        if manifest is not None and manifest["fingerprint"] == self.fingerprint:
+            return manifest
+        details = self._details()
+        budgets = sorted({found["token_budget"] for found in details if not found["shrunk"]})
+        shares = [found["epsilon_share"] for found in details if found["epsilon_share"] is not None]
+        facts = {
+            **self.facts,
+            "fingerprint": self.fingerprint,
+            "split": self.split,
+            "checkpoint": self.checkpoint,
+            "token_budget": budgets[0] if len(budgets) == 1 else budgets,
+            "epsilon_share": shares[0] if shares else None,
+            "byte_reproducible": len(budgets) <= 1 and not any(found["shrunk"] for found in details),
+            "failures": {row: reason for found in details for row, reason in found["failures"].items()},
+        }
+        return self.store.freeze([key for key, _, _ in self.shards], facts)
+
+    def _details(self) -> list[dict[str, Any]]:
+        receipts = [self.store.receipt(key) for key, _, _ in self.shards]
+        return [dict(receipt.details) for receipt in receipts if receipt is not None]
+
+
+def plan(context: StepContext) -> list[FeatureStore]:
+    """Return the datastores of the run in the order in which workers should make them."""
+    from influray.data.batches import plan_shards
+    from influray.model.checkpoints import load_checkpoint
+
+    cfg = context.config
+    splits = {}
+    for split in ("target", "pool"):
+        catalogue = context.catalogue(split)
+        shards = plan_shards(catalogue.file_lengths, cfg.features.rows_per_shard)
+        splits[split] = catalogue, [(s.start, s.stop, catalogue.content_digest(s.start, s.stop)) for s in shards]
+    stores = []
+    for number in range(1, context.checkpoints + 1):
+        checkpoint = load_checkpoint(context.directory.checkpoint(number))
+        for split, (catalogue, shards) in splits.items():
+            facts = {
+                "direction": cfg.features.direction if split == "pool" else "sgd",
+                "projector": cfg.features.projector.model_dump(mode="json"),
+                "dimension": cfg.features.projector.dimension,
+                "dtype": cfg.model.dtype,
+            }
+            common = {
+                "base": context.model_digest,
+                "checkpoint": checkpoint.digest,
+                "model": cfg.model.model_dump(mode="json", include={"dtype", "attention"}),
+                "features": cfg.features.model_dump(mode="json", exclude={"rows_per_shard", "direction"}),
+                "direction": facts["direction"],
+            }
+            keyed = tuple(
+                (context.identity(step="featurize", **common, start=start, stop=stop, content=content), start, stop)
+                for start, stop, content in shards
+            )
+            stores.append(FeatureStore(context.directory, split, number, keyed, catalogue, facts))
+    return stores
+
+
+def quarantine_failures(context: StepContext, stores: list[FeatureStore]) -> int:
+    """Write the rows that failed to the quarantine and return how many pool rows did at some checkpoint.
+
+    Raises:
+        DataError: with those that could not be read they are more than `data.max_bad_fraction` of a split.
+    """
+    from influray.data.quarantine import entry, read_quarantine, write_quarantine
+
+    path = context.directory.quarantine_path
+    failed: dict[str, dict[int, str]] = {"target": {}, "pool": {}}
+    for store in stores:
+        entries = []
+        for text, reason in sorted(store.freeze()["failures"].items(), key=lambda item: int(item[0])):
+            row = int(text)
+            place = {name: store.catalogue.cell(row, name) for name in ("file", "line", "id")}
+            entries.append(entry(store.split, "featurize", reason, **place, row=row, checkpoint=store.checkpoint))
+            failed[store.split][row] = reason
+        write_quarantine(path, store.split, "featurize", entries, checkpoint=store.checkpoint)
+    unread = [found["split"] for found in read_quarantine(path) if found["stage"] != "featurize"]
+    limit = context.config.data.max_bad_fraction
+    for split, rows in failed.items():
+        total = len(context.catalogue(split)) + unread.count(split)
+        bad = len(rows) + unread.count(split)
+        if rows and bad > limit * total:
+            row, reason = min(rows.items())
+            raise DataError(
+                f"data: {bad} of {total} rows of the {split} cannot be used, more than data.max_bad_fraction = {limit} "
+                f"allows; {len(rows)} of them for their gradient, the first is row {row}: {reason}; see {path}"
+            )
+    return len(failed["pool"])

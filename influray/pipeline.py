@@ -1,0 +1,265 @@
+"""The algorithm box: the steps of a run, what each is made from, and what is done already.
+
+data -> warmup -> featurize -> score -> select -> tune -> evaluate -> report. A step looks at the fingerprint of
+its inputs and of its part of the config; where its artifact carries the same one, nothing is done. Ray and the
+model are started by the first step that needs them, so repeating a finished run takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from influray.config import Config, dump_config, load_config, parse_config
+from influray.protocols import ArtifactMismatch, ConfigError, Selection
+from influray.registry import SEAMS
+from influray.store.run_directory import RunDirectory, now
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from influray.data.inspection import View
+    from influray.store.attribution import Attribution
+    from influray.store.datastore import Datastore
+
+logger = logging.getLogger(__name__)
+
+STEPS = ("data", "warmup", "featurize", "score", "select", "tune", "evaluate", "report")
+# What `until` carries out. Tuning stays out of the way of a report unless the config asks for it.
+UNTIL: dict[str, tuple[str, ...]] = {
+    "data": STEPS[:1],
+    "warmup": STEPS[:2],
+    "featurize": STEPS[:3],
+    "score": STEPS[:4],
+    "select": STEPS[:5],
+    "tune": STEPS[:6],
+    "evaluate": STEPS[:7],
+    "report-only": (*STEPS[:5], "report"),
+    "report": STEPS,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and the config it carries out."""
+
+    directory: RunDirectory
+    config: Config
+
+    def attribution(self) -> Attribution:
+        from influray.store.attribution import Attribution
+
+        return Attribution(self.directory.attribution)
+
+    def datastore(self, split: str, checkpoint: int = 1) -> Datastore:
+        from influray.store.datastore import Datastore
+
+        return Datastore(self.directory.features(split, checkpoint))
+
+    def selection(self, name: str) -> Selection:
+        """Return a committed selection by its name in the config."""
+        from influray.selectors.output import read_selection
+
+        return read_selection(self.directory.selection(name))
+
+    def evaluation(self, name: str, seed: int = 0) -> dict[str, Any]:
+        """Return the evaluation of a tuned selection, of "full", or of the untouched "base" (seed 0)."""
+        from influray.store.artifact import read_json
+
+        path = self.directory.evaluation(name, seed)
+        if not path.exists():
+            raise ArtifactMismatch(f"{path}: not there; run `influray evaluate` first")
+        return read_json(path)
+
+
+def resolve(
+    config: str | Path | Config | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    run_dir: str | Path | None = None,
+    allow_plugins: bool = True,
+) -> Run:
+    """Return the run that a config, overrides and run directory stand for; nothing is written.
+
+    Raises:
+        ConfigError: as `load_config`; or the config of a run directory names a plug-in and may not.
+    """
+    if isinstance(config, str | Path):
+        resolved = load_config(config, overrides)
+        if not allow_plugins and (Path(config).parent / "run.json").exists():
+            _refuse_plugins(resolved, Path(config))
+    elif isinstance(config, Config):
+        resolved = config
+        if overrides:
+            resolved = load_config_tree(config.model_dump(mode="json"), overrides)
+    else:
+        resolved = load_config_tree(dict(config), overrides or {})
+    directory = RunDirectory(run_dir if run_dir is not None else resolved.run_dir)
+    return Run(directory, resolved)
+
+
+def load_config_tree(tree: dict[str, Any], overrides: Mapping[str, Any]) -> Config:
+    """Return the config of a plain tree with dotted overrides."""
+    from influray.config import set_dotted
+
+    for key, value in overrides.items():
+        set_dotted(tree, key, value)
+    return parse_config(tree)
+
+
+def run(
+    config: str | Path | Config | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    until: str = "report",
+    address: str | None = None,
+    allow_plugins: bool = True,
+    console: Console | None = None,
+) -> Run:
+    """Carry out a config up to a step and return the run. What is committed and unchanged is not done again.
+
+    Args:
+        config: a YAML file, a parsed config, or a plain mapping.
+        overrides: dotted keys -> values, as `--set`.
+        run_dir: in place of the config's.
+        until: a step (data, warmup, featurize, score, select, tune, evaluate), `report-only`, or `report`.
+        address: a running Ray cluster; by default the one this process is a job of, else a local one.
+        allow_plugins: whether the config of a run directory made elsewhere may name plug-ins.
+        console: a rich console for progress; None logs only.
+
+    Raises:
+        ConfigError, DataError, ArtifactMismatch: what the user can mend.
+    """
+    if until not in UNTIL:
+        raise ConfigError(f"until: no step is called {until!r} (known: {', '.join(UNTIL)})")
+    this = resolve(config, overrides, run_dir, allow_plugins)
+    steps = UNTIL[until]
+    if this.config.tune is None:
+        if until in ("tune", "evaluate"):
+            raise ConfigError(
+                f"tune: required by `influray {until}`, but not given (a mapping; {{}} takes all defaults)"
+            )
+        steps = tuple(step for step in steps if step not in ("tune", "evaluate"))
+    check_names(this.config)
+    from influray.progress import open_progress
+    from influray.steps import StepContext, StepResult, table
+
+    with this.directory.hold(), contextlib.ExitStack() as stack:
+        this.directory.write_config(dump_config(this.config))
+        progress = stack.enter_context(open_progress(this.directory.logs, console))
+        context = StepContext(this.config, this.directory, until, progress, stack, address)
+        for name in steps:
+            carry_out: Callable[[StepContext], StepResult] = table()[name]
+            _timed(name, carry_out, context)
+    return this
+
+
+def _timed(name: str, carry_out: Callable[..., Any], context: Any) -> None:
+    """Carry out one step and write its facts to run.json; a step that did nothing keeps its old facts."""
+    started, clock = now(), time.perf_counter()
+    with context.progress.step(name):
+        try:
+            result = carry_out(context)
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            facts = {"status": status, "started": started, "seconds": round(time.perf_counter() - clock, 3)}
+            context.directory.record_step(name, **facts, message=f"{type(error).__name__}: {error}"[:2000])
+            raise
+    before = context.directory.read()["steps"].get(name, {})
+    if result.skipped and before.get("fingerprint") == result.fingerprint and before.get("status") == "done":
+        logger.info("%s: unchanged, nothing to do", name)
+        return
+    seconds = time.perf_counter() - clock
+    facts = {"fingerprint": result.fingerprint, "started": started, "seconds": round(seconds, 3), **result.facts}
+    for unit in ("rows", "tokens"):
+        if isinstance(result.facts.get(unit), int) and seconds > 0 and not result.skipped:
+            facts[f"{unit}_per_second"] = round(result.facts[unit] / seconds, 1)
+    context.directory.record_step(name, status="done", **facts)
+
+
+def plan(
+    config: str | Path | Config | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    run_dir: str | Path | None = None,
+) -> list[tuple[str, str, str]]:
+    """Return (step, state, what) of each step, from the config and run.json alone."""
+    this = resolve(config, overrides, run_dir)
+    check_names(this.config)
+    recorded = this.directory.read()["steps"]
+    cfg = this.config
+    projector = cfg.features.projector
+    tests = sum(1 for target in cfg.data.targets.values() if target.test)
+    what = {
+        "data": f"{len(cfg.data.pool)} pool entries, {len(cfg.data.targets)} tasks, max_tokens {cfg.data.max_tokens}",
+        "warmup": f"{len(cfg.warmup.checkpoints)} imported checkpoints"
+        if cfg.warmup.checkpoints
+        else f"{cfg.warmup.fraction:.1%} of the pool, {cfg.warmup.epochs} epochs",
+        "featurize": f"{cfg.features.featurizer}, {cfg.features.direction}, {projector.name} {projector.dimension}",
+        "score": f"{cfg.attribution.scorer}, weights {cfg.attribution.weights}",
+        "select": ", ".join(f"{s.name} ({s.method}, {s.budget})" for s in cfg.selectors),
+        "tune": "not asked for" if cfg.tune is None else f"{cfg.tune.selections}, seeds {list(cfg.tune.seeds)}",
+        "evaluate": "not asked for" if cfg.tune is None else f"{tests} tasks with a test",
+        "report": str(this.directory.report),
+    }
+    return [(name, recorded.get(name, {}).get("status", "to do"), what[name]) for name in STEPS]
+
+
+def inspect(
+    config: str | Path | Config | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    split: str = "pool",
+    row: int | None = None,
+    identity: str | None = None,
+) -> View:
+    """Return a record of the catalogue as the model sees it; makes the catalogue first where it is not there."""
+    from influray.data.inspection import view
+
+    if (row is None) == (identity is None):
+        raise ConfigError("inspect: give --row or --id, one of them")
+    if split not in ("pool", "target", "test"):
+        raise ConfigError(f"inspect: --split is pool, target or test (found {split!r})")
+    this = run(config, overrides, run_dir=run_dir, until="data")
+    from influray.model.loading import load_tokenizer
+
+    return view(this.directory.data(split), load_tokenizer(this.config.model), row=row, identity=identity)
+
+
+def check_names(config: Config) -> None:
+    """Raise ConfigError where the config names what does not exist, or options it has not, before anything starts."""
+    from influray.registry import resolve as look_up
+    from influray.registry import resolve_method
+    from influray.selectors.api import make_selector
+
+    look_up("featurizers", config.features.featurizer, "features.featurizer")
+    look_up("projectors", config.features.projector.name, "features.projector.name")
+    look_up("scorers", config.attribution.scorer, "attribution.scorer")
+    for index, selector in enumerate(config.selectors):
+        name, preset = resolve_method(selector.method)
+        try:
+            make_selector(name, {**preset, **selector.options})
+        except ConfigError as error:
+            raise ConfigError(f"selectors.{index}.{error}") from error
+
+
+def _refuse_plugins(config: Config, path: Path) -> None:
+    named: Sequence[tuple[str, str]] = [
+        ("features.featurizer", config.features.featurizer),
+        ("features.projector.name", config.features.projector.name),
+        ("attribution.scorer", config.attribution.scorer),
+        *((f"selectors.{i}.method", s.method) for i, s in enumerate(config.selectors)),
+    ]
+    known = {name for table in SEAMS.values() for name in table}
+    for key, value in named:
+        if ":" in value and value not in known:
+            raise ConfigError(
+                f"{path}: {key} names the plug-in {value!r}, and a run directory may not name code to import; "
+                "add --allow-plugins if you trust where it comes from"
+            )

@@ -1,0 +1,156 @@
+"""The steps that train and judge: warmup, tune, evaluate. Each is a list of jobs; a finished job is not repeated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from influray.protocols import ConfigError
+from influray.store.artifact import fingerprint, require_manifest
+
+if TYPE_CHECKING:
+    from influray.runtime.training_worker import Job, TrainingJob
+    from influray.steps import StepContext, StepResult
+
+logger = logging.getLogger(__name__)
+
+BASE, FULL = "base", "full"  # the untouched model, and the one tuned on the whole pool
+
+
+def warmup(context: StepContext) -> StepResult:
+    """Train the warmup checkpoints on a seeded subset of the pool, or import the user's.
+
+    A pool that only grew keeps its warmup: the subset is drawn from the rows that were there when it was trained,
+    and the job's fingerprint holds the content of these rows, so a row that changed trains it again.
+    """
+    from influray.runtime.training_worker import committed
+
+    rows = len(context.catalogue("pool"))
+    recorded = context.directory.read()["steps"].get("warmup", {}).get("pool_rows")
+    drawn_from = recorded if isinstance(recorded, int) and 0 < recorded < rows else rows
+    job = _warmup_job(context, drawn_from)
+    manifest = committed(job)
+    skipped = manifest is not None
+    if manifest is None and drawn_from != rows:
+        drawn_from, job = rows, _warmup_job(context, rows)
+        manifest = committed(job)
+    if manifest is None:
+        from influray.runtime.training import run_training
+
+        assert context.cluster
+        (manifest,) = run_training(job, context.resources)
+    elif drawn_from < rows:
+        logger.info("warmup: kept; the pool has grown from %d to %d rows since", drawn_from, rows)
+    facts = {name: manifest[name] for name in ("checkpoints", "mean_learning_rates", "imported")}
+    trained = {name: manifest[name] for name in ("rows", "tokens", "steps") if name in manifest}
+    return _result(manifest["fingerprint"], skipped, {**facts, **trained, "pool_rows": drawn_from})
+
+
+def tune(context: StepContext) -> StepResult:
+    """Fine-tune the base on every selection that the config names, with every seed."""
+    from influray.runtime.training_worker import committed
+
+    jobs = list(_tune_jobs(context))
+    todo = [job for job in jobs if committed(job) is None]
+    if todo:
+        from influray.runtime.training import run_training
+
+        assert context.cluster
+        context.progress.current.note(f"{len(todo)} of {len(jobs)} fine-tunings")
+        run_training(jobs, context.resources)
+    manifests = [require_manifest(job.out, "tune") for job in jobs]
+    facts = {"tunings": len(jobs), "carried_out": len(todo), "steps": [manifest["steps"] for manifest in manifests]}
+    return _result(fingerprint([manifest["fingerprint"] for manifest in manifests]), not todo, facts)
+
+
+def evaluate(context: StepContext) -> StepResult:
+    """Judge the base and every tuned model on the held-out records."""
+    from influray.runtime.training_worker import committed
+
+    if not any(target.test for target in context.config.data.targets.values()):
+        if context.until == "evaluate":
+            raise ConfigError("data.targets: no task has a `test`; name held-out records to evaluate on")
+        logger.info("evaluate: no task has a `test`, nothing to do")
+        return _result(fingerprint([]), True, {"evaluations": 0})
+    jobs = list(_evaluation_jobs(context))
+    todo = [job for job in jobs if committed(job) is None]
+    if todo:
+        from influray.runtime.training import run_evaluation
+
+        assert context.cluster
+        context.progress.current.note(f"{len(todo)} of {len(jobs)} models")
+        run_evaluation(jobs, context.resources)
+    facts = {"evaluations": len(jobs), "carried_out": len(todo)}
+    return _result(fingerprint([job.fingerprint for job in jobs]), not todo, facts)
+
+
+def _warmup_job(context: StepContext, drawn_from: int) -> TrainingJob:
+    from influray.model.finetune import warmup_rows
+    from influray.runtime.training_worker import TrainingJob
+
+    cfg = context.config
+    imported = bool(cfg.warmup.checkpoints)
+    rows = np.zeros(0, np.int64) if imported else warmup_rows(drawn_from, cfg.warmup.fraction, cfg.warmup.seed)
+    return TrainingJob(
+        kind="warmup",
+        config=cfg.model_dump(mode="json"),
+        catalogue=str(context.directory.data("pool")),
+        rows=rows.tolist(),
+        out=str(context.directory.warmup),
+        seed=cfg.warmup.seed,
+        inputs={"base": context.model_digest},
+    )
+
+
+def tuned(context: StepContext) -> list[tuple[str, int]]:
+    """Return (selection, seed) of every fine-tuning, in the order of the config."""
+    cfg = context.config.tune
+    assert cfg is not None
+    names = [s.name for s in context.config.selectors] if cfg.selections == "all" else list(cfg.selections)
+    return [(name, seed) for name in names for seed in cfg.seeds]
+
+
+def _tune_jobs(context: StepContext) -> Iterator[TrainingJob]:
+    from influray.runtime.training_worker import TrainingJob
+    from influray.selectors.output import read_selection
+
+    config, directory = context.config.model_dump(mode="json"), context.directory
+    for name, seed in tuned(context):
+        rows = range(len(context.catalogue("pool"))) if name == FULL else read_selection(directory.selection(name)).rows
+        yield TrainingJob(
+            kind="tune",
+            config=config,
+            catalogue=str(directory.data("pool")),
+            rows=[int(row) for row in rows],
+            out=str(directory.tune(name, seed)),
+            seed=seed,
+            inputs={"base": context.model_digest},
+        )
+
+
+def _evaluation_jobs(context: StepContext) -> Iterator[Job]:
+    from influray.runtime.training_worker import EvaluationJob
+
+    config, directory = context.config.model_dump(mode="json"), context.directory
+    for name, seed in [(BASE, 0), *tuned(context)]:
+        inputs: dict[str, Any] = {"base": context.model_digest}
+        adapter = None
+        if name != BASE:
+            inputs["adapter"] = require_manifest(directory.tune(name, seed), "tune")["digest"]
+            adapter = str(directory.tune(name, seed) / "adapter")
+        yield EvaluationJob(
+            config=config,
+            catalogue=str(directory.data("test")),
+            adapter=adapter,
+            out=str(directory.evaluation(name, seed)),
+            inputs=inputs,
+        )
+
+
+def _result(made: str, skipped: bool, facts: dict[str, Any]) -> StepResult:
+    from influray.steps import StepResult
+
+    return StepResult(made, skipped, facts)

@@ -1,0 +1,302 @@
+"""The whole job on 24 rows and a random Llama, through the same Ray code as a large one.
+
+What must hold: every artifact is there and says the same; nothing is done twice; a change redoes what depends on it
+and nothing else; the number of workers and an interruption do not show in a byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import influray
+from influray.protocols import ConfigError, DataError
+from influray.store.artifact import hash_file, read_json
+from tests.tiny import chat, pool_rows, target_rows, write_jsonl, write_tiny_model
+
+pytestmark = pytest.mark.ray
+
+STEPS = ("data", "warmup", "featurize", "score", "select")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Model, pool and targets on disk."""
+    folder = tmp_path_factory.mktemp("world")
+    write_tiny_model(folder / "model")
+    write_jsonl(folder / "pool" / "a.jsonl", pool_rows(24)[:16])
+    write_jsonl(folder / "pool" / "b.jsonl", pool_rows(24)[16:])
+    for task in ("sums", "reversals"):
+        write_jsonl(folder / "targets" / f"{task}.jsonl", target_rows(task))
+    return folder
+
+
+def tree(world: Path, run_dir: Path, **changes: Any) -> dict[str, Any]:
+    base = {
+        "run_dir": str(run_dir),
+        "model": {"base": str(world / "model"), "lora": {"r": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]}},
+        "data": {
+            "root": str(world),
+            "pool": "pool",
+            "max_tokens": 128,
+            "targets": {"sums": "targets/sums.jsonl", "reversals": "targets/reversals.jsonl"},
+        },
+        "warmup": {"fraction": 0.5, "epochs": 2, "learning_rate": 1e-2, "batch_size": 4, "device_batch_size": 2},
+        "features": {"projector": {"name": "rademacher", "dimension": 64}, "rows_per_shard": 4},
+        "selectors": [
+            {"name": "bids", "method": "bids", "budget": 6},
+            {"name": "less", "method": "less", "budget": 0.25},
+            {"name": "random", "method": "random", "budget": 6},
+        ],
+        "resources": {"workers": 1, "cpus_per_worker": 0.5},
+    }
+    return {**base, **changes}
+
+
+def run(config: dict[str, Any], until: str = "select", **overrides: Any) -> influray.pipeline.Run:
+    return influray.run(config, overrides, until=until)
+
+
+@pytest.fixture(scope="module")
+def first(world, tmp_path_factory, ray_cluster):
+    """One finished run that the tests below look at or copy."""
+    return run(tree(world, tmp_path_factory.mktemp("run") / "first"))
+
+
+def copied(first: influray.pipeline.Run, tmp_path: Path, world: Path, **changes: Any) -> dict[str, Any]:
+    """The config of a copy of a finished run."""
+    shutil.copytree(first.directory.path, tmp_path / "copy")
+    return tree(world, tmp_path / "copy", **changes)
+
+
+def bytes_of(run_dir: Path) -> dict[str, Any]:
+    """The content of every datastore, matrix and selection, by what manifests say and files are."""
+    found: dict[str, Any] = {}
+    for manifest in [*sorted(run_dir.glob("features/*/*/manifest.json")), run_dir / "attribution" / "manifest.json"]:
+        parts = read_json(manifest)["parts"]
+        name = str(manifest.parent.relative_to(run_dir))
+        found[name] = [part["sha256"] for part in parts]
+        for part in parts:
+            assert hash_file(manifest.parent / part["file"]) == part["sha256"]
+    for path in sorted(run_dir.glob("selection/*/selected.jsonl")) + sorted(
+        run_dir.glob("selection/*/selection.parquet")
+    ):
+        found[str(path.relative_to(run_dir))] = hash_file(path)
+    return found
+
+
+def stamps(run: influray.pipeline.Run) -> dict[str, str]:
+    return {name: facts["started"] + str(facts["seconds"]) for name, facts in run.directory.read()["steps"].items()}
+
+
+def redone(before: dict[str, str], run: influray.pipeline.Run) -> set[str]:
+    after = stamps(run)
+    return {name for name in after if after[name] != before.get(name)}
+
+
+def test_a_selection_is_records_as_they_were_read_in_order_of_choice(first, world):
+    pool = [
+        *(world / "pool" / "a.jsonl").read_bytes().splitlines(),
+        *(world / "pool" / "b.jsonl").read_bytes().splitlines(),
+    ]
+    for name in ("bids", "less", "random"):
+        selection = first.selection(name)
+        folder = first.directory.selection(name)
+        assert len(selection.rows) == 6
+        assert len(set(selection.rows.tolist())) == 6
+        assert (folder / "selected.jsonl").read_bytes().splitlines() == [pool[row] for row in selection.rows]
+        table = pq.read_table(folder / "selection.parquet")
+        assert table["id"].to_pylist() == [json.loads(pool[row])["id"] for row in selection.rows]
+        summary = read_json(folder / "selection.json")
+        assert summary["budget"]["examples"] == 6
+        assert set(summary["aid"]["tasks"]) == {"sums", "reversals"}
+        assert sum(summary["thi"]["task"].values()) == 6
+
+
+def test_the_selection_on_disk_is_that_of_the_matrix_in_memory(first):
+    attribution = first.attribution()
+    matrix = np.concatenate([block for _, block in attribution.blocks()])
+    for source in (matrix, first.directory.attribution):
+        again = influray.select(source, attribution.groups, 6, method="bids")
+        np.testing.assert_array_equal(again.rows, first.selection("bids").rows)
+        np.testing.assert_allclose(again.merit, first.selection("bids").merit, rtol=1e-9)
+
+
+def test_the_matrix_is_the_weighted_inner_product_of_the_stored_rows(first):
+    attribution = first.attribution()
+    weights = attribution.manifest["weights"]
+    expected = np.zeros(attribution.shape)
+    for k, weight in enumerate(weights, start=1):
+        pool, target = (first.datastore(split, k).features().astype(np.float64) for split in ("pool", "target"))
+        expected += weight * pool @ target.T
+    np.testing.assert_allclose(np.concatenate([a for _, a in attribution.blocks()]), expected, atol=1e-6)
+    assert sum(weights) == pytest.approx(1)
+
+
+def test_a_finished_run_does_nothing_and_starts_no_ray(first, world):
+    before, content = stamps(first), bytes_of(first.directory.path)
+    code = (
+        "import sys, influray\n"
+        f"influray.run({str(first.directory.config_path)!r}, until='select')\n"
+        "assert 'ray' not in sys.modules, 'a run with nothing to do imported ray'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert stamps(first) == before
+    assert bytes_of(first.directory.path) == content
+
+
+def test_two_workers_give_the_bytes_of_one(first, world, tmp_path):
+    config = tree(world, tmp_path / "two", resources={"workers": 2, "cpus_per_worker": 0.5})
+    shutil.copytree(first.directory.path / "warmup", tmp_path / "two" / "warmup")
+    again = run(config)
+    assert bytes_of(again.directory.path) == bytes_of(first.directory.path)
+
+
+def test_a_warmup_from_the_same_seed_is_the_same(first, world, tmp_path):
+    again = run(tree(world, tmp_path / "again"), until="warmup")
+    for number in (1, 2):
+        for name in ("moments.safetensors", "adapter/adapter_model.safetensors"):
+            assert hash_file(again.directory.checkpoint(number) / name) == hash_file(
+                first.directory.checkpoint(number) / name
+            )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"selectors.0.budget": 5}, {"select"}),
+        ({"attribution": {"weights": "uniform"}}, {"score", "select"}),
+        ({"features.projector.seed": 1}, {"featurize", "score", "select"}),
+        ({"resources.workers": 2, "data.max_bad_fraction": 0.5}, set()),
+    ],
+    ids=["budget", "weights", "projector", "resources"],
+)
+def test_a_changed_config_redoes_what_depends_on_it_and_nothing_else(first, world, tmp_path, overrides, expected):
+    config = copied(first, tmp_path, world)
+    again = run(config, **overrides)
+    assert redone(stamps(first), again) == expected
+
+
+def test_a_changed_budget_leaves_the_other_selections_alone(first, world, tmp_path):
+    config = copied(first, tmp_path, world)
+    kept = hash_file(first.directory.selection("less") / "selection.parquet")
+    stamp = (tmp_path / "copy" / "selection" / "less" / "manifest.json").stat().st_mtime_ns
+    again = run(config, **{"selectors.0.budget": 4})
+    assert len(again.selection("bids").rows) == 4
+    np.testing.assert_array_equal(again.selection("bids").rows, first.selection("bids").rows[:4])
+    assert (again.directory.selection("less") / "manifest.json").stat().st_mtime_ns == stamp
+    assert hash_file(again.directory.selection("less") / "selection.parquet") == kept
+
+
+def test_a_file_added_to_the_pool_brings_only_its_own_rows(first, tmp_path, world):
+    grown = tmp_path / "grown"
+    shutil.copytree(world, grown)
+    write_jsonl(
+        grown / "pool" / "Added.jsonl", [chat(f"new-{i}", "new", f"Add {i} and 1.", str(i + 1)) for i in range(6)]
+    )
+    config = copied(first, tmp_path, world)
+    config["data"] = {**config["data"], "root": str(grown)}
+    again = run(config)
+    facts = again.directory.read()["steps"]["featurize"]
+    assert facts["rows"] == 6 * 2, "six new rows at two checkpoints; the others are there"
+    assert "warmup" not in redone(stamps(first), again), "a pool that only grew keeps its warmup"
+    old, new = bytes_of(first.directory.path), bytes_of(again.directory.path)
+    for name, parts in old.items():
+        if name.startswith("features/pool"):
+            assert new[name][: len(parts)] == parts
+            assert len(new[name]) > len(parts)
+    assert again.attribution().shape == (30, 6)
+
+
+def test_a_new_target_computes_only_its_own_features(first, world, tmp_path):
+    config = copied(first, tmp_path, world)
+    write_jsonl(tmp_path / "more.jsonl", [chat(f"m-{i}", "m", f"Say {i}!", f"{i}!") for i in range(2)])
+    config["data"] = {**config["data"], "targets": {"more": str(tmp_path / "more.jsonl"), **config["data"]["targets"]}}
+    again = run(config)
+    assert again.directory.read()["steps"]["featurize"]["rows"] == 2 * 2
+    assert again.attribution().shape == (24, 8)
+    assert again.attribution().groups.count("more") == 2
+
+
+def test_copies_of_targets_hidden_in_the_pool_rank_first(world, tmp_path, first):
+    planted = tmp_path / "planted"
+    shutil.copytree(world, planted)
+    targets = [*target_rows("sums"), *target_rows("reversals")]
+    copies = [{"id": f"copy-{row['id']}", "source": "planted", "messages": row["messages"]} for row in targets]
+    write_jsonl(planted / "pool" / "m.jsonl", copies)
+    config = tree(world, tmp_path / "run")
+    config["data"] = {**config["data"], "root": str(planted)}
+    # The plain direction, so that a copy's feature is the target's own: any fault in masks, rows or order shows.
+    config["features"] = {**config["features"], "direction": "sgd"}
+    again = run(config)
+    catalogue = pq.read_table(again.directory.selection("bids") / "selection.parquet")
+    assert set(catalogue["source"].to_pylist()) == {"planted"}, "each of six copies is best for one of six targets"
+    matrix = np.concatenate([block for _, block in again.attribution().blocks()])
+    from influray.data.catalogue import Catalogue
+
+    ids = Catalogue(again.directory.data("pool")).ids
+    for column, target in enumerate(again.attribution().target_ids):
+        assert ids[int(matrix[:, column].argmax())] == f"copy-{target}"
+        assert matrix[:, column].max() == pytest.approx(1.0, abs=2e-3)
+
+
+def test_a_driver_that_is_killed_goes_on_and_ends_in_the_same_bytes(first, world, tmp_path):
+    config = tree(world, tmp_path / "killed")
+    config["features"] = {**config["features"], "rows_per_shard": 1}
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "influray.cli", "select", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    receipts = tmp_path / "killed" / "features" / "pool" / "checkpoint-1" / "_receipts"
+    deadline = time.monotonic() + 240
+    while len(list(receipts.glob("*.json"))) < 3:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "selection").exists()
+    again = run(config)
+    undisturbed = tree(world, tmp_path / "whole")
+    undisturbed["features"] = config["features"]
+    whole = run(undisturbed)
+    assert bytes_of(again.directory.path) == bytes_of(whole.directory.path)
+
+
+def test_bad_rows_go_to_the_quarantine_and_too_many_stop_the_run(world, tmp_path, ray_cluster):
+    bad = tmp_path / "bad"
+    shutil.copytree(world, bad)
+    with open(bad / "pool" / "b.jsonl", "a") as file:
+        file.write('{"id": "x", "messages": []}\nnot json\n')
+    config = tree(world, tmp_path / "run")
+    config["data"] = {**config["data"], "root": str(bad)}
+    with pytest.raises(DataError, match=r"2 of 26 rows of the pool cannot be used.*max_bad_fraction"):
+        run(config, until="data")
+    assert not (tmp_path / "run" / "data" / "pool" / "manifest.json").exists()
+    config["data"]["max_bad_fraction"] = 0.1
+    run(config, until="data")
+    entries = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert [(e["file"], e["line"]) for e in entries] == [("pool/b.jsonl", 9), ("pool/b.jsonl", 10)]
+
+
+def test_only_one_driver_at_a_time(first):
+    with first.directory.hold(), pytest.raises(ConfigError, match="in use by process"):
+        influray.run(first.config, until="select")
+
+
+def test_tune_without_its_section_says_so(first):
+    with pytest.raises(ConfigError, match="tune: required"):
+        influray.run(first.config, until="tune")

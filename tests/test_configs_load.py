@@ -1,0 +1,25 @@
+"""Every shipped config loads, names only what exists, and survives being written and read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from influray.config import dump_config, load_config
+from influray.pipeline import check_names
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_a_shipped_config_loads_and_repeats(path: Path, tmp_path: Path):
+    config = load_config(path)
+    check_names(config)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(again) == config
+
+
+def test_there_are_configs():
+    assert {"bids.yaml", "less.yaml", "demo.yaml"} <= {path.name for path in CONFIGS}
