@@ -147,15 +147,14 @@ def run(
         steps = tuple(step for step in steps if step not in ("tune", "evaluate"))
     check_names(this.config)
     from influray.progress import open_progress
-    from influray.steps import StepContext, StepResult, table
+    from influray.steps import TABLE, StepContext
 
     with this.directory.hold(), contextlib.ExitStack() as stack:
         this.directory.write_config(dump_config(this.config))
         progress = stack.enter_context(open_progress(this.directory.logs, console))
         context = StepContext(this.config, this.directory, until, progress, stack, address)
         for name in steps:
-            carry_out: Callable[[StepContext], StepResult] = table()[name]
-            _timed(name, carry_out, context)
+            _timed(name, TABLE[name], context)
     return this
 
 

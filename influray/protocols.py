@@ -105,8 +105,17 @@ class AttributionSource(Protocol):
     @property
     def shape(self) -> tuple[int, int]: ...
 
+    @property
+    def rows(self) -> np.ndarray:
+        """The row numbers, int64 [N], ascending."""
+        ...
+
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (row_B int64, A_BT), rows ascending over all blocks. Arrays may be read-only maps."""
+        ...
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return the lines of these row numbers in the order given, [len(rows), T], of the dtype of `blocks`."""
         ...
 
 

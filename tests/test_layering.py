@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "influray"
 # From the bottom up. A part may import from its own line and from those above it in this list.
 LAYERS = [
-    {"protocols", "registry"},
+    {"protocols"},
+    {"registry"},
     {"config"},
     {"store"},
     {"data"},
@@ -20,6 +21,7 @@ LAYERS = [
     {"report"},
     {"progress"},
     {"runtime"},
+    {"steps"},
     {"pipeline"},
     {"miniature"},
     {"cli"},

@@ -1,4 +1,4 @@
-"""The featurize step: which shards exist already, which are to be computed, and what their failures mean.
+"""featurize: which shards exist already, which are to be computed, and what their failures mean.
 
 A shard's key holds all that its bytes depend on: base, checkpoint, projector, direction, and the tokens of its rows.
 So a file added to the pool, or a new target, brings only shards of its own.
@@ -12,12 +12,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from influray.protocols import DataError
+from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import ShardStore, fingerprint, read_manifest
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from influray.data.catalogue import Catalogue
-    from influray.steps import StepContext
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,47 @@ class FeatureStore:
     def _details(self) -> list[dict[str, Any]]:
         receipts = [self.store.receipt(key) for key, _, _ in self.shards]
         return [dict(receipt.details) for receipt in receipts if receipt is not None]
+
+
+def featurize(context: StepContext) -> StepResult:
+    """Compute the feature rows of targets and pool at every checkpoint; only shards that are not there yet."""
+    stores = plan(context)
+    missing = [(store, shard) for store in stores for shard in store.missing()]
+    if missing:
+        from influray.runtime.tasks import ShardTask
+        from influray.runtime.workers import featurize as compute
+
+        todo = [
+            ShardTask(key, store.split, store.checkpoint, start, stop, str(store.store.folder))
+            for store, (key, start, stop) in missing
+        ]
+        progress = context.progress.current
+        shards = sum(len(store.shards) for store in stores)
+        progress.expect(shards, "shards", done=shards - len(todo))
+        compute(
+            context.config.model_dump(mode="json"),
+            context.directory.path,
+            todo,
+            context.resources,
+            on_event=progress.on_event,
+            on_receipt=progress.on_receipt,
+        )
+    manifests = [store.freeze() for store in stores]
+    return StepResult(
+        fingerprint([store.fingerprint for store in stores]),
+        skipped=not missing,
+        facts={
+            "rows": sum(stop - start for _, (_, start, stop) in missing),
+            "tokens": sum(_detail(store.store, key, "tokens") for store, (key, _, _) in missing),
+            "shards": len(missing),
+            "checkpoints": context.checkpoints,
+            "failed_rows": quarantine_failures(context, stores),
+            "epsilon_share": [m["epsilon_share"] for m in manifests if m["split"] == "pool"],
+            "token_budget": manifests[-1]["token_budget"],
+            "threads_per_worker": context.config.resources.threads_per_worker,
+            "byte_reproducible": all(manifest["byte_reproducible"] for manifest in manifests),
+        },
+    )
 
 
 def plan(context: StepContext) -> list[FeatureStore]:
@@ -139,3 +180,8 @@ def quarantine_failures(context: StepContext, stores: list[FeatureStore]) -> int
                 f"allows; {len(rows)} of them for their gradient, the first is row {row}: {reason}; see {path}"
             )
     return len(failed["pool"])
+
+
+def _detail(store: ShardStore, key: str, name: str) -> int:
+    receipt = store.receipt(key)
+    return 0 if receipt is None else int(receipt.details[name])

@@ -1,4 +1,4 @@
-"""The steps that train and judge: warmup, tune, evaluate. Each is a list of jobs; a finished job is not repeated."""
+"""warmup, tune, evaluate: the steps that train and judge. Each is a list of jobs; a finished job is not repeated."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influray.protocols import ConfigError
+from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint, require_manifest
 
 if TYPE_CHECKING:
     from influray.runtime.training_worker import Job, TrainingJob
-    from influray.steps import StepContext, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def warmup(context: StepContext) -> StepResult:
         logger.info("warmup: kept; the pool has grown from %d to %d rows since", drawn_from, rows)
     facts = {name: manifest[name] for name in ("checkpoints", "mean_learning_rates", "imported")}
     trained = {name: manifest[name] for name in ("rows", "tokens", "steps") if name in manifest}
-    return _result(manifest["fingerprint"], skipped, {**facts, **trained, "pool_rows": drawn_from})
+    return StepResult(manifest["fingerprint"], skipped, {**facts, **trained, "pool_rows": drawn_from})
 
 
 def tune(context: StepContext) -> StepResult:
@@ -63,7 +63,7 @@ def tune(context: StepContext) -> StepResult:
         run_training(jobs, context.resources)
     manifests = [require_manifest(job.out, "tune") for job in jobs]
     facts = {"tunings": len(jobs), "carried_out": len(todo), "steps": [manifest["steps"] for manifest in manifests]}
-    return _result(fingerprint([manifest["fingerprint"] for manifest in manifests]), not todo, facts)
+    return StepResult(fingerprint([manifest["fingerprint"] for manifest in manifests]), not todo, facts)
 
 
 def evaluate(context: StepContext) -> StepResult:
@@ -74,7 +74,7 @@ def evaluate(context: StepContext) -> StepResult:
         if context.until == "evaluate":
             raise ConfigError("data.targets: no task has a `test`; name held-out records to evaluate on")
         logger.info("evaluate: no task has a `test`, nothing to do")
-        return _result(fingerprint([]), True, {"evaluations": 0})
+        return StepResult(fingerprint([]), True, {"evaluations": 0})
     jobs = list(_evaluation_jobs(context))
     todo = [job for job in jobs if committed(job) is None]
     if todo:
@@ -84,7 +84,7 @@ def evaluate(context: StepContext) -> StepResult:
         context.progress.current.note(f"{len(todo)} of {len(jobs)} models")
         run_evaluation(jobs, context.resources)
     facts = {"evaluations": len(jobs), "carried_out": len(todo)}
-    return _result(fingerprint([job.fingerprint for job in jobs]), not todo, facts)
+    return StepResult(fingerprint([job.fingerprint for job in jobs]), not todo, facts)
 
 
 def _warmup_job(context: StepContext, drawn_from: int) -> TrainingJob:
@@ -148,9 +148,3 @@ def _evaluation_jobs(context: StepContext) -> Iterator[Job]:
             out=str(directory.evaluation(name, seed)),
             inputs=inputs,
         )
-
-
-def _result(made: str, skipped: bool, facts: dict[str, Any]) -> StepResult:
-    from influray.steps import StepResult
-
-    return StepResult(made, skipped, facts)

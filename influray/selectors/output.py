@@ -1,0 +1,178 @@
+"""Carrying out one selector of a config on a run directory, and committing what it chose.
+
+Shape suffixes: N rows of the attribution matrix, n chosen rows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influray.data.catalogue import Catalogue
+from influray.evaluation.balance import Balance, measure_balance
+from influray.protocols import ArtifactMismatch, Selection, SelectionProblem
+from influray.selectors.api import resolve_budget, run_selector
+from influray.store.artifact import hash_file, read_json, replace_folder, require_manifest, write_json, write_manifest
+from influray.store.attribution import Attribution
+from influray.store.run_directory import RunDirectory
+
+RECORDS, TABLE, SUMMARY = "selected.jsonl", "selection.parquet", "selection.json"
+FACTS = ("id", "source", "tokens")  # of the catalogue, handed to selectors and counted
+RECORDS_AT_ONCE = 4096
+QUANTILES = {"min": 0.0, "p10": 0.1, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
+
+
+def select_and_write(run_dir: str | Path, selector: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
+    """Run one selector of the config over RUN/attribution, commit RUN/selection/NAME, and return its summary.
+
+    `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix),
+    seed, options. An older selection of that name stays until the new one is complete. AID and THI are those of the
+    z-scored matrix whatever the method.
+
+    Raises:
+        ConfigError, DataError: as `influray.select`.
+        ArtifactMismatch: attribution or catalogue are not there, or not of one run.
+    """
+    run = RunDirectory(run_dir)
+    attribution = Attribution(run.attribution)
+    catalogue = Catalogue(run.data("pool"))
+    rows_N = attribution.rows
+    if len(rows_N) and rows_N[-1] >= len(catalogue):
+        raise ArtifactMismatch(
+            f"{attribution.folder}: holds row {rows_N[-1]}, but {run.data('pool')} has {len(catalogue)} rows; "
+            "run `influray score` again"
+        )
+    columns = catalogue.facts(*FACTS)
+    facts = {name: np.asarray(columns[name], dtype=object)[rows_N].tolist() for name in FACTS}
+    budget = resolve_budget(selector["budget"], len(rows_N))
+    problem = SelectionProblem(attribution, attribution.groups, budget, selector["seed"], facts)
+    selection = run_selector(problem, selector["method"], selector["options"])
+    place_n = np.searchsorted(rows_N, selection.rows).tolist()
+    chosen = {name: [values[place] for place in place_n] for name, values in facts.items()}
+    balance = measure_balance(attribution, attribution.stats, attribution.groups, selection.rows)
+    summary = _summary(selector, attribution, selection, chosen, balance)
+    folder = run.selection(selector["name"])
+    scratch = _scratch(folder)
+    try:
+        _write_records(scratch / RECORDS, catalogue, selection.rows)
+        pq.write_table(_table(attribution, selection, chosen), scratch / TABLE)
+        write_json(scratch / SUMMARY, summary)
+        files = {name: hash_file(scratch / name) for name in (RECORDS, TABLE, SUMMARY)}
+        write_manifest(scratch, {"fingerprint": fingerprint, "rows": budget, "files": files})
+        replace_folder(scratch, folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return summary
+
+
+def read_selection(folder: str | Path) -> Selection:
+    """Return a committed selection.
+
+    Raises:
+        ArtifactMismatch: there is none, or its files cannot be read.
+    """
+    folder = Path(folder)
+    require_manifest(folder, "select")
+    try:
+        table = pq.read_table(folder / TABLE)
+        summary = read_json(folder / SUMMARY)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ArtifactMismatch(f"{folder}: not a readable selection ({error}); run `influray select` again") from error
+    rows, merit, column = (table[name].to_numpy() for name in ("row", "merit", "column"))
+    return Selection(rows, merit, column, summary["method"], summary["options"])
+
+
+def _table(attribution: Attribution, selection: Selection, chosen: Mapping[str, list[Any]]) -> pa.Table:
+    def of_column(values: Sequence[str]) -> pa.Array:
+        return pa.array([values[j] if j >= 0 else None for j in selection.column], pa.string())
+
+    return pa.table(
+        {
+            "rank": pa.array(np.arange(len(selection.rows))),
+            "row": pa.array(selection.rows),
+            "id": pa.array(chosen["id"], pa.string()),
+            "source": pa.array(chosen["source"], pa.string()),
+            "merit": pa.array(selection.merit),
+            "target_id": of_column(attribution.target_ids),
+            "task": of_column(attribution.groups),
+            "column": pa.array(selection.column),
+        }
+    )
+
+
+def _summary(
+    selector: Mapping[str, Any],
+    attribution: Attribution,
+    selection: Selection,
+    chosen: Mapping[str, list[Any]],
+    balance: Balance,
+) -> dict[str, Any]:
+    token_n = np.array(chosen["tokens"], np.int64)
+    quantile = np.quantile(token_n, list(QUANTILES.values()), method="inverted_cdf")
+    winners = [attribution.groups[j] for j in selection.column if j >= 0]
+    return {
+        "name": selector["name"],
+        "method": selector["method"],
+        "options": dict(selection.options),
+        "seed": selector["seed"],
+        "budget": {"asked": selector["budget"], "examples": len(selection.rows)},
+        "matrix": {"rows": attribution.shape[0], "columns": attribution.shape[1]},
+        "counts": {
+            "source": dict(Counter(chosen["source"])),
+            "task": dict(Counter(winners)),  # of the columns that won; empty where a method names none
+            "tokens": int(token_n.sum()),
+            "token_quantiles": {name: int(value) for name, value in zip(QUANTILES, quantile, strict=True)},
+        },
+        "aid": _aid(attribution, balance),
+        "thi": {"task": balance.thi_task, "instance": balance.thi_instance},
+        "left_out": [
+            {"column": j, "id": attribution.target_ids[j], "task": attribution.groups[j], "reason": reason}
+            for j, reason in attribution.stats.left_out().items()
+        ],
+    }
+
+
+def _aid(attribution: Attribution, balance: Balance) -> dict[str, Any]:
+    by_task = balance.aid_by_task()
+    means = np.array([aid.mean for aid in by_task.values() if aid is not None])
+    columns = zip(attribution.target_ids, attribution.groups, balance.aid_T.tolist(), strict=True)
+    return {
+        "tasks": {
+            task: None if aid is None else {"mean": aid.mean, "min": aid.min, "max": aid.max, "std": aid.std}
+            for task, aid in by_task.items()
+        },
+        "columns": [{"id": i, "task": task, "aid": None if np.isnan(aid) else aid} for i, task, aid in columns],
+        "macro": float(means.mean()),
+        "worst": float(means.min()),
+        "spread": float(means.std()),  # over the tasks, ddof 0
+    }
+
+
+def _write_records(path: Path, catalogue: Catalogue, rows: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        for start in range(0, len(rows), RECORDS_AT_ONCE):
+            for record in catalogue.records(rows[start : start + RECORDS_AT_ONCE].tolist()):
+                file.write(record + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _scratch(folder: Path) -> Path:
+    """Return a new hidden folder beside `folder`, and clear what a killed run has left there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ("tmp", "old"):
+        for left in folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 32}.{suffix}"):
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    scratch.mkdir()
+    return scratch

@@ -1,0 +1,86 @@
+"""What the steps of a run share, and what each leaves in run.json."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from influray.config import Config
+from influray.store.artifact import SCHEMA, fingerprint, require_manifest
+from influray.store.run_directory import RunDirectory, versions
+
+if TYPE_CHECKING:
+    from influray.data.catalogue import Catalogue
+    from influray.progress import Progress
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves in run.json."""
+
+    fingerprint: str
+    skipped: bool
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class StepContext:
+    """What the steps of one run share; the expensive parts come into being when first asked for."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        until: str,
+        progress: Progress,
+        stack: contextlib.ExitStack,
+        address: str | None,
+    ) -> None:
+        self.config = config
+        self.until = until  # what the user asked for
+        self.directory = directory
+        self.progress = progress
+        self._stack = stack
+        self._address = address
+
+    @cached_property
+    def cluster(self) -> Any:
+        """The Ray cluster, connected at first use and left when the run ends."""
+        from influray.runtime.cluster import connect
+
+        return self._stack.enter_context(connect(self.config.resources, self._address))
+
+    @cached_property
+    def resources(self) -> Any:
+        from influray.runtime.cluster import resolve_resources
+
+        return resolve_resources(self.config.resources, self.cluster)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from influray.model.loading import load_tokenizer
+
+        return load_tokenizer(self.config.model)
+
+    @cached_property
+    def model_digest(self) -> str:
+        """The content of the base model: weights, config and code that runs."""
+        from influray.model.loading import model_digest
+
+        return model_digest(self.config.model)
+
+    def catalogue(self, split: str) -> Catalogue:
+        from influray.data.catalogue import Catalogue
+
+        return Catalogue(self.directory.data(split))
+
+    @property
+    def checkpoints(self) -> int:
+        return int(require_manifest(self.directory.warmup, "warmup")["checkpoints"])
+
+    def identity(self, **parts: Any) -> str:
+        """Return the fingerprint of a step's parts, with what its bytes always depend on."""
+        numeric = {name: versions().get(name) for name in ("torch", "transformers")}
+        return fingerprint({"schema": SCHEMA, "versions": numeric, **parts})

@@ -1,0 +1,62 @@
+"""data: the catalogues of pool, targets and held-out records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from influray.config import Config
+from influray.protocols import ConfigError
+from influray.steps.context import StepContext, StepResult
+from influray.store.artifact import fingerprint, read_manifest
+
+
+def data(context: StepContext) -> StepResult:
+    """Bring the catalogues of pool, targets and held-out records up to date."""
+    from influray.data.catalogue import build_catalogue
+    from influray.data.chat import ChatEncoder
+    from influray.data.readers import resolve_files
+    from influray.model.loading import tokenizer_digest
+
+    cfg, directory = context.config.data, context.directory
+    files: dict[str, list[Any]] = {"pool": [("", f) for f in resolve_files(cfg.pool, cfg.root, "data.pool")]}
+    for split, attribute in (("target", "files"), ("test", "test")):
+        files[split] = [
+            (task, file)
+            for task, target in cfg.targets.items()
+            for file in resolve_files(getattr(target, attribute), cfg.root, f"data.targets.{task}.{attribute}")
+        ]
+    before = [read_manifest(directory.data(split)) for split in files]
+    catalogues = {}
+    for split, found in files.items():
+        if not found:
+            continue
+        end_token = cfg.target_end_token if split == "target" else True
+        encoder = ChatEncoder(context.tokenizer, context.config.model.chat_template, cfg.max_tokens, end_token)
+        key = fingerprint([tokenizer_digest(context.tokenizer), encoder.template_digest, cfg.max_tokens, end_token])
+        context.progress.current.note(f"reading the {split}, {len(found)} files")
+        catalogues[split] = build_catalogue(
+            directory.data(split), split, found, encoder, key, cfg, quarantine=directory.quarantine_path
+        )
+    rows = {split: len(catalogue) for split, catalogue in catalogues.items()}
+    _require_budgets(context.config, rows["pool"])
+    tokens = {split: int(catalogue.facts("tokens")["tokens"].sum()) for split, catalogue in catalogues.items()}
+    return StepResult(
+        fingerprint({split: catalogue.digest for split, catalogue in catalogues.items()}),
+        skipped=before == [read_manifest(directory.data(split)) for split in files],
+        facts={
+            "rows": sum(rows.values()),
+            "tokens": sum(tokens.values()),
+            **{f"{split}_rows": count for split, count in rows.items()},
+            "pool_tokens": tokens["pool"],
+        },
+    )
+
+
+def _require_budgets(config: Config, rows: int) -> None:
+    # Hours before the selectors would say it.
+    for index, selector in enumerate(config.selectors):
+        budget = selector.budget
+        if isinstance(budget, int) and budget > rows:
+            raise ConfigError(f"selectors.{index}.budget: {budget} examples of a pool of {rows} usable rows")
+        if isinstance(budget, float) and int(budget * rows) < 1:
+            raise ConfigError(f"selectors.{index}.budget: {budget} of {rows} usable rows is less than one example")

@@ -1,0 +1,33 @@
+"""select: every selector of the config whose selection is not there yet."""
+
+from __future__ import annotations
+
+import shutil
+
+from influray.steps.context import StepContext, StepResult
+from influray.store.artifact import fingerprint, read_manifest, require_manifest
+
+
+def select(context: StepContext) -> StepResult:
+    """Carry out every selector of the config whose selection is not there yet."""
+    directory = context.directory
+    matrix = require_manifest(directory.attribution, "score")["fingerprint"]
+    pool = context.catalogue("pool").digest
+    todo, made = [], {}
+    for selector in context.config.selectors:
+        plain = selector.model_dump(mode="json")
+        name = selector.name
+        made[name] = fingerprint({"step": "select", "matrix": matrix, "pool": pool, "selector": plain})
+        manifest = read_manifest(directory.selection(name))
+        if manifest is None or manifest["fingerprint"] != made[name]:
+            todo.append((name, {"run_dir": str(directory.path), "selector": plain, "fingerprint": made[name]}))
+    if todo:
+        from influray.runtime.selection import SelectionJob, run_selection
+
+        jobs = [SelectionJob(name, "influray.selectors.output:select_and_write", arguments) for name, arguments in todo]
+        cpus = min(1.0, context.cluster.cpus)
+        context.progress.current.expect(len(jobs), "selections")
+        run_selection(directory.path, jobs, context.progress.current.on_status, cpus=cpus)
+        for name, _ in todo:  # a verdict on rows that are no longer chosen must not stand beside the new ones
+            shutil.rmtree(directory.path / "evaluation" / name, ignore_errors=True)
+    return StepResult(fingerprint(made), skipped=not todo, facts={"selections": len(made), "carried_out": len(todo)})

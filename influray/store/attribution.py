@@ -1,0 +1,265 @@
+"""The attribution matrix A [N, T], on disk or in memory, read in blocks of ascending rows.
+
+On disk: parts of (row, A[row, :]) written per shard, and targets.arrow, which names the columns and keeps their
+moments. A part is mapped, never copied.
+
+Shape suffixes: N rows of the matrix, T target columns, B rows of one block.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from influray.protocols import ArtifactMismatch, AttributionSource, DataError
+from influray.store.artifact import ShardStore, map_table, part_paths, require_manifest, write_table
+from influray.store.moments import ColumnMoments, ColumnStats, column_moments, column_stats, merge, moments_of
+
+__all__ = [
+    "ArrayAttribution",
+    "Attribution",
+    "ColumnMoments",
+    "ColumnStats",
+    "attribution_table",
+    "column_moments",
+    "column_stats",
+    "commit_attribution",
+    "merge",
+    "moments_of",
+    "stats_of",
+    "write_targets",
+]
+
+logger = logging.getLogger(__name__)
+
+TARGETS = "targets.arrow"
+BLOCK_ROWS = 2048  # of an array in memory: what a pass works on stays in the cache
+
+
+class Attribution:
+    """A committed attribution matrix, mapped. `groups` is the task of each column; `stats` its moments.
+
+    Raises:
+        ArtifactMismatch: there is none at `folder`, or its parts do not fit its targets.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = require_manifest(self.folder, "score")
+        targets = map_table(self.folder / TARGETS)
+        self.target_ids: tuple[str, ...] = tuple(targets["id"].to_pylist())
+        self.groups: tuple[str, ...] = tuple(targets["task"].to_pylist())
+        self.target_rows: np.ndarray = targets["row"].to_numpy()
+        self.stats = ColumnStats(
+            targets["mean"].to_numpy(), targets["std"].to_numpy(), targets["used"].to_numpy(zero_copy_only=False)
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.manifest["rows"]), len(self.groups)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The catalogue rows of the matrix, int64 [N], ascending."""
+        return self._rows
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (row_B int64, A_BT float32), read-only views of the files, rows ascending."""
+        yield from self._parts
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return the lines of these catalogue rows in the order given, [len(rows), T] float32.
+
+        Raises:
+            DataError: a row that the matrix does not hold.
+        """
+        rows = np.asarray(rows, np.int64)
+        place_B = np.searchsorted(self._rows, rows)
+        known_B = place_B < len(self._rows)
+        known_B[known_B] = self._rows[place_B[known_B]] == rows[known_B]
+        if not known_B.all():
+            raise DataError(f"{self.folder}: row {int(rows[~known_B][0])} is not in the attribution matrix")
+        part_B = np.searchsorted(self._starts, place_B, side="right") - 1
+        if len(rows) == 1:
+            part = int(part_B[0])
+            offset = int(place_B[0] - self._starts[part])
+            return self._parts[part][1][offset : offset + 1]
+        out_BT = np.empty((len(rows), len(self.groups)), np.float32)
+        for part in np.unique(part_B):
+            here_B = part_B == part
+            out_BT[here_B] = self._parts[part][1][place_B[here_B] - self._starts[part]]
+        return out_BT
+
+    @cached_property
+    def _parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        parts = []
+        for path in part_paths(self.folder, self.manifest):
+            table = map_table(path)
+            width = table.schema.field("score").type.list_size
+            if width != len(self.groups):
+                raise ArtifactMismatch(
+                    f"{path}: {width} columns, but {TARGETS} names {len(self.groups)}; run `influray score` again"
+                )
+            parts.append(_views(table, width))
+        return parts
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.int64), *(row_B for row_B, _ in self._parts)])
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *(len(row_B) for row_B, _ in self._parts)])[:-1]
+
+
+class ArrayAttribution:
+    """A matrix in memory: numpy array or memmap, torch tensor, nested lists, anything numpy reads as 2-D numbers.
+
+    Its rows are the positions 0..N-1. float32 and float64 stay as they are; float16 and bfloat16 become float32,
+    integers float64, block by block.
+
+    Raises:
+        DataError: not two-dimensional, empty, masked, or not real numbers.
+    """
+
+    def __init__(self, scores: Any, block_rows: int = BLOCK_ROWS) -> None:
+        assert block_rows >= 1
+        self._array = _real_matrix(scores)
+        self._rows = np.arange(len(self._array), dtype=np.int64)
+        self._block_rows = block_rows
+        kind = self._array.dtype
+        self._dtype = np.dtype(np.float64 if kind.kind in "iu" or kind.itemsize == 8 else np.float32)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._array.shape[0], self._array.shape[1]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """0..N-1, int64."""
+        return self._rows
+
+    @cached_property
+    def stats(self) -> ColumnStats:
+        """The moments of the columns; one pass, when first asked for."""
+        return column_stats(column_moments(self.blocks()))
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (row_B int64, A_BT float32 or float64) of `block_rows` rows, contiguous; views where they can be."""
+        for start in range(0, len(self._array), self._block_rows):
+            stop = min(start + self._block_rows, len(self._array))
+            yield self._rows[start:stop], np.ascontiguousarray(self._array[start:stop], dtype=self._dtype)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return these lines in the order given, [len(rows), T]."""
+        return self._array[rows].astype(self._dtype, copy=False)
+
+
+def stats_of(source: AttributionSource) -> ColumnStats:
+    """Return the column statistics that a source carries, else those of a pass over its blocks.
+
+    Raises:
+        DataError: a row has no finite value, or there is no row.
+    """
+    stats = getattr(source, "stats", None)
+    return stats if isinstance(stats, ColumnStats) else column_stats(column_moments(source.blocks()))
+
+
+def attribution_table(row_B: np.ndarray, score_BT: np.ndarray) -> pa.Table:
+    """Return the Arrow table of a shard: row int64, score fixed-size list<float32>[T], in the order given."""
+    width = score_BT.shape[1]
+    values = pa.array(np.ascontiguousarray(score_BT, dtype=np.float32).reshape(-1))
+    return pa.table(
+        {"row": pa.array(np.asarray(row_B, np.int64)), "score": pa.FixedSizeListArray.from_arrays(values, width)}
+    )
+
+
+def write_targets(
+    folder: str | Path,
+    rows: Sequence[int] | np.ndarray,
+    ids: Sequence[str],
+    tasks: Sequence[str],
+    moments: ColumnMoments,
+) -> ColumnStats:
+    """Write targets.arrow (row, id, task, mean, std, used), one line per column of A, and return the statistics.
+
+    `rows` are the targets' catalogue rows. Columns that are left out are logged.
+    """
+    stats = column_stats(moments)
+    assert len(rows) == len(ids) == len(tasks) == len(stats.mean_T), "one target per column"
+    table = pa.table(
+        {
+            "row": pa.array(np.asarray(rows, np.int64)),
+            "id": pa.array([str(i) for i in ids], pa.string()),
+            "task": pa.array([str(t) for t in tasks], pa.string()),
+            "mean": pa.array(stats.mean_T),
+            "std": pa.array(stats.std_T),
+            "used": pa.array(stats.used_T),
+        }
+    )
+    write_table(Path(folder) / TARGETS, table)
+    for column, reason in stats.left_out().items():
+        logger.warning("target %s of task %s takes no part: its column is %s", ids[column], tasks[column], reason)
+    return stats
+
+
+def commit_attribution(
+    store: ShardStore,
+    keys: Sequence[str],
+    facts: Mapping[str, Any],
+    target_rows: Sequence[int] | np.ndarray,
+    target_ids: Sequence[str],
+    tasks: Sequence[str],
+) -> dict[str, Any]:
+    """Write targets.arrow over the committed shards of `keys` (ascending rows), then the manifest; return that.
+
+    Raises:
+        DataError: no row at all, or a row with no finite score.
+    """
+
+    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        last = -1
+        for key in keys:
+            receipt = store.receipt(key)
+            assert receipt is not None, f"shard {key} has no receipt"
+            if receipt.file and receipt.rows:
+                row_B, block_BT = _views(map_table(store.folder / receipt.file), len(tasks))
+                assert row_B[0] > last, "shards must come in ascending rows"
+                assert (np.diff(row_B) > 0).all(), "rows of a shard must ascend"
+                last = int(row_B[-1])
+                yield row_B, block_BT
+
+    write_targets(store.folder, target_rows, target_ids, tasks, column_moments(blocks()))
+    return store.freeze(list(keys), {**facts, "targets": len(tasks)})
+
+
+def _views(table: pa.Table, width: int) -> tuple[np.ndarray, np.ndarray]:
+    column = table["score"].combine_chunks()
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    return table["row"].to_numpy(), column.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
+
+
+def _real_matrix(scores: Any) -> np.ndarray:
+    if isinstance(scores, np.ma.MaskedArray):
+        raise DataError("attribution: a masked array; fill it first, NaN where there is no score")
+    if hasattr(scores, "detach"):  # a torch tensor; asked for by its behaviour so that torch is not imported here
+        scores = scores.detach().cpu()
+        if str(scores.dtype) == "torch.bfloat16":
+            scores = scores.float()
+    try:
+        array = np.asarray(scores)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"attribution: not an array of numbers: {error}") from error
+    if array.ndim != 2:
+        raise DataError(f"attribution: shape {array.shape}, expected [pool rows, target columns]")
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        raise DataError(f"attribution: dtype {array.dtype}, expected float16, float32, float64 or integers")
+    if 0 in array.shape:
+        raise DataError(f"attribution: shape {array.shape} is empty; at least one row and one column are needed")
+    return array

@@ -1,0 +1,154 @@
+"""Laws that every selector of the registry and every published method obeys."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from influray.protocols import SelectionProblem
+from influray.registry import METHODS, SELECTORS
+from influray.selectors.api import run_selector, select
+from influray.store.attribution import ArrayAttribution
+
+ALL = sorted({*SELECTORS, *METHODS})
+SCORED = [name for name in ALL if name != "random"]  # methods that look at the scores
+STANDARDISED = ["balanced", "bids", "normalised_instance_max"]
+PREFIX = ALL  # a larger budget only adds at the end
+GROUPS = tuple("aaabbccccc")
+
+
+def matrix(seed: int = 0, n: int = 90) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, 10)) * np.exp(rng.standard_normal(10)) + rng.standard_normal(10)
+
+
+def run(method: str, score_NT, budget: int = 30, groups=GROUPS, seed: int = 7, block_rows: int = 2048):
+    return run_selector(SelectionProblem(ArrayAttribution(score_NT, block_rows), groups, budget, seed), method, {})
+
+
+def same(one, other) -> bool:
+    return all(getattr(one, name).tobytes() == getattr(other, name).tobytes() for name in ("rows", "merit", "column"))
+
+
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("budget", [1, 30, 89, 90])
+def test_it_fills_the_budget_without_repeats(method, budget):
+    found = run(method, matrix(), budget)
+    assert len(found.rows) == len(found.merit) == len(found.column) == budget
+    assert len(set(found.rows.tolist())) == budget
+    assert found.rows.min() >= 0
+    assert found.rows.max() < 90
+    assert (found.rows.dtype, found.merit.dtype, found.column.dtype) == (np.int64, np.float64, np.int64)
+    assert set(found.column.tolist()) <= set(range(-1, 10))
+    assert found.method == method
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_it_is_a_pure_function_of_problem_and_seed(method):
+    score_NT = matrix()
+    before = score_NT.copy()
+    assert same(run(method, score_NT), run(method, score_NT.copy()))
+    assert np.array_equal(score_NT, before), "a selector must not write to its input"
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_global_generator_is_neither_read_nor_moved(method):
+    np.random.seed(1)
+    one, after = run(method, matrix()), np.random.random()
+    np.random.seed(1)
+    assert after == np.random.random()
+    assert same(one, run(method, matrix()))
+
+
+@pytest.mark.parametrize("method", SCORED)
+def test_row_order_does_not_change_the_selection(method):
+    score_NT = matrix()
+    order = np.random.default_rng(1).permutation(90)
+    found, moved = run(method, score_NT), run(method, score_NT[order])
+    assert order[moved.rows].tolist() == found.rows.tolist()
+    np.testing.assert_allclose(moved.merit, found.merit, rtol=1e-9, atol=1e-12)
+    assert moved.column.tolist() == found.column.tolist()
+
+
+@pytest.mark.parametrize("method", SCORED)
+def test_column_order_does_not_change_the_selection(method):
+    score_NT = matrix()
+    order = np.random.default_rng(2).permutation(10)
+    found, moved = run(method, score_NT), run(method, score_NT[:, order], groups=tuple(GROUPS[j] for j in order))
+    assert moved.rows.tolist() == found.rows.tolist()
+    assert [order[j] if j >= 0 else -1 for j in moved.column] == found.column.tolist()
+
+
+@pytest.mark.parametrize("method", PREFIX)
+def test_a_larger_budget_only_adds_at_the_end(method):
+    whole = run(method, matrix(), 90)
+    for budget in (1, 2, 17, 89):
+        assert run(method, matrix(), budget).rows.tolist() == whole.rows[:budget].tolist()
+
+
+@pytest.mark.parametrize("method", STANDARDISED)
+def test_a_positive_affine_map_of_columns_changes_nothing(method):
+    score_NT = matrix()
+    rng = np.random.default_rng(3)
+    found = run(method, score_NT)
+    moved = run(method, score_NT * np.exp(3 * rng.standard_normal(10)) + 5 * rng.standard_normal(10))
+    assert moved.rows.tolist() == found.rows.tolist()
+    assert moved.column.tolist() == found.column.tolist()
+    np.testing.assert_allclose(moved.merit, found.merit, rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("block_rows", [1, 2, 13, 89, 90])
+def test_streamed_blocks_of_any_size_give_the_bits_of_the_whole(method, block_rows):
+    score_NT = matrix(n=90).astype(np.float32)
+    assert same(run(method, score_NT, block_rows=block_rows), run(method, score_NT))
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_non_finite_column_is_as_if_it_were_not_there(method):
+    score_NT = matrix()
+    kept = [j for j in range(10) if j not in (2, 6)]
+    without = run(method, score_NT[:, kept], groups=tuple(GROUPS[j] for j in kept))
+    score_NT[11, 2], score_NT[80, 6] = np.nan, np.inf
+    found = run(method, score_NT)
+    assert found.rows.tolist() == without.rows.tolist()
+    assert found.merit.tobytes() == without.merit.tobytes()
+    assert found.column.tolist() == [kept[j] if j >= 0 else -1 for j in without.column]
+
+
+@pytest.mark.parametrize("method", STANDARDISED)
+def test_a_constant_column_is_as_if_it_were_not_there(method):
+    score_NT = matrix()
+    kept = [j for j in range(10) if j != 4]
+    without = run(method, score_NT[:, kept], groups=tuple(GROUPS[j] for j in kept))
+    score_NT[:, 4] = 1e6
+    found = run(method, score_NT)
+    assert found.rows.tolist() == without.rows.tolist()
+    assert found.merit.tobytes() == without.merit.tobytes()
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_one_column_one_task_and_one_row_are_fine(method):
+    score_N1 = matrix()[:, :1]
+    found = run(method, score_N1, groups=("a",))
+    if method != "random":
+        assert found.rows.tolist() == np.argsort(-score_N1[:, 0], kind="stable")[:30].tolist()
+    assert len(run(method, matrix(), groups=("a",) * 10).rows) == 30
+    if method not in STANDARDISED:  # one row has no spread to standardise by
+        assert run(method, matrix()[:1], budget=1).rows.tolist() == [0]
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_narrow_and_scattered_arrays_are_read_as_their_values(method):
+    narrow = matrix().astype(np.float16)
+    wide = np.zeros((180, 20), np.float32)
+    wide[1::2, ::2] = narrow
+    expected = run(method, narrow.astype(np.float32))
+    assert same(run(method, narrow), expected)
+    assert same(run(method, wide[1::2, ::2]), expected)
+    assert same(run(method, np.asfortranarray(narrow)), expected)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_the_python_function_gives_the_same(method):
+    assert same(select(matrix(), list(GROUPS), 30, method=method, seed=7), run(method, matrix()))
