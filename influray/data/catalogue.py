@@ -1,0 +1,302 @@
+"""The catalogue of a split: every usable row with its place, facts, bytes, tokens and trained spans, memory-mapped.
+
+Rows are numbered once. A file that is added, whatever its name, goes to the end and leaves every other row's number
+as it was; a file that changed or went renumbers only what came after it.
+
+Shape suffixes: S tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from influray.config import DataConfig
+from influray.data.chat import mask_of
+from influray.data.parts import SCHEMA, Encoder, FileJob, PartsBuilder
+from influray.data.quarantine import entry, write_quarantine
+from influray.data.readers import DataFile, file_digest
+from influray.protocols import DataError, TokenizedExample
+from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
+
+log = logging.getLogger(__name__)
+
+Split = Literal["pool", "target", "test"]
+SHOWN = 5  # bad rows that a message quotes
+
+
+class Catalogue:
+    """A committed catalogue, rows 0 to len - 1. Arrays it gives are views of the files where they can be."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = require_manifest(self.folder, "run")
+        self._files = [part["file"] for part in self.manifest["parts"] if part["rows"]]
+        lengths = [part["rows"] for part in self.manifest["parts"] if part["rows"]]
+        self._starts = [0, *np.cumsum(lengths).tolist()]
+        self._open: dict[int, pa.RecordBatch] = {}
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def digest(self) -> str:
+        """What identifies the whole: a hash of its parts' content in order."""
+        return self.manifest["digest"]
+
+    @property
+    def file_lengths(self) -> list[int]:
+        """Rows of each source file, in row order: what shards are planned from."""
+        return [file["rows"] for file in self.manifest["files"]]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return self.facts("id")["id"]
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The task of each row."""
+        return tuple(self.facts("group")["group"])
+
+    def facts(self, *columns: str) -> dict[str, Any]:
+        """Return whole columns: arrays of numbers and truths, lists of strings."""
+        found: dict[str, Any] = {}
+        for name in columns:
+            chunks = [part.column(name) for part in self._parts()]
+            if pa.types.is_string(SCHEMA.field(name).type):
+                found[name] = [value for chunk in chunks for value in chunk.to_pylist()]
+            else:
+                found[name] = np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
+        return found
+
+    def tokenized(self, start: int, stop: int) -> list[TokenizedExample]:
+        """Return the rows [start, stop) as the model sees them."""
+        examples = []
+        for first, batch in self._slices(start, stop):
+            ids, ids_at = _flat(batch.column("input_ids"))
+            spans, spans_at = _flat(batch.column("loss_spans"))
+            for i in range(batch.num_rows):
+                ids_S = ids[ids_at[i] : ids_at[i + 1]]
+                mask_S = mask_of(spans[spans_at[i] : spans_at[i + 1]], len(ids_S))
+                examples.append(TokenizedExample(first + i, ids_S, mask_S))
+        return examples
+
+    def content_digest(self, start: int, stop: int) -> str:
+        """Return what identifies the tokens and trained spans of rows [start, stop), 64 hex digits.
+
+        Neither row numbers nor ids count, nor where one part of the catalogue ends and the next begins.
+        """
+        digests = [hashlib.sha256() for _ in range(4)]
+        for _, batch in self._slices(start, stop):
+            for column, of_values, of_lengths in (("input_ids", 0, 1), ("loss_spans", 2, 3)):
+                values, at = _flat(batch.column(column))
+                digests[of_values].update(np.ascontiguousarray(values[at[0] : at[-1]]).data)
+                digests[of_lengths].update(np.diff(at).astype(np.int32).data)
+        return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+
+    def record(self, row: int) -> bytes:
+        """Return the bytes of a row as they were read."""
+        return self.cell(row, "record")
+
+    def records(self, rows: Sequence[int]) -> list[bytes]:
+        return [self.record(int(row)) for row in rows]
+
+    def cell(self, row: int, column: str) -> Any:
+        """Return one value as a Python object."""
+        ((_, batch),) = self._slices(row, row + 1)
+        return batch.column(column)[0].as_py()
+
+    def find(self, id: str) -> int:
+        """Return the row of an id. Raises DataError where there is none."""
+        for start, part in zip(self._starts, self._parts(), strict=False):
+            at = pc.index(part.column("id"), pa.scalar(id)).as_py()
+            if at >= 0:
+                return start + at
+        raise DataError(f"{self.folder}: no row has the id {id!r}; it may stand in the quarantine")
+
+    def _parts(self) -> Iterator[pa.RecordBatch]:
+        return map(self._part, range(len(self._files)))
+
+    def _part(self, number: int) -> pa.RecordBatch:
+        if number not in self._open:
+            self._open[number] = map_table(self.folder / self._files[number]).to_batches()[0]
+        return self._open[number]
+
+    def _slices(self, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield (first row, batch) over the parts that hold rows [start, stop)."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"rows {start} to {stop} of a catalogue of {len(self)} rows")
+        while start < stop:
+            number = bisect_right(self._starts, start) - 1
+            end = min(stop, self._starts[number + 1])
+            yield start, self._part(number).slice(start - self._starts[number], end - start)
+            start = end
+
+
+def build_catalogue(
+    folder: str | Path,
+    split: Split,
+    files: Sequence[tuple[str, DataFile]],
+    encoder: Encoder,
+    encoder_key: str,
+    config: DataConfig,
+    *,
+    quarantine: str | Path,
+) -> Catalogue:
+    """Make or bring up to date the catalogue of a split in `folder` and return it.
+
+    `files` are (group, file) in the order in which new ones get their rows; the group of a target is its task, of
+    the pool "". `encoder_key` must change with whatever changes tokens: tokenizer, template, max_tokens, end token.
+    Files whose content and settings are as in the catalogue that is there are neither read nor encoded again.
+    Memory does not grow with the rows, but for 16 bytes each, by which ids are found again.
+
+    Rows that cannot be used go to the file `quarantine` as stage "read" or "encode". An id may be used once a split.
+
+    Raises:
+        DataError: no usable row in the split or in a task; more than `config.max_bad_fraction` of its rows bad. The
+            catalogue that was there stays as it was.
+    """
+    folder = Path(folder)
+    store = ShardStore(folder)
+    previous = (read_manifest(folder) or {}).get("files", [])
+    jobs, kept = _plan(store, split, files, encoder_key, config, previous)
+    unchanged = kept == len(jobs) == len(previous)
+    keys = [entry["parts"] for entry in previous[:kept]]
+    if not unchanged:
+        builder = PartsBuilder(store, encoder, config)
+        for job, parts in zip(jobs[:kept], keys, strict=True):
+            builder.keep(job, parts)
+        keys += [builder.build(job) for job in jobs[kept:]]
+    bad = _bad_rows(store, split, jobs, keys)
+    for stage in ("read", "encode"):
+        write_quarantine(quarantine, split, stage, [found for _, found in bad if found["stage"] == stage])
+    described = [_described(store, job, parts) for job, parts in zip(jobs, keys, strict=True)]
+    _check(split, jobs, described, bad, config)
+    if not unchanged:
+        flat = [key for parts in keys for key in parts]
+        receipts = [store.receipt(key) for key in flat]
+        digest = fingerprint([receipt.sha256 for receipt in receipts if receipt is not None and receipt.file])
+        store.freeze(flat, {"split": split, "encoder": encoder_key, "digest": digest, "files": described})
+    return Catalogue(folder)
+
+
+def _plan(
+    store: ShardStore,
+    split: Split,
+    files: Sequence[tuple[str, DataFile]],
+    encoder_key: str,
+    config: DataConfig,
+    previous: Sequence[Mapping[str, Any]],
+) -> tuple[list[FileJob], int]:
+    """Return the files in row order, and how many of them stand in the catalogue already."""
+    waiting = {(group, file.name): (file, file_digest(file)) for group, file in files}
+    jobs: list[FileJob] = []
+
+    def job(group: str, name: str) -> FileJob:
+        # Rows and taken ids follow from the files before, so each key holds the one before it.
+        file, digest = waiting[group, name]
+        limit = _limit(split, group, config)
+        facts = {
+            "after": jobs[-1].key if jobs else split,
+            "name": name,
+            "group": group,
+            "digest": digest,
+            "encoder": encoder_key,
+            "limit": limit,
+            "max_line_bytes": config.max_line_bytes,
+            "max_file_bytes": config.max_file_bytes,
+        }
+        return FileJob(file, group, digest, fingerprint(facts), limit)
+
+    for old in previous:
+        place = (old["group"], old["name"])
+        if place not in waiting or (found := job(*place)).key != old["key"] or not _is_there(store, old["parts"]):
+            break
+        jobs.append(found)
+        del waiting[place]
+    kept = len(jobs)
+    while waiting:
+        place = next(iter(waiting))
+        jobs.append(job(*place))
+        del waiting[place]
+    return jobs, kept
+
+
+def _is_there(store: ShardStore, keys: Sequence[str]) -> bool:
+    receipts = [store.receipt(key) for key in keys]
+    return all(receipt and (not receipt.file or (store.folder / receipt.file).is_file()) for receipt in receipts)
+
+
+def _limit(split: Split, group: str, config: DataConfig) -> int | None:
+    if split == "pool":
+        return None
+    target = config.targets[group]
+    return target.limit if split == "target" else target.test_limit
+
+
+def _bad_rows(
+    store: ShardStore, split: Split, jobs: Sequence[FileJob], keys: Sequence[Sequence[str]]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return (file:line as messages show it, quarantine entry) of every bad row, in order."""
+    found = []
+    for job, parts in zip(jobs, keys, strict=True):
+        for key in parts:
+            receipt = store.receipt(key)
+            for bad in receipt.details["bad"] if receipt else ():
+                where = f"{job.file.path}:{bad['line']}"
+                facts = entry(split, bad["stage"], bad["reason"], file=job.file.name, line=bad["line"], id=bad["id"])
+                found.append((where, facts))
+    return found
+
+
+def _described(store: ShardStore, job: FileJob, keys: Sequence[str]) -> dict[str, Any]:
+    receipts = [receipt for receipt in map(store.receipt, keys) if receipt is not None]
+    return {
+        "name": job.file.name,
+        "group": job.group,
+        "digest": job.digest,
+        "key": job.key,
+        "parts": list(keys),
+        "rows": sum(receipt.rows for receipt in receipts),
+        "read": sum(receipt.details["read"] for receipt in receipts),
+    }
+
+
+def _check(
+    split: Split,
+    jobs: Sequence[FileJob],
+    described: Sequence[Mapping[str, Any]],
+    bad: Sequence[tuple[str, Mapping[str, Any]]],
+    config: DataConfig,
+) -> None:
+    quoted = "".join(f"\n  {where}: {found['reason']}" for where, found in bad[:SHOWN])
+    quoted += f"\n  and {len(bad) - SHOWN} more, all in the quarantine" if len(bad) > SHOWN else ""
+    key = {"pool": "data.pool", "target": "data.targets", "test": "data.targets"}[split]
+    rows: dict[str, int] = {}
+    for file in described:
+        rows[file["group"]] = rows.get(file["group"], 0) + file["rows"]
+    for group, count in rows.items():
+        if not count:
+            place = key if split == "pool" else f"{key}.{group}.{'files' if split == 'target' else 'test'}"
+            names = ", ".join(job.file.path for job in jobs if job.group == group)
+            raise DataError(f"{place}: no usable row in {names}{quoted}")
+    read = sum(file["read"] for file in described)
+    if len(bad) > config.max_bad_fraction * read:
+        raise DataError(
+            f"{key}: {len(bad)} of {read} rows of the {split} cannot be used, more than data.max_bad_fraction = "
+            f"{config.max_bad_fraction} allows; mend them or raise the limit{quoted}"
+        )
+
+
+def _flat(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (all values, where each row begins and ends in them), views of the file."""
+    return column.values.to_numpy(), column.offsets.to_numpy()

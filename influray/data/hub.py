@@ -1,0 +1,78 @@
+"""`hf://org/name[/config][:split]`: rows of a Hugging Face data set, streamed through `datasets` (extra `hub`).
+
+A local folder that `datasets` can load is `hf:///absolute/folder[:split]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from influray.protocols import ConfigError, DataError
+
+PREFIX = "hf://"
+
+
+class HubId(NamedTuple):
+    """The parts of an `hf://` id. `config` is None for the data set's default one."""
+
+    name: str
+    config: str | None
+    split: str
+
+
+def parse(entry: str, where: str = "") -> HubId:
+    """Return the parts of `hf://org/name[/config][:split]`. Raises ConfigError naming `where`."""
+    body, _, split = entry.removeprefix(PREFIX).partition(":")
+    parts = body.split("/")
+    if body.startswith("/"):
+        name, config = body, None
+    else:
+        name, config = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+    if not body.strip("/") or (not body.startswith("/") and (len(parts) > 3 or not all(parts))):
+        raise ConfigError(f"{where or entry}: {entry!r} is no data set; expected hf://org/name[/config][:split]")
+    return HubId(name, config, split or "train")
+
+
+def origin(entry: str) -> dict[str, Any]:
+    """Return what the id means now: the files of the split with the revision (or local time stamp) of each."""
+    identity, builder = _builder(entry)
+    files = (builder.config.data_files or {}).get(identity.split)
+    return {
+        "entry": entry,
+        "builder": builder.hash,
+        "files": None if files is None else [str(file) for file in files],
+        "revisions": None if files is None else [list(data) for data in files.origin_metadata],
+    }
+
+
+def rows(entry: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a data set in its order. Raises DataError where it or its split is not to be had."""
+    identity, builder = _builder(entry)
+    try:
+        stream = builder.as_streaming_dataset(split=identity.split)
+    except (OSError, ValueError, *own_errors(True)) as error:
+        raise DataError(f"{entry}: {error}") from error
+    yield from stream
+
+
+def own_errors(hub: bool) -> tuple[type[Exception], ...]:
+    """Return the exceptions that only `datasets` has (none where it is not in use, as it is not imported then)."""
+    return (_datasets("").exceptions.DatasetsError,) if hub else ()
+
+
+def _builder(entry: str) -> tuple[HubId, Any]:
+    identity = parse(entry)
+    datasets = _datasets(entry)
+    try:
+        return identity, datasets.load_dataset_builder(identity.name, identity.config)
+    except (OSError, ValueError, *own_errors(True)) as error:
+        raise DataError(f"{entry}: the data set cannot be loaded: {error}") from error
+
+
+def _datasets(entry: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(f"{entry}: hf:// needs the extra `hub`: pip install 'influray[hub]'") from error
+    return datasets
