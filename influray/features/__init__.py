@@ -1,0 +1,1 @@
+"""The seam from a batch of examples to one feature row each."""

@@ -1,0 +1,219 @@
+"""Gradient features: one projected, unit per-example gradient direction for every row (LESS, arXiv 2402.04333).
+
+The backward hands over one weight's gradients at a time; they are measured, turned into the direction, projected and
+dropped, so that memory does not grow with the number of LoRA parameters.
+
+Shape suffixes: B batch, D feature, P parameters (p of one weight).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from influray.features.preconditioners import epsilon_share, make_direction
+from influray.model.example_gradients import ExampleGradients, TrackedWeight, lora_weights, make_batch
+from influray.protocols import FeatureBlock, Projector, TokenizedExample
+from influray.registry import resolve
+
+if TYPE_CHECKING:
+    from influray.config import FeaturesConfig
+    from influray.model.checkpoints import AdamMoments
+
+# Padded tokens a batch on CPU. One thread, Llama of 1.3M parameters, 180 tokens a row, D = 1024, rows per CPU second on
+# a busy machine: 1024 tokens 22, 2048 28, 4096 31, 8192 30.
+_CPU_TOKENS = 4096
+_GPU_TOKENS = (1024, 65536)  # bounds of `auto`
+_GPU_SHARE = 0.7  # of a GPU's memory for weights and a batch; the rest is fragmentation and the projection's chunks
+
+
+class GradientFeaturizer:
+    """Projected gradients of LoRA matrices at one checkpoint. Takes the model over: freezes it and hooks into it.
+
+    `direction` is "adam" (needs `moments`), "sgd" or "sign". `head` says how logits are made (see ExampleGradients),
+    `epsilon_share` how much of Adam's denominator is epsilon (None for other directions).
+
+    Raises:
+        ConfigError: the projector's options are wrong, or the model has no LoRA matrices that can be tracked.
+        ArtifactMismatch: the moments are missing or not those of the model's adapter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        features_config: FeaturesConfig,
+        moments: AdamMoments | None,
+        direction: Literal["adam", "sgd", "sign"],
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        if self.device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may change its sums
+        weights = lora_weights(model)
+        self._direction = make_direction(
+            direction,
+            weights,
+            moments,
+            epsilon_mode=features_config.adam_epsilon_mode,
+            momentum=features_config.adam_momentum,
+        )
+        self.epsilon_share: float | None = None
+        if direction == "adam" and moments is not None:
+            self.epsilon_share = epsilon_share(moments, features_config.adam_epsilon_mode)
+        settings = features_config.projector
+        kind = resolve("projectors", settings.name, "features.projector.name")
+        self.parameters = sum(weight.size for weight in weights)
+        self._projector: Projector = kind(
+            settings.dimension, self.parameters, settings.seed, self.device, **settings.options
+        )
+        self.dimension = self._projector.dimension
+        self._gradients = ExampleGradients(model, weights)  # last: what is refused above leaves the model alone
+        self.head = self._gradients.head
+        dtypes = {weight.module.weight.dtype for weight in weights}
+        self._dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+
+    def close(self) -> None:
+        """Take the hooks off the model, so that another adapter can be put on it."""
+        self._gradients.close()
+
+    def compute(self, examples: Sequence[TokenizedExample]) -> FeatureBlock:
+        """Return the feature rows of one batch, in its order, from one forward and one backward.
+
+        A row whose loss, gradient or feature is not finite, or whose feature is zero, goes to `failures` with the
+        reason, and the others are as they would be without it.
+        """
+        failures = {e.row: "no trained token" for e in examples if not e.loss_tokens}
+        examples = [e for e in examples if e.loss_tokens]
+        if not examples:
+            none = np.zeros(0)
+            return _block([], np.zeros((0, self.dimension)), none, none, none, failures)
+        batch = make_batch(examples, self.device)
+        sums = _Sums(self, len(examples))
+        with _repeatable(self.device):
+            loss_B = self._gradients.run(batch, sums.consume)
+        feature_BD, square_B = sums.totals()
+        norm_B = np.linalg.norm(feature_BD, axis=1)
+        loss, grad_norm_B = loss_B.cpu().numpy(), np.sqrt(square_B)
+        good = []
+        for b, example in enumerate(examples):
+            reason = _failure(loss[b], grad_norm_B[b], norm_B[b])
+            if reason:
+                failures[example.row] = reason
+            else:
+                good.append(b)
+        unit_BD = feature_BD[good] / norm_B[good, None]
+        kept = [examples[b] for b in good]
+        return _block(kept, unit_BD, norm_B[good], grad_norm_B[good], loss[good], failures)
+
+    def project(self, weight: TrackedWeight, block_Bp: Tensor, out_BD: Tensor) -> None:
+        """Add one weight's share of the feature, before it is made a unit, to `out_BD`."""
+        self._projector.add_slice(out_BD, self._direction(weight, block_Bp), weight.offset)
+
+
+class _Sums:
+    """What one batch adds up, weight by weight: projected rows and squared norms."""
+
+    def __init__(self, featurizer: GradientFeaturizer, B: int) -> None:
+        self._featurizer, self._B = featurizer, B
+        # A model spread over several GPUs runs its backward in one thread a GPU. Each has sums of its own, which are
+        # added up in the order of the GPUs, so that which thread is faster does not show in the result.
+        self._by_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._lock = threading.Lock()
+
+    def consume(self, weight: TrackedWeight, block_Bp: Tensor) -> None:
+        owner = self._featurizer
+        with self._lock:
+            if block_Bp.device not in self._by_device:
+                self._by_device[block_Bp.device] = (
+                    torch.zeros(self._B, owner.dimension, dtype=owner._dtype, device=owner.device),
+                    torch.zeros(self._B, dtype=torch.float64, device=block_Bp.device),
+                )
+            out_BD, square_B = self._by_device[block_Bp.device]
+            square_B += block_Bp.double().square_().sum(1)
+            owner.project(weight, block_Bp, out_BD)
+
+    def totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return features [B, D] and squared gradient norms [B], both float64."""
+        ordered = [self._by_device[device] for device in sorted(self._by_device, key=str)]
+        features = [out_BD.double().cpu().numpy() for out_BD, _ in ordered]
+        squares = [square_B.cpu().numpy() for _, square_B in ordered]
+        return np.sum(features, axis=0), np.sum(squares, axis=0)
+
+
+def resolve_token_budget(
+    setting: int | Literal["auto"], model: nn.Module, device: str | torch.device, max_tokens: int
+) -> int:
+    """Return the padded tokens a batch may have; the same for the same model, max_tokens and kind of hardware.
+
+    "auto" on a GPU is an estimate from its total memory (not from what is free at the moment, which would differ from
+    run to run) and the model's shape; never less than one longest example.
+    """
+    if setting != "auto":
+        return setting
+    device = torch.device(device)
+    if device.type != "cuda":
+        return max(_CPU_TOKENS, max_tokens)
+    total = torch.cuda.get_device_properties(device).total_memory
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    low, high = _GPU_TOKENS
+    fitting = int((total * _GPU_SHARE - weights) / _token_bytes(model)) // low * low
+    return max(max_tokens, low, min(high, fitting))
+
+
+def _token_bytes(model: nn.Module) -> int:
+    """Return an upper estimate of what one token leaves behind until the backward."""
+    # Frozen linear layers keep nothing for themselves: it is the elementwise results around each, norms in float32 and
+    # the inputs of LoRA layers. Four times their outputs is 11 MB for an 8B Llama in bfloat16, where counting by hand
+    # gives 8.
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return max(1, 4 * sum(module.out_features * module.weight.element_size() for module in linear))
+
+
+@contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """Let CUDA choose only kernels that give the same bits every time."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _failure(loss: float, grad_norm: float, norm: float) -> str:
+    if not np.isfinite(loss):
+        return "non-finite loss"
+    if not np.isfinite(grad_norm):
+        return "non-finite gradient"
+    if not np.isfinite(norm):
+        return "non-finite feature"
+    return "" if norm > 0 else "zero gradient"
+
+
+def _block(
+    examples: Sequence[TokenizedExample],
+    unit_BD: np.ndarray,
+    norm_B: np.ndarray,
+    grad_norm_B: np.ndarray,
+    loss_B: np.ndarray,
+    failures: dict[int, str],
+) -> FeatureBlock:
+    return FeatureBlock(
+        row_B=np.array([e.row for e in examples], dtype=np.int64),
+        feature_BD=unit_BD.astype(np.float16),
+        norm_B=norm_B.astype(np.float32),
+        grad_norm_B=grad_norm_B.astype(np.float32),
+        loss_B=loss_B.astype(np.float32),
+        loss_tokens_B=np.array([e.loss_tokens for e in examples], dtype=np.int32),
+        failures=failures,
+    )

@@ -1,0 +1,1 @@
+"""The model layer: base and adapters, fine-tuning, checkpoints, and gradients of single examples."""

@@ -1,0 +1,278 @@
+"""Base model, tokenizer and LoRA adapters, loaded from safetensors only and refused with a reason.
+
+A base is loaded once; checkpoints are adapters that take turns on it. Digests name what was loaded by its content,
+for the fingerprints of steps.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from influray.protocols import ArtifactMismatch, ConfigError
+from influray.store.artifact import fingerprint, hash_file
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from influray.config import LoraConfig, ModelConfig
+
+log = logging.getLogger(__name__)
+
+ALL_LINEAR = "all-linear"  # as a LoRA target: every linear layer but the output head
+ADAPTER = "default"  # peft's name of the one adapter; part of the parameter names that moments are keyed by
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def load_tokenizer(model_config: ModelConfig) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of `model.base`.
+
+    Raises:
+        ConfigError: there is none, or it is a slow one, which cannot tell the offsets that loss masks are built from.
+    """
+    from transformers import AutoTokenizer
+
+    _require_base(model_config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_config.base, revision=model_config.revision, trust_remote_code=model_config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"model.base: {model_config.base!r} has no tokenizer that can be loaded ({_line(error)}); "
+            "a folder needs tokenizer.json and tokenizer_config.json"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(
+            f"model.base: {model_config.base!r} has a slow tokenizer ({type(tokenizer).__name__}); loss masks need "
+            "offsets, which only fast ones give: save it with a tokenizer.json"
+        )
+    return tokenizer
+
+
+def load_base(
+    model_config: ModelConfig, device: str | torch.device | None = None, device_map: str | None = None
+) -> PreTrainedModel:
+    """Return the causal LM of `model.base` in eval mode, without a key-value cache.
+
+    `device` puts all of it on one device; `device_map` (such as "auto") spreads it over those that accelerate sees.
+
+    Raises:
+        ConfigError: no such model, no safetensors, weights that do not cover the model, or an attention kernel that
+            is not installed.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    _require_base(model_config)
+    settings: dict[str, Any] = {}
+    if model_config.attention != "auto":
+        settings["attn_implementation"] = model_config.attention
+    if device_map is not None:
+        settings["device_map"] = device_map
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model_config.base,
+            revision=model_config.revision,
+            dtype=getattr(torch, model_config.dtype),
+            trust_remote_code=model_config.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **settings,
+        )
+    except ImportError as error:
+        raise ConfigError(f"model.attention: {model_config.attention!r} cannot be used ({_line(error)})") from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ConfigError(
+            f"model.base: {model_config.base!r} cannot be loaded ({_line(error)}); it must be a folder with "
+            "config.json and safetensors weights, or the hub id of a causal language model"
+        ) from error
+    model, info = loaded
+    if info["missing_keys"]:
+        # transformers would fill them with random numbers and only warn.
+        missing = sorted(info["missing_keys"])
+        raise ConfigError(
+            f"model.base: the weights of {model_config.base!r} lack {len(missing)} tensors of "
+            f"{type(model).__name__}, such as {missing[0]}; it must hold a complete causal language model"
+        )
+    if device is not None and device_map is None:
+        model = model.to(device)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def attach_new_adapter(model: PreTrainedModel, lora_config: LoraConfig, seed: int) -> PeftModel:
+    """Return the model with a fresh LoRA adapter to train; `seed` alone decides its initial weights.
+
+    Raises:
+        ConfigError: a name of `model.lora.targets` ends the name of no linear layer.
+    """
+    import peft
+
+    targets = tuple(lora_config.targets)
+    _require_targets(model, targets)
+    config = peft.LoraConfig(
+        r=lora_config.r,
+        lora_alpha=lora_config.alpha,  # pyright: ignore[reportArgumentType]  peft divides it by r; a float is as good
+        lora_dropout=lora_config.dropout,
+        target_modules=ALL_LINEAR if ALL_LINEAR in targets else list(targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return peft.PeftModelForCausalLM(model, config, adapter_name=ADAPTER)
+
+
+def attach_adapter(model: PreTrainedModel, adapter_folder: str | Path) -> PeftModel:
+    """Return the model with a saved LoRA adapter, frozen and in eval mode: dropout is off.
+
+    Raises:
+        ConfigError: the folder holds no adapter in safetensors, or one that trains more than plain LoRA matrices.
+        ArtifactMismatch: the adapter does not fit the model, with the first tensor that does not.
+    """
+    import peft
+
+    folder = Path(adapter_folder)
+    _require_plain_lora(folder)
+    device = str(next(model.parameters()).device)
+    try:
+        adapted = peft.PeftModel.from_pretrained(
+            model, str(folder), adapter_name=ADAPTER, is_trainable=False, torch_device=device
+        )
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ArtifactMismatch(
+            f"{folder}: the adapter does not fit the base model ({_line(error)}); it needs the base it was trained on"
+        ) from error
+    _require_covered(adapted, folder)
+    adapted.requires_grad_(False)
+    return adapted.eval()
+
+
+def swap_adapter(model: PeftModel, adapter_folder: str | Path) -> PeftModel:
+    """Return the same base with another adapter, bit for bit as a fresh load; `model` must not be used after."""
+    # Unloading first, and not loading beside: the adapter keeps its name, which the moments' keys contain, and two
+    # checkpoints may differ in rank or targets.
+    return attach_adapter(model.unload(), adapter_folder)
+
+
+def model_digest(model_config: ModelConfig) -> str:
+    """Return what stands for the base model in a fingerprint: a hash of config and weights, or the hub's commit.
+
+    Raises:
+        ConfigError: no such model.
+    """
+    folder = Path(model_config.base)
+    _require_base(model_config)
+    if folder.is_dir():
+        names = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
+        paths = sorted({path for name in names for path in folder.glob(name)})
+        return fingerprint([[path.name, hash_file(path)] for path in paths])
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            model_config.base, revision=model_config.revision, trust_remote_code=model_config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"model.base: {model_config.base!r} is neither a folder nor a model on the hub ({_line(error)})"
+        ) from error
+    commit = getattr(config, "_commit_hash", None)
+    if not commit:
+        raise ConfigError(
+            f"model.base: the hub names no commit of {model_config.base!r} at {model_config.revision!r}, so what was "
+            "loaded cannot be named; use a downloaded folder"
+        )
+    return f"{model_config.base}@{commit}"
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return a hash of all that decides how text becomes tokens, the tokenizer's own chat template included."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for setting in ("padding", "truncation"):  # of the last call, not of the tokenizer
+        state.pop(setting, None)
+    return fingerprint([type(tokenizer).__name__, state, tokenizer.chat_template, tokenizer.special_tokens_map])
+
+
+def _require_base(model_config: ModelConfig) -> None:
+    base = Path(model_config.base)
+    if base.is_dir():
+        if not (base / "config.json").exists():
+            # With peft installed transformers would read an adapter's folder and load the base *it* names.
+            kind = "a peft adapter" if (base / "adapter_config.json").exists() else "no config.json"
+            raise ConfigError(f"model.base: the folder {model_config.base!r} holds {kind}; it must hold a base model")
+    elif base.is_absolute() or model_config.base.startswith((".", "~")) or model_config.base.count("/") > 1:
+        raise ConfigError(
+            f"model.base: there is no folder {model_config.base!r}; it must be a folder with config.json and "
+            "safetensors weights, or a hub id such as meta-llama/Meta-Llama-3-8B"
+        )
+
+
+def _require_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    for target in targets:
+        if target != ALL_LINEAR and not any(name == target or name.endswith(f".{target}") for name in linear):
+            endings = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(
+                f"model.lora.targets: no linear layer of {type(model).__name__} is called {target!r}; there are "
+                f"{', '.join(endings)}, or {ALL_LINEAR!r} for all but the head"
+            )
+
+
+def _require_plain_lora(folder: Path) -> None:
+    import peft
+
+    for name in ("adapter_config.json", _WEIGHTS):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder}: no {name}; an adapter is what peft's save_pretrained writes, in safetensors")
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder}/adapter_config.json: not a peft config ({_line(error)})") from error
+    if not isinstance(config, peft.LoraConfig):
+        raise ConfigError(f"{folder}: an adapter of type {config.peft_type}; gradient features need LORA")
+    trained = {
+        "use_dora": config.use_dora,
+        "lora_bias": config.lora_bias,
+        "bias": config.bias != "none",
+        "modules_to_save": bool(config.modules_to_save),
+        "target_parameters": bool(config.target_parameters),
+        "trainable_token_indices": bool(config.trainable_token_indices),
+    }
+    for name, used in trained.items():
+        if used:
+            raise ConfigError(
+                f"{folder}: the adapter uses {name}={getattr(config, name)!r}; gradient features cover plain LoRA "
+                "matrices of linear layers only, so train it without"
+            )
+
+
+def _require_covered(model: PeftModel, folder: Path) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / _WEIGHTS, framework="pt") as file:
+        saved = set(file.keys())
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if saved != wanted:
+        # peft only warns of these.
+        name = sorted(saved ^ wanted)[0]
+        where = "but not in the base model" if name in saved else "but not in the file"
+        there = "in the file" if name in saved else "in the base model"
+        raise ArtifactMismatch(
+            f"{folder}/{_WEIGHTS}: {name} is {there} {where}; the adapter needs the base it was trained on"
+        )
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

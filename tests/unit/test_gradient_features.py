@@ -1,0 +1,255 @@
+"""The featurizer: unit rows of the projected direction, and rows that fail without harm to the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from influray.config import FeaturesConfig
+from influray.features.gradient import GradientFeaturizer, resolve_token_budget
+from influray.model.checkpoints import AdamMoments
+from influray.model.example_gradients import lora_weights
+from influray.protocols import ArtifactMismatch, ConfigError, TokenizedExample
+from influray.registry import resolve
+from tests.reference.adam_direction import adam_number
+from tests.reference.loop_gradients import loop_gradient
+from tests.tiny import tiny_llama
+from tests.unit.test_example_gradients import ATTENTION, example, mixed_batch, with_lora
+
+P = 1344  # LoRA coordinates of the tiny Llama with r = 3 on q, k, v, o
+
+
+def config(projector="identity", dimension=P, options=None, **settings):
+    section = {"name": projector, "dimension": dimension, "options": options or {}}
+    return FeaturesConfig.model_validate({"projector": section, **settings})
+
+
+def adapted(**changes):
+    return with_lora(tiny_llama(**changes), ATTENTION)
+
+
+def moments_of(model):
+    generator = torch.Generator().manual_seed(5)
+    first = {w.name: 1e-2 * torch.randn(w.module.weight.shape, generator=generator) for w in lora_weights(model)}
+    second = {name: 0.1 * value**2 + 1e-9 for name, value in first.items()}
+    return AdamMoments(exp_avg=first, exp_avg_sq=second, beta1=0.9, beta2=0.99, epsilon=1e-8, step=10)
+
+
+def cosine(a, b):
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+def test_plain_rows_are_unit_gradients_with_their_norms_and_losses():
+    model = adapted()
+    reference = [loop_gradient(with_lora(tiny_llama(dtype=torch.float64), ATTENTION), e) for e in mixed_batch()]
+    featurizer = GradientFeaturizer(model, config(), None, "sgd")
+    assert (featurizer.dimension, featurizer.parameters, featurizer.head) == (P, P, "pieces")
+    assert featurizer.epsilon_share is None
+    block = featurizer.compute(mixed_batch())
+    dtypes = {name: getattr(block, name).dtype for name in block.__dataclass_fields__ if name.endswith(("_B", "_BD"))}
+    assert dtypes == {
+        "row_B": np.int64,
+        "feature_BD": np.float16,
+        "norm_B": np.float32,
+        "grad_norm_B": np.float32,
+        "loss_B": np.float32,
+        "loss_tokens_B": np.int32,
+    }
+    assert not block.failures
+    assert block.row_B.tolist() == [0, 1, 2, 3, 4, 5]
+    assert block.loss_tokens_B.tolist() == [e.loss_tokens for e in mixed_batch()]
+    gradient = np.stack([g.numpy() for g, _ in reference])
+    np.testing.assert_allclose(block.loss_B, [value for _, value in reference], rtol=1e-5)
+    np.testing.assert_allclose(block.grad_norm_B, np.linalg.norm(gradient, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(block.norm_B, block.grad_norm_B, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(block.feature_BD.astype(np.float64), axis=1), 1, atol=1e-3)
+    unit = gradient / np.linalg.norm(gradient, axis=1, keepdims=True)
+    np.testing.assert_allclose(block.feature_BD, unit, atol=6e-4 * np.abs(unit).max())
+
+
+@pytest.mark.parametrize("mode", ["less", "adamw"])
+@pytest.mark.parametrize("momentum", [True, False])
+def test_adam_rows_are_the_formula_of_every_coordinate(mode, momentum):
+    model = adapted()
+    moments = moments_of(model)
+    names = [w.name for w in lora_weights(model)]
+    m = torch.cat([moments.exp_avg[name].reshape(-1) for name in names]).tolist()
+    v = torch.cat([moments.exp_avg_sq[name].reshape(-1) for name in names]).tolist()
+    reference = with_lora(tiny_llama(dtype=torch.float64), ATTENTION)
+    settings = config(adam_epsilon_mode=mode, adam_momentum=momentum)
+    block = GradientFeaturizer(model, settings, moments, "adam").compute(mixed_batch())
+    for e, found, norm in zip(mixed_batch(), block.feature_BD, block.norm_B, strict=True):
+        gradient = loop_gradient(reference, e)[0].tolist()
+        constants = (moments.beta1, moments.beta2, moments.epsilon, mode, momentum)
+        expected = [adam_number(g, m_i, v_i, *constants) for g, m_i, v_i in zip(gradient, m, v, strict=True)]
+        assert cosine(found, expected) > 1 - 1e-6
+        assert norm == pytest.approx(np.linalg.norm(expected), rel=1e-4)
+
+
+def test_sign_rows_have_one_magnitude():
+    block = GradientFeaturizer(adapted(), config(), None, "sign").compute(mixed_batch())
+    values = np.abs(block.feature_BD[4][block.feature_BD[4] != 0])
+    assert len(np.unique(values)) == 1
+    assert block.norm_B[4] == pytest.approx(len(values) ** 0.5)
+
+
+@pytest.mark.parametrize(("name", "options"), [("rademacher", {}), ("sparse_jl", {"nonzeros": 4})])
+def test_inner_products_of_features_estimate_the_cosines_of_gradients(name, options):
+    exact = GradientFeaturizer(adapted(), config(), None, "sgd").compute(mixed_batch())
+    block = GradientFeaturizer(adapted(), config(name, 2048, options), None, "sgd").compute(mixed_batch())
+    expected = exact.feature_BD.astype(np.float64) @ exact.feature_BD.astype(np.float64).T
+    found = block.feature_BD.astype(np.float64) @ block.feature_BD.astype(np.float64).T
+    np.testing.assert_allclose(found, expected, atol=5 * (2 / 2048) ** 0.5)
+    np.testing.assert_allclose(block.norm_B, exact.norm_B, rtol=5 * (0.5 / 2048) ** 0.5)
+    np.testing.assert_allclose(block.grad_norm_B, exact.grad_norm_B, rtol=1e-6)
+    assert np.abs(expected - np.eye(6)).max() > 0.2, "the rows are not all orthogonal anyway"
+
+
+def test_projected_rows_are_the_dense_product():
+    featurizer = GradientFeaturizer(adapted(), config("rademacher", 256), None, "sgd")
+    matrix = resolve("projectors", "rademacher", "-")(256, P, 0, "cpu").matrix(0, P).double()
+    reference = with_lora(tiny_llama(dtype=torch.float64), ATTENTION)
+    expected = torch.stack([loop_gradient(reference, e)[0] for e in mixed_batch()]) @ matrix
+    block = featurizer.compute(mixed_batch())
+    np.testing.assert_allclose(block.norm_B, expected.norm(dim=1), rtol=1e-5)
+    assert (cosine(block.feature_BD, expected) > 1 - 1e-6).all()
+
+
+def test_the_same_batch_gives_the_same_bytes():
+    blocks = []
+    for _ in range(2):
+        featurizer = GradientFeaturizer(adapted(), config("rademacher", 64), None, "sgd")
+        blocks += [featurizer.compute(mixed_batch()) for _ in range(2)]
+    for block in blocks[1:]:
+        for name in ("feature_BD", "norm_B", "grad_norm_B", "loss_B"):
+            assert np.array_equal(getattr(block, name), getattr(blocks[0], name))
+
+
+def test_a_row_does_not_depend_on_its_company():
+    featurizer = GradientFeaturizer(adapted(), config("rademacher", 64), None, "sgd")
+    together = featurizer.compute(mixed_batch())
+    for b, e in enumerate(mixed_batch()):
+        alone = featurizer.compute([e])
+        assert cosine(alone.feature_BD[0], together.feature_BD[b]) > 1 - 1e-6
+        assert alone.norm_B[0] == pytest.approx(together.norm_B[b], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rademacher", "sparse_jl"])
+def test_a_row_that_fails_is_named_and_the_others_keep_their_bits(name):
+    model = adapted(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[200] = torch.nan
+    featurizer = GradientFeaturizer(model, config(name, 64), None, "sgd")
+    batch = [e for e in mixed_batch() if 200 not in e.input_ids_S]
+    clean = featurizer.compute(batch)
+    sick = TokenizedExample(77, batch[1].input_ids_S.copy(), batch[1].loss_mask_S)
+    sick.input_ids_S[1] = 200
+    untrained = TokenizedExample(78, batch[2].input_ids_S, np.zeros_like(batch[2].loss_mask_S))
+    block = featurizer.compute([batch[0], sick, untrained, *batch[2:]])
+    assert block.failures == {77: "non-finite loss", 78: "no trained token"}
+    others = [0, *range(2, len(batch))]
+    assert np.array_equal(block.row_B, clean.row_B[others])
+    assert np.array_equal(block.feature_BD, clean.feature_BD[others])
+    assert np.array_equal(block.norm_B, clean.norm_B[others])
+
+
+def test_a_gradient_that_overflows_under_a_finite_loss_fails_its_row_alone():
+    model = adapted()
+    failing = example(5, 8, [(4, 8)])
+    featurizer = GradientFeaturizer(model, config(), None, "sgd")
+    run = featurizer._gradients.run
+
+    def overflowing(batch, consume):
+        def change(weight, block):
+            block[1] = torch.inf
+            consume(weight, block)
+
+        return run(batch, change)
+
+    featurizer._gradients.run = overflowing
+    block = featurizer.compute([mixed_batch()[0], failing, mixed_batch()[2]])
+    assert block.failures == {5: "non-finite gradient"}
+    assert block.row_B.tolist() == [0, 2]
+    assert np.isfinite(block.feature_BD).all()
+
+
+def test_a_zero_gradient_has_no_direction():
+    model = adapted()
+    with torch.no_grad():
+        for w in lora_weights(model):
+            w.module.weight.zero_()
+    block = GradientFeaturizer(model, config("rademacher", 64), None, "sgd").compute(mixed_batch())
+    assert block.failures == dict.fromkeys(range(6), "zero gradient")
+    assert block.feature_BD.shape == (0, 64)
+    assert block.feature_BD.dtype == np.float16
+
+
+def test_a_batch_of_nothing_usable_is_an_empty_block():
+    block = GradientFeaturizer(adapted(), config("rademacher", 64), None, "sgd").compute([example(3, 5, [])])
+    assert block.failures == {3: "no trained token"}
+    assert (len(block.row_B), block.feature_BD.shape) == (0, (0, 64))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_tiny_and_huge_gradients_keep_their_direction_in_float16(scale):
+    """LESS casts to float16 before the projection, where gradients of 1e-8 vanish; here only unit rows are cast."""
+
+    def scaled(model):
+        def times(_, inputs, output):
+            if output.requires_grad:
+                output.register_hook(lambda grad: grad * scale)
+
+        model.get_base_model().model.norm.register_forward_hook(times)
+        return model
+
+    plain = GradientFeaturizer(adapted(), config("rademacher", 256), None, "sgd").compute(mixed_batch())
+    block = GradientFeaturizer(scaled(adapted()), config("rademacher", 256), None, "sgd").compute(mixed_batch())
+    assert (cosine(block.feature_BD, plain.feature_BD) > 1 - 1e-5).all()
+    np.testing.assert_allclose(block.norm_B, plain.norm_B * scale, rtol=1e-3)
+
+
+def test_a_bfloat16_base_gives_nearly_the_same_features():
+    exact = GradientFeaturizer(adapted(), config(), None, "sgd").compute(mixed_batch())
+    half = GradientFeaturizer(adapted(dtype=torch.bfloat16), config(), None, "sgd").compute(mixed_batch())
+    assert (cosine(exact.feature_BD, half.feature_BD) > 0.99).all()
+
+
+def test_the_share_of_epsilon_is_reported():
+    model = adapted()
+    moments = moments_of(model)
+    share = GradientFeaturizer(model, config(), moments, "adam").epsilon_share
+    second = torch.cat([v.reshape(-1) for v in moments.exp_avg_sq.values()])
+    assert share == pytest.approx(float((second * 0.99 < 1e-8).double().mean()))
+    assert 0 < share < 1
+
+
+def test_wrong_moments_and_projectors_are_refused():
+    model = adapted()
+    with pytest.raises(ArtifactMismatch, match="needs the optimizer's moments"):
+        GradientFeaturizer(model, config(), None, "adam")
+    with pytest.raises(ConfigError, match=r"features\.projector\.dimension: 10, .* all 1344 coordinates"):
+        GradientFeaturizer(model, config(dimension=10), None, "sgd")
+    with pytest.raises(ConfigError, match=r"features\.projector\.name: no projector is called 'rademachr'"):
+        GradientFeaturizer(model, config("rademachr"), None, "sgd")
+    with pytest.raises(ConfigError, match=r"features\.projector\.options\.colour"):
+        GradientFeaturizer(model, config("rademacher", options={"colour": 1}), None, "sgd")
+
+
+def test_a_featurizer_that_is_refused_or_closed_leaves_no_hooks():
+    model = adapted()
+    with pytest.raises(ConfigError):
+        GradientFeaturizer(model, config("rademacher", options={"colour": 1}), None, "sgd")
+    assert not any(module._forward_hooks for module in model.modules())
+    featurizer = GradientFeaturizer(model, config(), None, "sgd")
+    assert any(module._forward_hooks for module in model.modules())
+    featurizer.close()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_token_budget_is_what_was_asked_or_follows_from_the_hardware():
+    model = tiny_llama()
+    assert resolve_token_budget(700, model, "cpu", 2048) == 700
+    assert resolve_token_budget("auto", model, "cpu", 512) == 4096
+    assert resolve_token_budget("auto", model, "cpu", 9000) == 9000
