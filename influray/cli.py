@@ -225,7 +225,9 @@ def main() -> None:
     except USER_ERRORS as error:
         err.print(f"[bold]influray: {type(error).__name__}:[/bold] {escape(str(error))} (exit 2)")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:  # typer turns the first into the second, with status 130
+        if isinstance(stop, SystemExit) and stop.code != 130:
+            raise
         err.print("influray: interrupted; the same command goes on from here (exit 130)")
         sys.exit(130)
 

@@ -1,0 +1,269 @@
+"""The Ray cluster of a run: a private one on this machine, or one that is there already.
+
+A private cluster listens behind a random token, keeps its files in a folder of its own and ends with the run. A cluster
+that this process did not start is never shut down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from influray.config import ResourcesConfig
+from influray.protocols import USER_ERRORS, ConfigError
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "influray"
+OBJECT_STORE_BYTES = 80 * 2**20  # shards go through files; Ray refuses less than 75 MiB
+CONNECT_SECONDS = 10.0
+SHORT_FOLDER = 40  # characters; Ray's socket paths add about 65, and a system allows 103 to 107
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterInfo:
+    """What the cluster offers at this moment; one that grows may offer more later."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    address: str
+    owned: bool  # started by this process, and ended by it
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedResources:
+    """`ResourcesConfig` with every `auto` made a number."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    threads_per_worker: int
+    training_workers: int
+    max_attempts: int
+
+
+@contextlib.contextmanager
+def connect(resources: ResourcesConfig, address: str | None = None) -> Iterator[ClusterInfo]:
+    """Be connected to a Ray cluster while the block runs, with SIGTERM turned into KeyboardInterrupt.
+
+    In this order: the connection this process already has; `address`; the cluster this process is a job of; a new
+    private one. A connection made here is closed at the end, one found is left as it is.
+
+    Raises:
+        ConfigError: nothing answers at `address`, or it is not of the form host:port or "auto".
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        with interrupt_on_sigterm():
+            yield _describe(owned=False)
+        return
+    with contextlib.ExitStack() as stack:
+        # Ray's own variable, set by `ray job submit` for its entrypoint; Ray would prefer it to a cluster of ours.
+        named = "--address" if address else "RAY_ADDRESS"
+        address = address or os.environ.get("RAY_ADDRESS")
+        stack.enter_context(_attached(address, named) if address else _private_cluster())
+        info = _describe(owned=not address)
+        kind = "a private Ray" if info.owned else f"Ray at {info.address}"
+        logger.info("%s: %d node(s), %g CPUs, %g GPUs", kind, info.nodes, info.cpus, info.gpus)
+        # After ray.init, which installs a handler of its own.
+        stack.enter_context(interrupt_on_sigterm())
+        yield info
+
+
+def resolve_resources(resources: ResourcesConfig, cluster: ClusterInfo) -> ResolvedResources:
+    """Return how many workers there are and what each may use; `auto` becomes a number here and nowhere else.
+
+    On a private cluster as many workers as asked for share its CPUs, since there is nobody to wait for. On another
+    one workers beyond its room stay pending, which is what makes it grow if it can.
+
+    Raises:
+        ConfigError: GPUs are asked for that a private cluster does not have.
+    """
+    gpus_each = resources.gpus_per_worker
+    if gpus_each == "auto":
+        gpus_each = 1.0 if cluster.gpus >= 1 else 0.0
+    if gpus_each < 0 or (gpus_each > 1 and gpus_each != int(gpus_each)):
+        raise ConfigError(
+            f"resources.gpus_per_worker: found {gpus_each:g}; a worker takes a whole number of GPUs or a part of one"
+        )
+    if cluster.owned and gpus_each > cluster.gpus:
+        raise ConfigError(
+            f"resources.gpus_per_worker: a worker asks for {gpus_each:g}, and this machine has {cluster.gpus:g} "
+            "that PyTorch and Ray can use; take auto, or --address of a cluster that has them"
+        )
+    workers = resources.workers
+    if workers == "auto":
+        room = cluster.gpus / gpus_each if gpus_each else cluster.cpus / resources.cpus_per_worker
+        workers = max(1, math.floor(room + 1e-9))
+    if cluster.owned and gpus_each and workers * gpus_each > cluster.gpus:
+        raise ConfigError(
+            f"resources.workers: {workers} workers of {gpus_each:g} GPUs each, and this machine has {cluster.gpus:g}; "
+            "lower workers or gpus_per_worker (a part of one, such as 0.5, lets workers share)"
+        )
+    cpus_each = resources.cpus_per_worker
+    if cluster.owned:
+        cpus_each = min(cpus_each, math.floor(cluster.cpus / workers * 1e4) / 1e4)  # Ray counts in 1/10000
+    elif workers * cpus_each > cluster.cpus or workers * gpus_each > cluster.gpus:
+        logger.warning(
+            "%d workers of %g CPUs and %g GPUs each are more than the cluster has now (%g, %g); some wait for room",
+            *(workers, cpus_each, gpus_each, cluster.cpus, cluster.gpus),
+        )
+    training = resources.training_workers
+    return ResolvedResources(
+        workers=workers,
+        cpus_per_worker=cpus_each,
+        gpus_per_worker=float(gpus_each),
+        threads_per_worker=resources.threads_per_worker,
+        training_workers=max(1, int(cluster.gpus)) if training == "auto" else training,
+        max_attempts=resources.max_attempts,
+    )
+
+
+@contextlib.contextmanager
+def interrupt_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into KeyboardInterrupt while the block runs; only the main thread can, others change nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        _restore_sigterm(before)
+
+
+@contextlib.contextmanager
+def interrupt_between() -> Iterator[Callable[[], None]]:
+    """Yield a function to call where an interruption can be borne: it raises KeyboardInterrupt if one was asked for.
+
+    SIGINT and SIGTERM wait for it while the block runs, so that no statement is torn in two; the second signal does
+    not wait. Outside the main thread, which gets all signals, it never raises.
+    """
+    asked: list[int] = []
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt(signal.Signals(asked[0]).name)
+
+    def note(signum: int, frame: object) -> None:
+        asked.append(signum)
+        if len(asked) > 1:
+            check()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield check
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _private_cluster() -> Iterator[None]:
+    # Ray's ports listen on every interface whatever address it is given (measured with 2.60), and who reaches them can
+    # run code: hence a token, made here so that none is written to the home folder. Ray 2.59 and later ask for one by
+    # themselves; for older ones the mode must be in the environment before Ray is imported.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    parent = tempfile.gettempdir()
+    if len(parent) > SHORT_FOLDER:
+        parent = "/tmp"  # noqa: S108 - mkdtemp makes a folder of our own in it
+    folder = tempfile.mkdtemp(prefix="influray-", dir=parent)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=folder,
+        )
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, USER_ERRORS):
+            logger.info("Ray's own logs are kept in %s", folder)
+            folder = ""
+        raise
+    finally:
+        ray.shutdown()
+        _restore_sigterm(before)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _attached(address: str, named: str) -> Iterator[None]:
+    if "://" in address:
+        raise ConfigError(
+            f"{named}: found {address!r}; give host:port of the cluster's head, or submit the run as a job "
+            "(ray job submit), which then finds the cluster by itself"
+        )
+    if address != "auto":
+        _require_listener(address, named)
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        _restore_sigterm(before)
+        raise ConfigError(f"{named}: no Ray cluster answers at {address!r}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()  # of the connection; the cluster stays
+        _restore_sigterm(before)
+
+
+def _require_listener(address: str, named: str) -> None:
+    """Raise ConfigError where nobody listens; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ConfigError(f'{named}: found {address!r}; it must be host:port of the cluster\'s head, or "auto"')
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(f"{named}: no Ray cluster answers at {address!r}: {error}") from error
+
+
+def _describe(owned: bool) -> ClusterInfo:
+    import ray
+
+    total = ray.cluster_resources()
+    return ClusterInfo(
+        cpus=float(total.get("CPU", 0)),
+        gpus=float(total.get("GPU", 0)),
+        nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
+        address=ray.get_runtime_context().gcs_address,
+        owned=owned,
+    )
+
+
+def _restore_sigterm(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,158 @@
+"""The selection driver: a named actor that carries out the selectors, can be asked how far it is, and survives a kill.
+
+Ray restarts it and calls `run` again, which skips what this call has finished already: each job leaves a mark beside
+the selections when it is done. The marks belong to one call; what is done between calls is the caller's to know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from influray.protocols import USER_ERRORS
+from influray.runtime.cluster import NAMESPACE, interrupt_on_sigterm
+from influray.runtime.process import logged, prepare_process
+from influray.store.artifact import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class SelectionJob:
+    """One call to carry out: `function` is "module:attribute", which commits its own output whole or not at all."""
+
+    name: str  # of the selection
+    function: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionStatus:
+    """How far the driver is."""
+
+    done: tuple[str, ...]
+    running: str  # "" between jobs
+    seconds: float  # of the running one
+
+
+class SelectionError(RuntimeError):
+    """The selection driver was lost more often than it may be restarted."""
+
+
+def run_selection(
+    run_dir: str | Path,
+    jobs: Sequence[SelectionJob],
+    on_status: Callable[[SelectionStatus], None] = lambda status: None,
+    cpus: float = 1.0,
+) -> dict[str, Any]:
+    """Carry out the jobs one after another in the named driver actor and return name -> what its function returned.
+
+    What a function returns must be JSON. The actor takes `cpus` of the cluster: no pool may hold them all meanwhile.
+
+    Raises:
+        ConfigError, DataError, ArtifactMismatch: a job raised it; unchanged.
+        SelectionError: the actor died more than MAX_RESTARTS times.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the jobs that are done stay done.
+    """
+    assert len({job.name for job in jobs}) == len(jobs), "two jobs share a name"
+    if not jobs:
+        return {}
+    marks = Path(run_dir).resolve() / "selection" / f".driver-{uuid.uuid4().hex}"
+    options: dict[str, Any] = {
+        "num_cpus": cpus,
+        "max_restarts": MAX_RESTARTS,
+        "max_task_retries": MAX_RESTARTS,
+        "concurrency_groups": {"run": 1, "status": 1},  # so that it can be asked while it works
+    }
+    actor: Any = ray.remote(**options)(SelectionDriver)
+    logs = Path(run_dir).resolve() / "logs"
+    driver = actor.options(name=driver_name(run_dir), namespace=NAMESPACE).remote(
+        str(marks), str(logs), max(1, int(cpus))
+    )
+    try:
+        with interrupt_on_sigterm():
+            return _follow(driver, list(jobs), on_status)
+    finally:
+        if ray.is_initialized():
+            ray.kill(driver, no_restart=True)
+        shutil.rmtree(marks, ignore_errors=True)
+
+
+def driver_name(run_dir: str | Path) -> str:
+    """Return the name of the driver actor of a run directory, in the namespace "influray"."""
+    return f"selection-{hashlib.sha256(str(Path(run_dir).resolve()).encode()).hexdigest()[:16]}"
+
+
+def _follow(driver: Any, jobs: list[SelectionJob], on_status: Callable[[SelectionStatus], None]) -> dict[str, Any]:
+    running = driver.run.remote(jobs)
+    asked = None
+    while True:
+        done, _ = ray.wait([running], timeout=POLL_SECONDS)
+        if done:
+            break
+        asked = asked or driver.status.remote()
+        answered, _ = ray.wait([asked], timeout=0)
+        if answered:
+            try:
+                on_status(ray.get(asked))
+            except RayError as error:  # the actor is between two lives; `run` tells when there is no other
+                logger.warning("the selection driver was lost and is started again: %s", type(error).__name__)
+            asked = None
+    try:
+        return ray.get(running)
+    except RayTaskError as error:
+        if isinstance(error.cause, USER_ERRORS):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise SelectionError(
+            f"the selection driver died more than {MAX_RESTARTS} times; the last time: {error}"
+        ) from error
+
+
+class SelectionDriver:
+    """Runs jobs in order; `run` may be called again after a kill and goes on with the first that has no mark."""
+
+    def __init__(self, marks: str, logs: str, threads: int) -> None:
+        prepare_process(logs, threads)
+        self._marks = Path(marks)
+        self._done: list[str] = []
+        self._running = ""
+        self._since = time.monotonic()
+
+    @ray.method(concurrency_group="run")
+    def run(self, jobs: Sequence[SelectionJob]) -> dict[str, Any]:
+        """Carry out the jobs that have no mark and return name -> result of all."""
+        results: dict[str, Any] = {}
+        for job in jobs:
+            mark = self._marks / f"{job.name}.json"
+            if not mark.exists():
+                self._running, self._since = job.name, time.monotonic()
+                module, _, attribute = job.function.partition(":")
+                function = getattr(importlib.import_module(module), attribute)
+                with logged(f"selection {job.name}"):
+                    write_json(mark, function(**job.arguments))
+                self._running = ""
+            results[job.name] = read_json(mark)
+            self._done.append(job.name)
+        return results
+
+    @ray.method(concurrency_group="status")
+    def status(self) -> SelectionStatus:
+        """Return how far `run` is, also while it runs."""
+        seconds = time.monotonic() - self._since if self._running else 0.0
+        return SelectionStatus(tuple(self._done), self._running, seconds)

@@ -1,0 +1,368 @@
+"""The shard pool: actors owned by the driver, one shard in flight per actor, retries by the driver.
+
+Ray's own actor retries spend themselves against a dead address while a node is being declared lost, and cannot tell a
+shard that kills its worker from a worker that died. So actors never restart: a lost one is replaced, its shard goes
+back to the front of the queue, and each attempt is counted. Workers commit; the pool only hands out and listens.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from influray.protocols import USER_ERRORS
+from influray.runtime.cluster import interrupt_between
+from influray.runtime.tasks import (
+    Attempt,
+    PoolError,
+    PoolEvent,
+    PoolReport,
+    ShardFailure,
+    ShardOutOfMemory,
+    ShardTask,
+    WorkerInfo,
+    WorkerStartError,
+    label,
+)
+
+if TYPE_CHECKING:
+    from influray.store.artifact import Receipt
+
+__all__ = [
+    "Attempt",
+    "PoolError",
+    "PoolEvent",
+    "PoolReport",
+    "ShardFailure",
+    "ShardOutOfMemory",
+    "ShardPool",
+    "ShardTask",
+    "WorkerInfo",
+    "WorkerStartError",
+]
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2  # how soon a straggler or a signal is noticed; results wake the loop at once
+SPECULATE_FLOOR_SECONDS = 1.0  # a shard younger than this is never issued twice
+WAITING_SECONDS = 30.0  # how often a pool without a single worker says so
+
+
+@dataclass(eq=False)
+class _Item:
+    task: ShardTask
+    reasons: list[str] = field(default_factory=list)
+    issued: int = 0
+    copies: int = 0  # in flight
+    shrunk_to: int | None = None  # token budget
+    receipt: Receipt | None = None
+    failed: bool = False
+
+    @property
+    def open(self) -> bool:
+        return self.receipt is None and not self.failed
+
+
+@dataclass(eq=False)
+class _Worker:
+    handle: Any
+    ref: Any  # of ready(), then of the shard in flight; None while idle
+    since: float
+    info: WorkerInfo | None = None
+    item: _Item | None = None
+
+
+@dataclass
+class _Run:
+    """The state of one call of `run`."""
+
+    items: list[_Item]
+    on_receipt: Callable[[ShardTask, Receipt], None]
+    on_event: Callable[[PoolEvent], None]
+    queue: collections.deque[_Item]
+    left: int  # items that are open
+    seconds: list[float] = field(default_factory=list)  # of each committed shard
+    retries: int = 0
+    workers_lost: int = 0
+    speculated: int = 0
+    shrunk: list[str] = field(default_factory=list)
+    starts_failed: int = 0  # in a row
+    quiet_since: float = field(default_factory=time.monotonic)
+
+    def report(self, started: float, token_budget: int | None) -> PoolReport:
+        return PoolReport(
+            receipts=tuple(item.receipt for item in self.items if item.receipt is not None),
+            retries=self.retries,
+            workers_lost=self.workers_lost,
+            speculated=self.speculated,
+            token_budget=token_budget,
+            shrunk=tuple(self.shrunk),
+            seconds=time.monotonic() - started,
+            failures=tuple(ShardFailure(item.task, tuple(item.reasons)) for item in self.items if item.failed),
+        )
+
+
+class ShardPool:
+    """Actors that compute shards, kept between runs and killed by `close`.
+
+    An actor of `make_worker` is created with `max_restarts=0` and answers `ready()` with a WorkerInfo and
+    `compute(task, attempt)` with the receipt it has committed.
+    """
+
+    def __init__(
+        self,
+        make_worker: Callable[[], Any],
+        size: int,
+        max_attempts: int = 3,
+        speculate_after: float = 3.0,  # times the median shard
+        drain_seconds: float = 2.0,  # `ray job stop` kills a driver 3 s after its SIGTERM
+    ) -> None:
+        assert size >= 1
+        assert max_attempts >= 1
+        self._make_worker = make_worker
+        self._size = size
+        self._max_attempts = max_attempts
+        self._speculate_after = speculate_after
+        self._drain_seconds = drain_seconds
+        self._workers: list[_Worker] = []
+        self._token_budget: int | None = None
+
+    def __enter__(self) -> ShardPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(
+        self,
+        tasks: Sequence[ShardTask],
+        on_receipt: Callable[[ShardTask, Receipt], None] = lambda task, receipt: None,
+        on_event: Callable[[PoolEvent], None] = lambda event: None,
+    ) -> PoolReport:
+        """Compute all shards and return their receipts.
+
+        Raises:
+            ConfigError, DataError, ArtifactMismatch: a worker raised it; unchanged, and the rest is not begun.
+            PoolError: shards failed in every attempt; all others are committed.
+            WorkerStartError: workers die before they can compute.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; what was in flight had `drain_seconds` to commit.
+        """
+        started = time.monotonic()
+        items = [_Item(task) for task in tasks]
+        assert len({item.task.key for item in items}) == len(items), "two shards share a key"
+        run = _Run(items, on_receipt, on_event, collections.deque(items), len(items))
+        with interrupt_between() as check_interrupt:
+            try:
+                while run.left:
+                    check_interrupt()
+                    self._staff(run)
+                    self._hand_out(run)
+                    self._speculate(run)
+                    self._settle(run, POLL_SECONDS)
+            except KeyboardInterrupt:
+                self._drain(run)
+                raise
+            finally:
+                for worker in [w for w in self._workers if w.item is not None]:
+                    self._drop(worker)  # it computes what nobody waits for
+        report = run.report(started, self._token_budget)
+        if report.failures:
+            raise PoolError(report)
+        return report
+
+    def close(self) -> None:
+        """Kill all actors."""
+        for worker in list(self._workers):
+            self._drop(worker)
+
+    def _staff(self, run: _Run) -> None:
+        """Start workers up to the size, or to the open shards where those are fewer."""
+        wanted = min(self._size, run.left)
+        while len(self._workers) < wanted:
+            handle = self._make_worker()
+            self._workers.append(_Worker(handle, handle.ready.remote(), time.monotonic()))
+        if any(worker.info for worker in self._workers):
+            run.quiet_since = time.monotonic()
+        elif time.monotonic() - run.quiet_since > WAITING_SECONDS:
+            run.quiet_since = time.monotonic()
+            oldest = time.monotonic() - min(worker.since for worker in self._workers)
+            text = f"no worker is up after {oldest:.0f} s: the model is loading, or the cluster has no room for one"
+            self._tell(run, PoolEvent("waiting", text))
+
+    def _hand_out(self, run: _Run) -> None:
+        for worker in self._workers:
+            if not run.queue:
+                return
+            if worker.info is not None and worker.item is None:
+                self._issue(worker, run.queue.popleft())
+
+    def _issue(self, worker: _Worker, item: _Item) -> None:
+        item.issued += 1
+        item.copies += 1
+        worker.item, worker.since = item, time.monotonic()
+        # The budget decides the batches, hence the bytes: one for all workers, even of different GPUs.
+        budget, shrunk = (self._token_budget, False) if item.shrunk_to is None else (item.shrunk_to, True)
+        worker.ref = worker.handle.compute.remote(item.task, Attempt(item.issued, budget, shrunk))
+
+    def _speculate(self, run: _Run) -> None:
+        """Where nothing is queued, give idle workers copies of the shards that take unusually long."""
+        if run.queue or not run.seconds:
+            return
+        idle = [worker for worker in self._workers if worker.info is not None and worker.item is None]
+        limit = max(SPECULATE_FLOOR_SECONDS, self._speculate_after * statistics.median(run.seconds))
+        busy = sorted((w for w in self._workers if w.item is not None), key=lambda worker: worker.since)
+        for late in busy:
+            item, age = late.item, time.monotonic() - late.since
+            if not idle or item is None or age <= limit:
+                return
+            if item.open and item.copies == 1:
+                run.speculated += 1
+                text = (
+                    f"{label(item.task)} takes {age:.1f} s, others {limit / self._speculate_after:.1f} s: second copy"
+                )
+                self._tell(run, PoolEvent("speculated", text, item.task.key))
+                self._issue(idle.pop(), item)
+
+    def _settle(self, run: _Run, timeout: float) -> None:
+        """Wait for one answer and take in every answer that is there."""
+        waiting = {worker.ref: worker for worker in self._workers if worker.ref is not None}
+        # Refs of pending actors stand among them but nothing depends on them: they are the autoscaler's demand signal.
+        ray.wait(list(waiting), num_returns=1, timeout=timeout)
+        done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        for ref in done:
+            worker = waiting[ref]
+            try:
+                answer = ray.get(ref)
+            except RayTaskError as error:
+                self._raised(run, worker, error)
+            except RayError as error:  # the actor, its node or its answer is gone
+                self._lost(run, worker, f"worker lost: {_first_lines(error)}")
+            else:
+                self._answered(run, worker, answer)
+
+    def _answered(self, run: _Run, worker: _Worker, answer: Any) -> None:
+        worker.ref = None
+        if worker.info is None:
+            worker.info, run.starts_failed = answer, 0
+            self._token_budget = self._token_budget or answer.token_budget
+            text = f"worker {answer.name} is up on {answer.device} after {time.monotonic() - worker.since:.1f} s"
+            self._tell(run, PoolEvent("started", text))
+            return
+        item = self._take_back(worker)
+        if item.open:
+            item.receipt = answer
+            run.left -= 1
+            run.seconds.append(time.monotonic() - worker.since)
+            run.on_receipt(item.task, answer)
+
+    def _raised(self, run: _Run, worker: _Worker, error: RayTaskError) -> None:
+        cause = error.cause
+        if isinstance(cause, USER_ERRORS):
+            raise cause from None
+        if isinstance(cause, ShardOutOfMemory) and worker.item is not None:
+            worker.ref = None
+            item = self._take_back(worker)
+            if cause.divisible and cause.token_budget > 1:
+                self._shrink(run, item, cause)
+            else:
+                self._attempt_failed(run, item, f"{type(cause).__name__}: {cause}")
+            return
+        # An unknown error leaves a process in an unknown state (a CUDA context, say): the next attempt gets a new one.
+        self._lost(run, worker, f"{type(cause).__name__}: {cause}"[:500])
+
+    def _lost(self, run: _Run, worker: _Worker, reason: str) -> None:
+        item = self._take_back(worker) if worker.item is not None else None
+        self._drop(worker)
+        run.workers_lost += 1
+        self._tell(run, PoolEvent("lost", f"{worker.info.name if worker.info else 'a new worker'}: {reason}"))
+        if item is not None:
+            self._attempt_failed(run, item, reason)
+        elif worker.info is None:
+            self._start_failed(run, reason)
+
+    def _start_failed(self, run: _Run, reason: str) -> None:
+        run.starts_failed += 1
+        if run.starts_failed < self._max_attempts:
+            return
+        if any(worker.info is not None for worker in self._workers):
+            self._size -= 1  # a bad GPU or node, say: the others can do without it
+            run.starts_failed = 0
+            self._tell(run, PoolEvent("lost", f"no worker comes up in its place; going on with {self._size}: {reason}"))
+        elif run.starts_failed >= self._max_attempts * self._size:
+            raise WorkerStartError(f"{run.starts_failed} workers died while starting; the last one: {reason}")
+
+    def _attempt_failed(self, run: _Run, item: _Item, reason: str) -> None:
+        if not item.open:
+            return
+        item.reasons.append(f"attempt {len(item.reasons) + 1}: {reason}")
+        if item.copies:
+            return  # another copy may still commit it
+        if len(item.reasons) >= self._max_attempts:
+            item.failed = True
+            run.left -= 1
+            self._tell(run, PoolEvent("failed", f"{label(item.task)}: given up: {reason}", item.task.key))
+        else:
+            self._requeue(run, item, PoolEvent("retry", f"{label(item.task)}: {reason}", item.task.key))
+
+    def _shrink(self, run: _Run, item: _Item, cause: ShardOutOfMemory) -> None:
+        if not item.open:
+            return
+        item.shrunk_to = min(item.shrunk_to or cause.token_budget, cause.token_budget // 2)
+        if item.task.key not in run.shrunk:
+            run.shrunk.append(item.task.key)
+        if not item.copies:
+            text = f"{label(item.task)}: {cause}; again with {item.shrunk_to}"
+            self._requeue(run, item, PoolEvent("shrunk", text, item.task.key))
+
+    def _requeue(self, run: _Run, item: _Item, event: PoolEvent) -> None:
+        run.retries += 1
+        run.queue.appendleft(item)
+        self._tell(run, event)
+
+    def _take_back(self, worker: _Worker) -> _Item:
+        item, worker.item = worker.item, None
+        assert item is not None
+        item.copies -= 1
+        return item
+
+    def _drop(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        if worker.item is not None:
+            self._take_back(worker)
+        if ray.is_initialized():
+            ray.kill(worker.handle, no_restart=True)
+
+    def _drain(self, run: _Run) -> None:
+        """Hand out nothing more and let shards in flight commit, for `drain_seconds` at most."""
+        deadline = time.monotonic() + self._drain_seconds
+        run.queue.clear()
+        self._tell(run, PoolEvent("waiting", "interrupted: shards in flight may still commit"))
+        while (left := deadline - time.monotonic()) > 0:
+            waiting = {w.ref: w for w in self._workers if w.item is not None and w.ref is not None}
+            if not waiting:
+                return
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=min(left, POLL_SECONDS))
+            for ref in done:
+                worker = waiting[ref]
+                with contextlib.suppress(RayError):  # whatever failed now is tried again by the next run
+                    self._answered(run, worker, ray.get(ref))
+                worker.ref = None
+
+    def _tell(self, run: _Run, event: PoolEvent) -> None:
+        level = logging.INFO if event.kind in ("started", "speculated") else logging.WARNING
+        logger.log(level, "%s", event.text)
+        run.on_event(event)
+
+
+def _first_lines(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:500]

@@ -1,0 +1,351 @@
+"""What runs inside the actors: gradient features of a shard, and a shard's lines of the attribution matrix.
+
+A worker loads its base model once, changes adapters when the checkpoint changes, and commits each shard itself. What
+it computes depends on the shard alone, never on the shards before it or on who else is working.
+
+Shape suffixes: B rows of a shard, T target columns, K checkpoints, D feature.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from influray.config import Config, parse_config
+from influray.protocols import ArtifactMismatch, ConfigError, Featurizer
+from influray.registry import resolve
+from influray.runtime.cluster import ResolvedResources
+from influray.runtime.process import logged, prepare_process, process_name
+from influray.runtime.shards import ShardPool
+from influray.runtime.tasks import Attempt, PoolEvent, PoolReport, ShardOutOfMemory, ShardTask, WorkerInfo
+from influray.store.artifact import Receipt, ShardStore, map_table, part_paths
+from influray.store.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from influray.data.catalogue import Catalogue
+    from influray.store.datastore import Datastore
+
+logger = logging.getLogger(__name__)
+
+POOL, TARGET, ATTRIBUTION = "pool", "target", "attribution"
+
+
+def featurize(
+    config: dict[str, Any],
+    run_dir: str | Path,
+    todo: Sequence[ShardTask],
+    resources: ResolvedResources,
+    on_event: Callable[[PoolEvent], None] = lambda event: None,
+    on_receipt: Callable[[ShardTask, Receipt], None] = lambda task, receipt: None,
+) -> PoolReport:
+    """Compute the feature shards of `todo` (splits pool and target, any checkpoints) and return their receipts.
+
+    `config` is the run's, as plain data; `run_dir` holds its catalogues and warmup checkpoints and must be a path that
+    every worker sees. The receipts are in the order of checkpoints, splits and rows. Raises as `ShardPool.run`.
+    """
+    # In this order a worker changes its adapter as seldom as it can.
+    ordered = sorted(todo, key=lambda task: (task.checkpoint, task.split, task.start))
+    gpus = resources.gpus_per_worker
+    return _run_pool(FeatureWorker, (config, str(run_dir)), ordered, resources, gpus, on_event, on_receipt)
+
+
+def score(
+    config: dict[str, Any],
+    run_dir: str | Path,
+    todo: Sequence[ShardTask],
+    resources: ResolvedResources,
+    on_event: Callable[[PoolEvent], None] = lambda event: None,
+    on_receipt: Callable[[ShardTask, Receipt], None] = lambda task, receipt: None,
+    *,
+    weights: Sequence[float],
+) -> PoolReport:
+    """Compute the lines of the attribution matrix for the pool rows of `todo` and return their receipts.
+
+    `weights` are those of the K checkpoints, whose datastores stand committed in `run_dir`. A line exists for a row
+    that has a feature at all K; the columns are the target rows that do, ascending (`valid_rows`). Raises as
+    `ShardPool.run`.
+    """
+    arguments = (config, str(run_dir), tuple(float(weight) for weight in weights))
+    ordered = sorted(todo, key=lambda task: task.start)
+    # Bound by reading the datastores, so it takes no GPU away from anyone.
+    return _run_pool(ScoreWorker, arguments, ordered, resources, 0.0, on_event, on_receipt)
+
+
+def valid_rows(stores: Iterable[Datastore]) -> np.ndarray:
+    """Return the catalogue rows that every one of the datastores holds, int64, ascending."""
+    rows = [store.column("row") for store in stores]
+    common = rows[0]
+    for other in rows[1:]:
+        common = np.intersect1d(common, other, assume_unique=True)
+    return common
+
+
+def _run_pool(
+    worker: type[FeatureWorker | ScoreWorker],
+    arguments: tuple[Any, ...],
+    todo: Sequence[ShardTask],
+    resources: ResolvedResources,
+    gpus: float,
+    on_event: Callable[[PoolEvent], None],
+    on_receipt: Callable[[ShardTask, Receipt], None],
+) -> PoolReport:
+    if not todo:
+        return PoolReport(())
+    actor: Any = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
+        worker
+    )
+
+    def make_worker() -> Any:
+        return actor.remote(*arguments, resources.threads_per_worker)
+
+    size = min(resources.workers, len(todo))
+    with ShardPool(make_worker, size, max_attempts=resources.max_attempts) as pool:
+        return pool.run(todo, on_receipt, on_event)
+
+
+class FeatureWorker:
+    """Gradient features of shards: pool rows along `features.direction`, target rows along the plain gradient.
+
+    The constructor only keeps its arguments: Ray rewraps what it raises, while errors of `ready` arrive as they are.
+    """
+
+    def __init__(self, config: dict[str, Any], run_dir: str, threads: int = 1) -> None:
+        self._plain_config = config
+        self._directory = RunDirectory(run_dir)
+        self._threads = threads
+        self._catalogues: dict[str, Catalogue] = {}
+        self._checkpoint = 0  # whose adapter is on the model; 0 = none yet
+        self._split = ""  # which the featurizer is for
+        self._featurizer: Featurizer | None = None
+
+    def ready(self) -> WorkerInfo:
+        """Load the base model and return what this worker is."""
+        from influray.features.gradient import resolve_token_budget
+        from influray.model.loading import load_base
+
+        name = prepare_process(self._directory.logs, self._threads)
+        device = _prepare_torch(self._threads)
+        self._config: Config = parse_config(self._plain_config)
+        device_map = self._config.resources.device_map if device != "cpu" else None
+        self._model: Any = load_base(self._config.model, device=device, device_map=device_map)
+        self._device = device
+        limits = self._config.features.token_budget, self._config.data.max_tokens
+        self._token_budget = resolve_token_budget(limits[0], self._model, device, limits[1])
+        logger.info("ready on %s, %d padded tokens a batch", device, self._token_budget)
+        return WorkerInfo(name, device, self._token_budget)
+
+    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt:
+        """Compute and commit a shard and return its receipt; where it has one already, that.
+
+        Raises:
+            ShardOutOfMemory: to be tried again with a smaller budget.
+            ConfigError, DataError, ArtifactMismatch: what the user can mend.
+        """
+        store = ShardStore(task.folder)
+        committed = store.receipt(task.key)
+        if committed is not None:
+            return committed
+        budget = attempt.token_budget or self._token_budget
+        try:
+            with logged((task, attempt)):
+                receipt = self._compute(store, task, budget, attempt.shrunk)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            return receipt
+        # Outside the except block: until here the traceback held the tensors of the batch.
+        _free_memory()
+        lengths = [example.tokens for example in self._catalogue(task.split).tokenized(task.start, task.stop)]
+        raise ShardOutOfMemory(message, budget, divisible=_divisible(lengths, budget))
+
+    def _compute(self, store: ShardStore, task: ShardTask, token_budget: int, shrunk: bool) -> Receipt:
+        from influray.data.batches import plan_batches
+        from influray.store.datastore import feature_table
+
+        started = time.perf_counter()
+        featurizer = self._featurizer_for(task)
+        examples = self._catalogue(task.split).tokenized(task.start, task.stop)
+        batches = plan_batches([example.tokens for example in examples], token_budget)
+        blocks = [featurizer.compute([examples[i] for i in batch]) for batch in batches]
+        table = feature_table(blocks, featurizer.dimension)
+        failures = {str(row): reason for block in blocks for row, reason in sorted(block.failures.items())}
+        details = {
+            "failures": failures,  # row -> reason; keys are text since JSON has no others
+            "seconds": round(time.perf_counter() - started, 4),
+            "rows": len(examples),
+            "tokens": sum(example.tokens for example in examples),
+            "epsilon_share": getattr(featurizer, "epsilon_share", None),
+            "token_budget": token_budget,
+            "shrunk": shrunk,
+            "worker": process_name(),
+        }
+        return store.commit(task.key, table if table.num_rows else None, details)
+
+    def _catalogue(self, split: str) -> Catalogue:
+        from influray.data.catalogue import Catalogue
+
+        if split not in self._catalogues:
+            self._catalogues[split] = Catalogue(self._directory.data(split))
+        return self._catalogues[split]
+
+    def _featurizer_for(self, task: ShardTask) -> Featurizer:
+        if self._featurizer is not None and (self._checkpoint, self._split) == (task.checkpoint, task.split):
+            return self._featurizer
+        from influray.model.checkpoints import load_checkpoint
+        from influray.model.loading import attach_adapter, swap_adapter
+
+        self._release_featurizer()
+        checkpoint = load_checkpoint(self._directory.checkpoint(task.checkpoint))
+        if self._checkpoint != task.checkpoint:
+            put_on = swap_adapter if self._checkpoint else attach_adapter
+            self._model = put_on(self._model, checkpoint.adapter)
+            self._checkpoint = task.checkpoint
+        features = self._config.features
+        direction = features.direction if task.split == POOL else "sgd"
+        moments = checkpoint.moments() if direction == "adam" else None
+        kind = resolve("featurizers", features.featurizer, "features.featurizer")
+        self._featurizer = kind(self._model, features, moments, direction, self._device)
+        self._split = task.split
+        assert self._featurizer is not None
+        return self._featurizer
+
+    def _release_featurizer(self) -> None:
+        """Drop the featurizer with its hooks on the model and its projection."""
+        close = getattr(self._featurizer, "close", None)
+        self._featurizer, self._split = None, ""
+        if close is not None:
+            close()
+        _free_memory()
+
+
+class ScoreWorker:
+    """Lines of the attribution matrix, from the committed datastores of all checkpoints."""
+
+    def __init__(self, config: dict[str, Any], run_dir: str, weights: tuple[float, ...], threads: int = 1) -> None:
+        self._plain_config = config
+        self._directory = RunDirectory(run_dir)
+        self._weights = weights
+        self._threads = threads
+
+    def ready(self) -> WorkerInfo:
+        """Load the target features and return what this worker is."""
+        name = prepare_process(self._directory.logs, self._threads)
+        config = parse_config(self._plain_config)
+        kind = resolve("scorers", config.attribution.scorer, "attribution.scorer")
+        self._scorer = kind(self._weights, **config.attribution.options)
+        stores = self._datastores(TARGET)
+        row_T = valid_rows(stores)
+        if not len(row_T):
+            raise ArtifactMismatch(f"{stores[0].folder}: no target row has a feature at every checkpoint")
+        self._target_KTD = [store.features()[np.isin(store.column("row"), row_T)] for store in stores]
+        return WorkerInfo(name)
+
+    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt:
+        """Compute and commit the lines of a shard and return its receipt; where it has one already, that."""
+        store = ShardStore(task.folder)
+        committed = store.receipt(task.key)
+        if committed is not None:
+            return committed
+        with logged((task, attempt)):
+            return self._compute(store, task)
+
+    def _compute(self, store: ShardStore, task: ShardTask) -> Receipt:
+        from influray.store.attribution import attribution_table
+
+        started = time.perf_counter()
+        found = [reader.read(task.start, task.stop) for reader in self._readers]
+        row_B = found[0][0]
+        for other_B, _ in found[1:]:
+            row_B = np.intersect1d(row_B, other_B, assume_unique=True)
+        pool_KBD = [feature_BD[np.isin(rows_B, row_B)] for rows_B, feature_BD in found]
+        table = attribution_table(row_B, self._scorer.score(pool_KBD, self._target_KTD)) if len(row_B) else None
+        seconds = round(time.perf_counter() - started, 4)
+        return store.commit(task.key, table, {"seconds": seconds, "rows": len(row_B), "worker": process_name()})
+
+    @cached_property
+    def _readers(self) -> list[_RowReader]:
+        return [_RowReader(store) for store in self._datastores(POOL)]
+
+    def _datastores(self, split: str) -> list[Datastore]:
+        from influray.store.datastore import Datastore
+
+        checkpoints = range(1, len(self._weights) + 1)
+        return [Datastore(self._directory.features(split, checkpoint)) for checkpoint in checkpoints]
+
+
+class _RowReader:
+    """Ranges of rows of a datastore, whatever rows its parts hold."""
+
+    def __init__(self, store: Datastore) -> None:
+        self._dimension = store.dimension
+        self._paths = list(part_paths(store.folder, store.manifest))
+        # Rows ascend over the parts, so the last row of each is enough to find a range.
+        self._last = np.array([map_table(path)["row"][-1].as_py() for path in self._paths], dtype=np.int64)
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (row_B, feature_BD) of the rows in [start, stop) that the datastore holds, ascending."""
+        from influray.store.datastore import features_of
+
+        rows = [np.zeros(0, np.int64)]
+        features = [np.zeros((0, self._dimension), np.float16)]
+        for path in self._paths[int(np.searchsorted(self._last, start)) :]:
+            table = map_table(path)
+            row_B = table["row"].to_numpy()
+            low, high = np.searchsorted(row_B, (start, stop))
+            rows.append(row_B[low:high])
+            features.append(features_of(table, self._dimension)[low:high])
+            if row_B[-1] >= stop - 1:
+                break
+        return np.concatenate(rows), np.concatenate(features)
+
+
+def _prepare_torch(threads: int) -> str:
+    """Make torch repeat its bytes and return the device."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]  costs time, changes no result
+    if not ray.get_gpu_ids():
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"resources.gpus_per_worker: this worker was given a GPU that PyTorch {torch.__version__} cannot use "
+            "(a build without CUDA, or a driver too old for it); install a fitting one, or set it to 0"
+        )
+    return "cuda:0"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text  # torch on CPU
+    )
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _divisible(lengths: Sequence[int], token_budget: int) -> bool:
+    from influray.data.batches import plan_batches
+
+    return any(len(batch) > 1 for batch in plan_batches(lengths, token_budget))

@@ -1,0 +1,158 @@
+"""Which cluster a run gets, what it takes of it, and that it ends nothing but its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from influray.config import ResourcesConfig
+from influray.protocols import ConfigError
+from influray.runtime.cluster import ClusterInfo, connect, resolve_resources
+
+pytestmark = pytest.mark.ray
+
+REPOSITORY = Path(__file__).parents[2]
+
+PRIVATE = """
+import os, signal
+before = signal.getsignal(signal.SIGTERM)
+from influray.config import ResourcesConfig
+from influray.runtime.cluster import connect
+
+with connect(ResourcesConfig()) as cluster:
+    import ray
+    assert cluster.owned and cluster.nodes == 1 and cluster.cpus >= 1
+    with connect(ResourcesConfig()) as again:
+        assert not again.owned and again.address == cluster.address
+    assert ray.is_initialized(), "the inner connection closed the outer one"
+    assert ray.get(ray.remote(lambda: 4).remote()) == 4
+    try:
+        print(len(os.environ["RAY_AUTH_TOKEN"]), ray.nodes()[0]["ObjectStoreSocketName"], flush=True)
+        signal.pause()
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+assert not ray.is_initialized()
+assert signal.getsignal(signal.SIGTERM) is before
+print("down", flush=True)
+"""
+
+ATTACHED = """
+import sys
+from influray.config import ResourcesConfig
+from influray.runtime.cluster import connect
+
+with connect(ResourcesConfig(), *sys.argv[1:]) as cluster:
+    print(cluster.owned, cluster.address, flush=True)
+"""
+
+
+def script(text: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
+    return subprocess.Popen(
+        [sys.executable, "-c", text, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**inherited, "PYTHONPATH": str(REPOSITORY), **environment},
+    )
+
+
+def test_a_private_cluster_ends_with_its_block_and_leaves_nothing_behind(tmp_path):
+    process = script(PRIVATE, HOME=str(tmp_path))
+    assert process.stdout is not None
+    token_length, socket = process.stdout.readline().split()
+    assert token_length == "64"
+    folder = Path(socket).parents[2]
+    assert folder.name.startswith("influray-")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert output == "interrupted\ndown\n"
+    assert process.returncode == 0
+    assert list(tmp_path.iterdir()) == [], "a token was written to the home folder"
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("how", ["address", "job"])
+def test_a_cluster_that_is_there_is_joined_and_survives(ray_cluster, how):
+    arguments = [ray_cluster.address] if how == "address" else []
+    job = {"RAY_ADDRESS": ray_cluster.address} if how == "job" else {}
+    process = script(ATTACHED, *arguments, RAY_AUTH_MODE=os.environ.get("RAY_AUTH_MODE", "token"), **job)
+    output, _ = process.communicate(timeout=60)
+    assert output == f"False {ray_cluster.address}\n"
+    assert ray.get(ray.remote(lambda: 4).remote()) == 4
+
+
+def test_a_connection_that_is_there_is_used_and_kept(ray_cluster):
+    handler = signal.getsignal(signal.SIGTERM)
+    with connect(ResourcesConfig(), "somewhere.else:6379") as cluster:
+        assert (cluster.owned, cluster.address) == (False, ray_cluster.address)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert ray.is_initialized()
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers at '127.0.0.1:1'"),
+        ("ray://head:10001", "host:port"),
+        ("head", "host:port"),
+    ],
+)
+def test_a_wrong_address_is_told_at_once(monkeypatch, address, found):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match="^--address: ") as caught, connect(ResourcesConfig(), address):
+        pass
+    assert found in str(caught.value)
+    assert time.monotonic() - started < 5
+
+
+def cluster(cpus: float, gpus: float = 0, owned: bool = True) -> ClusterInfo:
+    return ClusterInfo(cpus, gpus, 1, "here:1", owned)
+
+
+@pytest.mark.parametrize(
+    ("asked", "offered", "workers", "cpus", "gpus", "training"),
+    [
+        ({}, cluster(8), 8, 1, 0, 1),
+        ({"cpus_per_worker": 2}, cluster(8), 4, 2, 0, 1),
+        ({"cpus_per_worker": 4}, cluster(2), 1, 2, 0, 1),
+        ({"workers": 3}, cluster(2), 3, 0.6666, 0, 1),
+        ({"workers": 3}, cluster(2, owned=False), 3, 1, 0, 1),
+        ({}, cluster(8, 4), 4, 1, 1, 4),
+        ({"gpus_per_worker": 0.5}, cluster(8, 4), 8, 1, 0.5, 4),
+        ({"gpus_per_worker": 2}, cluster(8, 4), 2, 1, 2, 4),
+        ({"gpus_per_worker": 0}, cluster(8, 4), 8, 1, 0, 4),
+        ({"gpus_per_worker": 0.1}, cluster(64, 1), 10, 1, 0.1, 1),
+        ({"gpus_per_worker": 1}, cluster(8, owned=False), 1, 1, 1, 1),
+        ({"training_workers": 2}, cluster(8, 4), 4, 1, 1, 2),
+    ],
+)
+def test_auto_becomes_what_the_cluster_has_room_for(asked, offered, workers, cpus, gpus, training):
+    resolved = resolve_resources(ResourcesConfig(**asked), offered)
+    assert (resolved.workers, resolved.cpus_per_worker, resolved.gpus_per_worker) == (workers, cpus, gpus)
+    assert resolved.training_workers == training
+    if offered.owned:
+        assert resolved.workers * resolved.cpus_per_worker <= offered.cpus, "a worker would wait for ever"
+
+
+@pytest.mark.parametrize(
+    ("asked", "offered", "key"),
+    [
+        ({"gpus_per_worker": 1}, cluster(8), "resources.gpus_per_worker"),
+        ({"gpus_per_worker": 1.5}, cluster(8, 4), "resources.gpus_per_worker"),
+        ({"gpus_per_worker": -1}, cluster(8, 4), "resources.gpus_per_worker"),
+        ({"workers": 8, "gpus_per_worker": 1}, cluster(8, 4), "resources.workers"),
+    ],
+)
+def test_what_a_private_cluster_can_never_give_is_refused(asked, offered, key):
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        resolve_resources(ResourcesConfig(**asked), offered)

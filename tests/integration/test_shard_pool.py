@@ -1,0 +1,233 @@
+"""The shard pool under every misfortune: each shard is committed exactly once, or its failure is told."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from influray.protocols import ConfigError
+from influray.runtime.process import prepare_process
+from influray.runtime.shards import Attempt, PoolError, PoolEvent, ShardTask, WorkerStartError
+from influray.store.artifact import ShardStore, hash_file
+from tests.integration.shard_workers import ScriptedWorker, attempts, plan, scripted_pool
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def digests(tasks: list[ShardTask]) -> list[str]:
+    """The content of every shard, by its receipt and by its file."""
+    found = []
+    for task in tasks:
+        receipt = ShardStore(task.folder).receipt(task.key)
+        assert receipt is not None, f"{task.key} was not committed"
+        assert hash_file(Path(task.folder) / receipt.file) == receipt.sha256
+        found.append(receipt.sha256)
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory) -> list[str]:
+    """Digests of 12 shards made by one worker in peace."""
+    folder = tmp_path_factory.mktemp("expected")
+    tasks = plan(folder / "store", 12)
+    with scripted_pool(folder / "notes", 1) as pool:
+        pool.run(tasks)
+    return digests(tasks)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_number_of_workers_does_not_show_in_the_bytes(tmp_path, expected, size):
+    tasks = plan(tmp_path / "store", 12)
+    seen = []
+    with scripted_pool(tmp_path, size) as pool:
+        report = pool.run(tasks, on_receipt=lambda task, receipt: seen.append((task.key, receipt.key)))
+    assert [receipt.key for receipt in report.receipts] == [task.key for task in tasks]
+    assert sorted(seen) == [(task.key, task.key) for task in tasks]
+    assert digests(tasks) == expected
+    assert all(attempts(tmp_path, task.key) == 1 for task in tasks)
+    assert len(list((tmp_path / "store").glob("part-*"))) == 12
+
+
+def test_a_killed_worker_is_replaced_and_its_shard_is_tried_again(tmp_path, expected):
+    tasks = plan(tmp_path / "store", 12)
+    events: list[PoolEvent] = []
+    with scripted_pool(tmp_path, 2, {"key-04": "kill-once"}) as pool:
+        report = pool.run(tasks, on_event=events.append)
+    assert digests(tasks) == expected
+    assert (report.workers_lost, report.retries) == (1, 1)
+    assert attempts(tmp_path, "key-04") == 2
+    assert [event.key for event in events if event.kind == "retry"] == ["key-04"]
+
+
+@pytest.mark.parametrize(("fate", "reason"), [("kill", "worker lost"), ("raise", "key-02 is cursed")])
+def test_a_poison_shard_is_given_up_and_all_others_are_committed(tmp_path, expected, fate, reason):
+    tasks = plan(tmp_path / "store", 6)
+    with scripted_pool(tmp_path, 2, {"key-02": fate}) as pool, pytest.raises(PoolError) as caught:
+        pool.run(tasks)
+    (failure,) = caught.value.report.failures
+    assert failure.task == tasks[2]
+    assert len(failure.reasons) == 3
+    assert all(reason in text for text in failure.reasons)
+    assert reason in str(caught.value)
+    del tasks[2]
+    assert digests(tasks) == [expected[i] for i in (0, 1, 3, 4, 5)]
+
+
+def test_of_two_workers_on_one_shard_one_commits_and_both_return_its_receipt(tmp_path, expected):
+    (task,) = plan(tmp_path / "store", 1)
+    actor = ray.remote(num_cpus=0.1)(ScriptedWorker)
+    racers = [actor.remote(str(tmp_path), {}, 0.05) for _ in range(2)]
+    ray.get([racer.ready.remote() for racer in racers])
+    for _ in range(5):
+        one, other = ray.get([racer.compute.remote(task, Attempt()) for racer in racers])
+        assert one == other
+        assert digests([task]) == expected[:1]
+        assert [path.name for path in (tmp_path / "store").glob("*.arrow")] == [one.file]
+        ShardStore(task.folder).sweep(set())
+    for racer in racers:
+        ray.kill(racer)
+
+
+def test_a_straggler_is_overtaken_by_a_second_copy(tmp_path, expected):
+    tasks = plan(tmp_path / "store", 6)
+    started = time.monotonic()
+    with scripted_pool(tmp_path, 2, {"key-01": "slow-once"}, pace=0.05) as pool:
+        report = pool.run(tasks)
+    assert time.monotonic() - started < ScriptedWorker.SLOW
+    assert report.speculated == 1
+    assert digests(tasks) == expected[:6]
+    assert (report.retries, report.failures) == (0, ())
+
+
+@pytest.mark.parametrize("where", ["key-03", "ready"])
+def test_an_error_of_the_user_reaches_the_driver_unchanged_and_at_once(tmp_path, where):
+    with scripted_pool(tmp_path, 2, {where: "user"}, pace=0.05) as pool, pytest.raises(ConfigError) as caught:
+        pool.run(plan(tmp_path / "store", 8))
+    assert type(caught.value) is ConfigError
+    assert str(caught.value) == f"features.dimension: found {where!r}"
+    assert attempts(tmp_path, "key-03") == (1 if where == "key-03" else 0)
+    assert attempts(tmp_path, "key-07") == 0, "the rest was begun all the same"
+
+
+def test_a_shard_that_does_not_fit_is_tried_with_smaller_batches_and_says_so(tmp_path, expected):
+    tasks = plan(tmp_path / "store", 4)
+    with scripted_pool(tmp_path, 1, {"key-01": "memory"}, max_attempts=1) as pool:
+        report = pool.run(tasks)
+    assert digests(tasks) == expected[:4]
+    budgets = [(receipt.details["token_budget"], receipt.details["shrunk"]) for receipt in report.receipts]
+    assert budgets == [(64, False), (16, True), (64, False), (64, False)]
+    assert (report.token_budget, report.shrunk, report.retries) == (64, ("key-01",), 2)
+    assert report.workers_lost == 0, "a worker out of memory is as good as before"
+
+
+def test_a_row_that_fits_nowhere_uses_up_its_attempts(tmp_path):
+    with scripted_pool(tmp_path, 1, {"key-01": "never-fits"}) as pool, pytest.raises(PoolError, match="out of memory"):
+        pool.run(plan(tmp_path / "store", 2))
+    assert attempts(tmp_path, "key-01") == 3
+
+
+def test_workers_that_die_at_the_start_end_the_run(tmp_path):
+    pool = scripted_pool(tmp_path, 1, {"ready": "kill"}, max_attempts=2)
+    with pytest.raises(WorkerStartError, match="2 workers died while starting"), pool:
+        pool.run(plan(tmp_path / "store", 2))
+
+
+def test_a_place_where_no_worker_comes_up_is_given_up_and_the_others_go_on(tmp_path, expected):
+    tasks = plan(tmp_path / "store", 6)
+    with scripted_pool(tmp_path, 2, {"ready": "kill-others"}, pace=0.8, max_attempts=2) as pool:
+        report = pool.run(tasks)
+    assert digests(tasks) == expected[:6]
+    assert (report.workers_lost, report.retries) == (2, 0)
+
+
+def test_a_pool_serves_several_runs_with_the_same_workers(tmp_path):
+    with scripted_pool(tmp_path, 1) as pool:
+        names = {pool.run(plan(tmp_path / part, 2)).receipts[0].details["worker"] for part in ("a", "b")}
+    assert len(names) == 1
+
+
+def look_at_the_process(logs: str) -> tuple[set[int], str, list[str]]:
+    """The threads of every library that has some, the GPUs that CUDA would see, and the log."""
+    import threadpoolctl
+
+    name = prepare_process(logs, 3)
+    logging.getLogger("influray.test").info("heard")
+    threads = {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+    return threads, os.environ["CUDA_VISIBLE_DEVICES"], Path(logs, f"worker-{name}.log").read_text().splitlines()
+
+
+def test_a_process_keeps_to_its_threads_and_sees_no_gpu_that_it_did_not_ask_for(tmp_path):
+    # Ray's own rule would be as many threads as whole CPUs, so 1.
+    threads, gpus, log = ray.get(ray.remote(num_cpus=0.1)(look_at_the_process).remote(str(tmp_path)))
+    assert threads == {3}
+    assert gpus == ""
+    assert [line.rpartition(" ")[2] for line in log] == ["heard"]
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from influray.config import ResourcesConfig
+from influray.runtime.cluster import connect
+from influray.store.artifact import ShardStore
+from tests.integration.shard_workers import plan, scripted_pool
+
+folder, address = Path(sys.argv[1]), sys.argv[2]
+tasks = [t for t in plan(folder / "store", 12) if ShardStore(t.folder).valid_receipt(t.key) is None]
+with connect(ResourcesConfig(), address), scripted_pool(folder / sys.argv[3], 2, pace=0.4) as pool:
+    try:
+        pool.run(tasks, on_receipt=lambda task, receipt: print(task.key, flush=True))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        sys.exit(130)
+"""
+
+
+def driver(folder: Path, address: str, notes: str) -> subprocess.Popen[str]:
+    """A driver of its own that has committed some shards and is at work on more."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(folder), address, notes], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    assert [process.stdout.readline()[:3] for _ in range(3)] == ["key"] * 3
+    return process
+
+
+def test_a_killed_driver_leaves_what_is_committed_and_the_next_one_does_the_rest(tmp_path, ray_cluster, expected):
+    process = driver(tmp_path, ray_cluster.address, "first")
+    process.kill()
+    process.wait()
+    tasks = plan(tmp_path / "store", 12)
+    done = {task.key for task in tasks if ShardStore(task.folder).receipt(task.key) is not None}
+    assert 3 <= len(done) < 12
+    left = [task for task in tasks if task.key not in done]
+    with scripted_pool(tmp_path / "second", 2) as pool:
+        pool.run(left)
+    assert digests(tasks) == expected
+    assert not any(attempts(tmp_path / "second", key) for key in done)
+    ShardStore(tmp_path / "store").freeze([task.key for task in tasks], {})
+    assert len(list((tmp_path / "store").glob("*part-*"))) == 12, "an orphan left a file"
+
+
+def test_sigterm_lets_shards_in_flight_commit_and_begins_no_more(tmp_path, ray_cluster):
+    process = driver(tmp_path, ray_cluster.address, "first")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert output.splitlines()[-1] == "interrupted"
+    tasks = plan(tmp_path / "store", 12)
+    begun = {task.key for task in tasks if attempts(tmp_path / "first", task.key)}
+    committed = {task.key for task in tasks if ShardStore(task.folder).receipt(task.key) is not None}
+    assert begun == committed
+    assert len(begun) < 12
