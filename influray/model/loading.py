@@ -107,6 +107,28 @@ def load_base(
     return model.eval()
 
 
+def check_lora_targets(model_config: ModelConfig) -> None:
+    """Look for the LoRA targets in the model's shape alone: no weights are read, so it takes a moment at any size.
+
+    Raises:
+        ConfigError: no such model, or a name of `model.lora.targets` ends the name of no linear layer.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _require_base(model_config)
+    trust = model_config.trust_remote_code
+    try:
+        shape = AutoConfig.from_pretrained(model_config.base, revision=model_config.revision, trust_remote_code=trust)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(shape, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"model.base: {model_config.base!r} cannot be loaded ({_line(error)}); it must be a folder with "
+            "config.json and safetensors weights, or the hub id of a causal language model"
+        ) from error
+    _require_targets(model, tuple(model_config.lora.targets))
+
+
 def attach_new_adapter(model: PreTrainedModel, lora_config: LoraConfig, seed: int) -> PeftModel:
     """Return the model with a fresh LoRA adapter to train; `seed` alone decides its initial weights.
 

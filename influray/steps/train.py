@@ -38,8 +38,10 @@ def warmup(context: StepContext) -> StepResult:
         drawn_from, job = rows, _warmup_job(context, rows)
         manifest = committed(job)
     if manifest is None:
+        from influray.model.loading import check_lora_targets
         from influray.runtime.training import run_training
 
+        check_lora_targets(context.config.model)  # before a cluster is asked for anything
         assert context.cluster
         (manifest,) = run_training(job, context.resources)
     elif drawn_from < rows:
