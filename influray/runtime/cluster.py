@@ -126,7 +126,7 @@ def resolve_resources(resources: ResourcesConfig, cluster: ClusterInfo) -> Resol
         cpus_per_worker=cpus_each,
         gpus_per_worker=float(gpus_each),
         threads_per_worker=resources.threads_per_worker,
-        training_workers=max(1, int(cluster.gpus)) if training == "auto" else training,
+        training_workers=(max(1, int(cluster.gpus)) if gpus_each else 1) if training == "auto" else training,
         max_attempts=resources.max_attempts,
     )
 

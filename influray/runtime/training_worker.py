@@ -1,0 +1,347 @@
+"""What one training or evaluation is, and how a worker carries it out; nothing here knows how it got there.
+
+A result is made in a hidden folder named by its fingerprint, beside its place, and renamed into it with its
+manifest: a killed job goes on from its last checkpoint there, and an older result stands until the new one is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from influray.config import Config, FinetuneConfig, parse_config
+from influray.protocols import USER_ERRORS, ConfigError, DataError, TokenizedExample
+from influray.store.artifact import (
+    SCHEMA,
+    fingerprint,
+    read_json,
+    read_manifest,
+    replace_folder,
+    write_json,
+    write_manifest,
+)
+from influray.store.run_directory import versions
+
+if TYPE_CHECKING:
+    from influray.data.catalogue import Catalogue
+
+logger = logging.getLogger(__name__)
+
+TUNE_CHECKPOINT_SECONDS = 60.0  # a tuning keeps its last checkpoint only, and writes none more often
+NUMERIC = ("torch", "transformers", "peft")  # the versions that weights depend on
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One fine-tuning: a warmup, with a checkpoint per epoch, or a tune, which leaves its adapter.
+
+    `rows` are catalogue rows, or the path of a .npy file of them; they count as a set. A warmup whose config lists
+    `warmup.checkpoints` imports these and trains nothing. `inputs` are digests of what the job reads beside the
+    catalogue, such as the base model. `out` is a folder: RUN/warmup, or RUN/tune/NAME/seed-S.
+    """
+
+    kind: Literal["warmup", "tune"]
+    config: Mapping[str, Any]  # Config.model_dump(mode="json")
+    catalogue: str
+    rows: Sequence[int] | str
+    out: str
+    seed: int
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def parsed(self) -> Config:
+        return parse_config(self.config)
+
+    @property
+    def section(self) -> FinetuneConfig:
+        """The hyper-parameters, with the job's seed in the place of the config's."""
+        section = self.parsed.warmup if self.kind == "warmup" else self.parsed.tune
+        if section is None:
+            raise ConfigError("tune: required to tune, but not given (a mapping; {} takes all defaults)")
+        fields = {name: getattr(section, name) for name in FinetuneConfig.model_fields}
+        return FinetuneConfig(**{**fields, "seed": self.seed})
+
+    @property
+    def imports(self) -> bool:
+        """Whether the user's own checkpoints take the place of training."""
+        return self.kind == "warmup" and bool(self.parsed.warmup.checkpoints)
+
+    @cached_property
+    def row_numbers(self) -> np.ndarray:
+        """The rows, ascending and without repeats, int64."""
+        rows = np.load(self.rows, allow_pickle=False) if isinstance(self.rows, str) else np.array(self.rows)
+        # Ascending: two selections of the same rows in another order of choice are the same training.
+        return np.unique(rows.astype(np.int64))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the result depends on; reads the tokens of the rows."""
+        facts = {
+            "kind": self.kind,
+            "schema": SCHEMA,
+            "versions": {name: versions().get(name) for name in NUMERIC},
+            "model": self.parsed.model.model_dump(mode="json"),
+            "inputs": dict(self.inputs),
+        }
+        if self.imports:
+            return fingerprint({**facts, "imported": [_imported_facts(one) for one in self.parsed.warmup.checkpoints]})
+        catalogue = _catalogue(self)
+        content = [(start, stop, catalogue.content_digest(start, stop)) for start, stop in _stretches(self, catalogue)]
+        return fingerprint({**facts, "section": self.section.model_dump(mode="json"), "rows": content})
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """One evaluation on a catalogue of held-out records: of a tuned adapter, or of the base where `adapter` is None.
+
+    `out` is a JSON file, RUN/evaluation/NAME/seed-S.json; `inputs` are digests, of the adapter and the base model.
+    """
+
+    config: Mapping[str, Any]
+    catalogue: str
+    adapter: str | None
+    out: str
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def parsed(self) -> Config:
+        return parse_config(self.config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            {
+                "kind": "evaluation",
+                "schema": SCHEMA,
+                "versions": {name: versions().get(name) for name in NUMERIC},
+                "model": self.parsed.model.model_dump(mode="json"),
+                "evaluation": self.parsed.evaluation.model_dump(mode="json"),
+                "catalogue": _catalogue(self).digest,
+                "adapter": self.adapter is not None,
+                "inputs": dict(self.inputs),
+            }
+        )
+
+
+Job = TrainingJob | EvaluationJob
+
+
+def committed(job: Job) -> dict[str, Any] | None:
+    """Return the manifest of a job whose result is there and made from the same, else None."""
+    if isinstance(job, TrainingJob):
+        found = read_manifest(job.out)
+    else:
+        try:
+            found = read_json(job.out)
+        except FileNotFoundError:
+            return None
+    return found if found is not None and found.get("fingerprint") == job.fingerprint else None
+
+
+def carry_out(job: Job, device: Any, device_map: str | None, threads: int) -> dict[str, Any]:
+    """Carry out a job on `device` and return its manifest. With several ranks, each calls this and rank 0 commits."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if isinstance(job, EvaluationJob):
+        return _evaluate(job, device, device_map)
+    if job.imports:
+        return _import(job, device_map)
+    return _train(job, device, device_map)
+
+
+def attempt(job: Job, device: Any, device_map: str | None, threads: int) -> dict[str, Any]:
+    """Return {"manifest": ...}, or {"error": class name, "message": ...} of an error that the user can mend.
+
+    Such an error is a result and no exception: it is the same at every attempt, so nothing should retry it.
+    """
+    try:
+        return {"manifest": carry_out(job, device, device_map, threads)}
+    except USER_ERRORS as error:
+        kind = next(known for known in USER_ERRORS if isinstance(error, known))
+        where = f"{'/'.join(Path(job.out).parts[-3:])}: " if kind is DataError else ""
+        return {"error": kind.__name__, "message": where + str(error)}
+
+
+def manifest_of(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest that `attempt` came to, or raise the user's error."""
+    if "error" in outcome:
+        raise {known.__name__: known for known in USER_ERRORS}[outcome["error"]](outcome["message"])
+    return outcome["manifest"]
+
+
+def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, Any]:
+    from influray.model.finetune import barrier, finetune, process_group
+    from influray.model.loading import attach_new_adapter, load_base
+
+    config, warmup = job.parsed, job.kind == "warmup"
+    examples = _examples(job)
+    rank, ranks = process_group()
+    model = attach_new_adapter(load_base(config.model, device, device_map), config.model.lora, job.seed)
+    work = _work_folder(job)
+    result = finetune(
+        model,
+        examples,
+        job.section,
+        work,
+        identity=job.fingerprint,
+        keep="all" if warmup else "last",
+        seconds_between=0.0 if warmup else TUNE_CHECKPOINT_SECONDS,
+    )
+    facts: dict[str, Any] = {
+        "rows": len(examples),
+        "tokens": sum(example.tokens for example in examples),
+        "seed": job.seed,
+        "steps": result.steps,
+        "losses": list(result.losses),
+        "ranks": ranks,
+    }
+    if warmup:
+        facts["checkpoints"] = len(result.checkpoints)
+        facts["mean_learning_rates"] = list(result.mean_learning_rates)
+        facts["digests"] = [checkpoint.digest for checkpoint in result.checkpoints]
+        facts["imported"] = False
+    else:
+        facts["digest"] = result.checkpoints[-1].digest
+    manifest = {"kind": job.kind, "schema": SCHEMA, "fingerprint": job.fingerprint, **facts}
+    barrier()  # rank 0 moves away what the others have just read
+    if rank == 0:
+        if not warmup:
+            shutil.rmtree(work / "adapter", ignore_errors=True)
+            shutil.copytree(result.checkpoints[-1].adapter, work / "adapter")
+        _commit(job, work, manifest)
+    return manifest
+
+
+def _import(job: TrainingJob, device_map: str | None) -> dict[str, Any]:
+    from influray.model.checkpoints import import_checkpoint
+    from influray.model.example_gradients import lora_weights
+    from influray.model.loading import attach_adapter, load_base, swap_adapter
+
+    work, model, checkpoints = _work_folder(job), None, []
+    for number, imported in enumerate(job.parsed.warmup.checkpoints, start=1):
+        if model is None:
+            model = attach_adapter(load_base(job.parsed.model, "cpu", device_map), imported.adapter)
+        else:
+            model = swap_adapter(model, imported.adapter)
+        parameters = [(weight.name, tuple(weight.module.weight.shape)) for weight in lora_weights(model)]
+        key = f"warmup.checkpoints.{number - 1}"
+        folder = work / f"checkpoint-{number}"
+        checkpoints.append(import_checkpoint(imported, parameters, folder, epoch=number, key=key))
+    manifest = {
+        "kind": job.kind,
+        "schema": SCHEMA,
+        "fingerprint": job.fingerprint,
+        "checkpoints": len(checkpoints),
+        "mean_learning_rates": [checkpoint.mean_learning_rate for checkpoint in checkpoints],
+        "digests": [checkpoint.digest for checkpoint in checkpoints],
+        "imported": True,
+    }
+    _commit(job, work, manifest)
+    return manifest
+
+
+def _evaluate(job: EvaluationJob, device: Any, device_map: str | None) -> dict[str, Any]:
+    from influray.data.records import parse_record
+    from influray.evaluation.answer_loss import score_answers
+    from influray.evaluation.exact_match import greedy_exact_match
+    from influray.evaluation.summary import summarise
+    from influray.model.loading import attach_adapter, load_base, load_tokenizer
+
+    config, catalogue = job.parsed, _catalogue(job)
+    settings = config.evaluation
+    model: Any = load_base(config.model, device, device_map)
+    if job.adapter is not None:
+        model = attach_adapter(model, job.adapter)
+    examples = catalogue.tokenized(0, len(catalogue))
+    losses, teacher_forced = score_answers(model, examples, settings.token_budget)
+    exact: list[bool | None] = [None] * len(examples)
+    if settings.exact_match:
+        answers = [parse_record(raw).answer for raw in catalogue.records(range(len(catalogue)))]
+        asked = [i for i, answer in enumerate(answers) if answer is not None]
+        found = greedy_exact_match(
+            model,
+            load_tokenizer(config.model),
+            [examples[i] for i in asked],
+            [answers[i] or "" for i in asked],
+            max_new_tokens=settings.max_new_tokens,
+            token_budget=settings.token_budget,
+        )
+        for i, hit in zip(asked, found.tolist(), strict=True):
+            exact[i] = hit
+    manifest = {
+        "kind": "evaluation",
+        "schema": SCHEMA,
+        "fingerprint": job.fingerprint,
+        **summarise(catalogue.groups, losses, teacher_forced, exact),
+    }
+    write_json(job.out, manifest)
+    return manifest
+
+
+def _examples(job: TrainingJob) -> list[TokenizedExample]:
+    catalogue = _catalogue(job)
+    return [example for start, stop in _stretches(job, catalogue) for example in catalogue.tokenized(start, stop)]
+
+
+def _stretches(job: TrainingJob, catalogue: Catalogue) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of the stretches of consecutive rows of a job."""
+    rows = job.row_numbers
+    if len(rows) and not 0 <= rows[0] <= rows[-1] < len(catalogue):
+        raise DataError(f"{job.catalogue}: rows {rows[0]} to {rows[-1]} are asked for, of {len(catalogue)}")
+    for stretch in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        if len(stretch):
+            yield int(stretch[0]), int(stretch[-1]) + 1
+
+
+def _catalogue(job: Job) -> Catalogue:
+    from influray.data.catalogue import Catalogue
+
+    return Catalogue(job.catalogue)
+
+
+def _work_folder(job: TrainingJob) -> Path:
+    out = Path(job.out)
+    return out.with_name(f".{out.name}.{job.fingerprint[:16]}.work")
+
+
+def _commit(job: TrainingJob, work: Path, manifest: Mapping[str, Any]) -> None:
+    write_manifest(work, manifest)
+    if job.kind == "tune":
+        for path in work.glob("checkpoint-*"):
+            shutil.rmtree(path)
+    replace_folder(work, job.out)
+    out = Path(job.out)
+    for path in out.parent.glob(f".{out.name}.*.work"):  # of configs that are no more
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _imported_facts(imported: Any) -> dict[str, Any]:
+    from influray.store.artifact import hash_file
+
+    paths = [Path(imported.adapter) / "adapter_config.json", Path(imported.adapter) / "adapter_model.safetensors"]
+    if imported.optimizer is not None:
+        paths.append(Path(imported.optimizer))
+    digests = [hash_file(path) if path.is_file() else "" for path in paths]
+    return {"digests": digests, "mean_learning_rate": imported.mean_learning_rate}
+
+
+@contextlib.contextmanager
+def working_in(folder: str) -> Iterator[None]:
+    """Work in the driver's folder where this machine has it, so that relative paths mean the same."""
+    before = os.getcwd()
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

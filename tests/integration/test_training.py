@@ -1,0 +1,268 @@
+"""Trainings and evaluations on a local Ray: what they leave, what is skipped, what is resumed, how errors arrive."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from influray.config import parse_config
+from influray.data.catalogue import build_catalogue
+from influray.data.chat import ChatEncoder
+from influray.data.readers import resolve_files
+from influray.model.checkpoints import load_checkpoint
+from influray.model.finetune import finetune
+from influray.model.loading import attach_adapter, attach_new_adapter, load_base
+from influray.protocols import ArtifactMismatch, ConfigError, DataError
+from influray.runtime.training import EvaluationJob, Layout, TrainingJob, plan_layout, run_evaluation, run_training
+from influray.runtime.training_worker import committed
+from influray.store.artifact import read_json, read_manifest
+from tests.tiny import byte_tokenizer, pool_rows, target_rows, write_jsonl, write_tiny_model
+
+LORA = {"r": 2, "alpha": 8, "dropout": 0.1, "targets": ["q_proj", "v_proj"]}
+LOOP = {"epochs": 2, "learning_rate": 5e-3, "batch_size": 8, "device_batch_size": 4}
+
+
+@dataclass(frozen=True)
+class Resources:
+    workers: int = 2
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0.0
+    threads_per_worker: int = 1
+    training_workers: int = 1
+    max_attempts: int = 3
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> SimpleNamespace:
+    """A tiny model on disk, 24 pool rows and 12 held-out rows of two tasks as catalogues, and a config."""
+    root = tmp_path_factory.mktemp("world")
+    write_tiny_model(root / "model")
+    write_jsonl(root / "pool.jsonl", pool_rows(24))
+    for task in ("sums", "reversals"):
+        write_jsonl(root / f"{task}.jsonl", target_rows(task, 6))
+    tree = {
+        "model": {"base": str(root / "model"), "lora": LORA},
+        "data": {
+            "root": str(root),
+            "pool": "pool.jsonl",
+            "max_tokens": 128,
+            "targets": {t: {"files": f"{t}.jsonl", "test": f"{t}.jsonl"} for t in ("sums", "reversals")},
+        },
+        "warmup": LOOP,
+        "tune": LOOP,
+        "evaluation": {"max_new_tokens": 6, "token_budget": 2000},
+        "selectors": [{"name": "bids", "method": "bids", "budget": 4}],
+    }
+    config = parse_config(tree)
+    encoder = ChatEncoder(byte_tokenizer(), "auto", 128)
+    splits: dict[Any, Any] = {
+        "pool": [("", f) for f in resolve_files(config.data.pool, root, "data.pool")],
+        "test": [(t, f) for t in config.data.targets for f in resolve_files((f"{t}.jsonl",), root, "data.targets")],
+    }
+    for split, files in splits.items():
+        build_catalogue(root / split, split, files, encoder, "key", config.data, quarantine=root / "quarantine.jsonl")
+    return SimpleNamespace(root=root, config=config, tree=config.model_dump(mode="json"))
+
+
+def training(world, kind: Any, out: Path, rows: Any = range(24), seed: Any = 0, **sections: Any) -> TrainingJob:
+    tree = {**world.tree, **{name: {**world.tree[name], **values} for name, values in sections.items()}}
+    return TrainingJob(kind, tree, str(world.root / "pool"), list(rows), str(out), seed)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.ray
+def test_warmup_leaves_a_checkpoint_per_epoch_equal_to_the_loop_without_ray(world, ray_cluster, tmp_path):
+    job = training(world, "warmup", tmp_path / "warmup", rows=range(0, 24, 2))
+    started = time.monotonic()
+    (manifest,) = run_training(job, Resources())
+    print(f"warmup through Ray Train: {time.monotonic() - started:.1f} s")
+    assert manifest["checkpoints"] == 2
+    assert manifest["steps"] == 4
+    assert manifest["rows"] == 12
+    assert committed(job) is not None
+
+    torch.set_num_threads(1)
+    model = attach_new_adapter(load_base(world.config.model, "cpu"), world.config.model.lora, seed=0)
+    from influray.data.catalogue import Catalogue
+
+    catalogue = Catalogue(world.root / "pool")
+    examples = [example for row in range(0, 24, 2) for example in catalogue.tokenized(row, row + 1)]
+    expected = finetune(model, examples, world.config.warmup, tmp_path / "plain")
+    assert list(expected.losses) == manifest["losses"]
+    for number, checkpoint in enumerate(expected.checkpoints, start=1):
+        found = load_checkpoint(tmp_path / "warmup" / f"checkpoint-{number}")
+        assert found.digest == checkpoint.digest == manifest["digests"][number - 1]
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")], "nothing hidden is left"
+
+
+@pytest.mark.ray
+def test_tunes_in_parallel_equal_each_alone_and_are_not_repeated(world, ray_cluster, tmp_path):
+    selections = {"a": [3, 5, 8, 13], "b": list(range(10, 24))}
+    jobs = [
+        training(world, "tune", tmp_path / "run" / "tune" / name / f"seed-{seed}", rows, seed)
+        for name, rows in selections.items()
+        for seed in (0, 1)
+    ]
+    manifests = run_training(jobs, Resources())
+    assert [m["seed"] for m in manifests] == [0, 1, 0, 1]
+    assert [m["rows"] for m in manifests] == [4, 4, 14, 14]
+    for job in jobs:
+        assert sorted(p.name for p in Path(job.out).iterdir()) == ["adapter", "manifest.json"]
+    assert len({weights(Path(job.out)) for job in jobs}) == 4
+
+    alone = replace(jobs[2], out=str(tmp_path / "alone"), rows=list(reversed(jobs[2].rows)))
+    run_training(alone, Resources())  # one job: through Ray Train
+    assert weights(Path(alone.out)) == weights(Path(jobs[2].out))
+
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    assert run_training(jobs, Resources()) == manifests
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+    changed = training(world, "tune", Path(jobs[0].out), rows=[3, 5, 8, 14])
+    assert committed(changed) is None
+    run_training([changed, *jobs[1:]], Resources())
+    assert committed(changed) is not None
+
+
+@pytest.mark.ray
+def test_two_ranks_train_the_objective_of_one(world, ray_cluster, tmp_path):
+    # float64 and no dropout: what is left is the order of sums. 24 rows in steps of 7, so ranks are uneven.
+    sections = {
+        "model": {"dtype": "float64", "lora": {**LORA, "dropout": 0.0}},
+        "warmup": {"batch_size": 7, "device_batch_size": 2, "epochs": 1},
+    }
+    (one,) = run_training(training(world, "warmup", tmp_path / "one", **sections), Resources())
+    (two,) = run_training(training(world, "warmup", tmp_path / "two", **sections), Resources(training_workers=2))
+    assert (one["ranks"], two["ranks"]) == (1, 2)
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-9)
+    first, second = (load_checkpoint(tmp_path / name / "checkpoint-1").moments() for name in ("one", "two"))
+    for name, value in first.exp_avg.items():
+        torch.testing.assert_close(second.exp_avg[name], value, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.ray
+def test_errors_of_the_user_arrive_as_such_from_both_ways(world, ray_cluster, tmp_path):
+    missing = {"model": {"base": str(tmp_path / "nowhere")}}
+    with pytest.raises(ConfigError, match=r"^model\.base"):
+        run_training(training(world, "warmup", tmp_path / "x", **missing), Resources())
+    diverging = {"tune": {"learning_rate": 1e30, "warmup_ratio": 0.0}}
+    with pytest.raises(DataError, match=r"seed-0: the loss is not finite at optimizer step"):
+        run_training(
+            [training(world, "tune", tmp_path / name / "seed-0", **diverging) for name in ("y", "z")],
+            Resources(),
+        )
+    with pytest.raises(DataError, match="rows 0 to 99 are asked for, of 24"):
+        run_training(training(world, "tune", tmp_path / "w", rows=[0, 99]), Resources())
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.ray
+def test_a_worker_that_is_killed_is_replaced_and_its_job_ends_in_the_same_bytes(world, ray_cluster, tmp_path):
+    slow = {"tune": {"epochs": 40, "batch_size": 2, "device_batch_size": 1}}
+    jobs = [training(world, "tune", tmp_path / name, rows=range(8 + i), **slow) for i, name in enumerate("ab")]
+    killed: list[int] = []
+    ended = threading.Event()
+
+    def kill_one() -> None:
+        while not ended.wait(0.02):
+            if list(tmp_path.glob(".a.*.work")):  # training has begun
+                for process in psutil.Process().children(recursive=True):
+                    if " ".join(process.cmdline()).startswith("ray::_Worker.run"):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    run_training(jobs, Resources())
+    ended.set()
+    thread.join()
+    assert killed, "no worker was found to kill"
+    run_training([replace(job, out=job.out + "-undisturbed") for job in jobs], Resources())
+    for job in jobs:
+        assert weights(Path(job.out)) == weights(Path(job.out + "-undisturbed"))
+
+
+@pytest.mark.ray
+def test_evaluation_of_the_base_and_of_a_tuned_adapter(world, ray_cluster, tmp_path):
+    tune = training(world, "tune", tmp_path / "tune", tune={"epochs": 10})
+    run_training(tune, Resources())
+    jobs = [
+        EvaluationJob(world.tree, str(world.root / "test"), adapter, str(tmp_path / f"{name}.json"), {"of": name})
+        for name, adapter in (("base", None), ("tuned", str(tmp_path / "tune" / "adapter")))
+    ]
+    base, tuned = run_evaluation(jobs, Resources())
+    assert list(base["tasks"]) == ["sums", "reversals"]
+    assert tuned["macro"]["loss"] < base["macro"]["loss"]
+    for found in (base, tuned):
+        assert {facts["answered"] for facts in found["tasks"].values()} == {6}
+        assert found["macro"]["exact_match"] is not None
+    assert read_json(tmp_path / "base.json") == base
+    before = (tmp_path / "base.json").stat().st_mtime_ns
+    assert run_evaluation(jobs, Resources()) == [base, tuned]
+    assert (tmp_path / "base.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.ray
+def test_imported_checkpoints_take_the_place_of_a_warmup(world, ray_cluster, tmp_path):
+    run_training(training(world, "warmup", tmp_path / "own"), Resources())
+    imported = [
+        {
+            "adapter": str(tmp_path / "own" / f"checkpoint-{k}" / "adapter"),
+            "optimizer": str(tmp_path / "own" / f"checkpoint-{k}" / "moments.safetensors"),
+            "mean_learning_rate": 1e-4 / k,
+        }
+        for k in (1, 2)
+    ]
+    job = training(world, "warmup", tmp_path / "imported", warmup={"checkpoints": imported})
+    (manifest,) = run_training(job, Resources())
+    assert manifest["imported"]
+    assert manifest["mean_learning_rates"] == [1e-4, 5e-5]
+    for k in (1, 2):
+        own, other = (load_checkpoint(tmp_path / name / f"checkpoint-{k}") for name in ("own", "imported"))
+        for name, value in own.moments().exp_avg_sq.items():
+            assert torch.equal(other.moments().exp_avg_sq[name], value)
+    attach_adapter(load_base(world.config.model, "cpu"), tmp_path / "imported" / "checkpoint-2" / "adapter")
+
+    swapped = [{**imported[0], "optimizer": str(tmp_path / "nowhere.pt")}]
+    with pytest.raises(ConfigError, match=r"^warmup\.checkpoints\.0\.optimizer: .*no such file"):
+        run_training(training(world, "warmup", tmp_path / "imported", warmup={"checkpoints": swapped}), Resources())
+    assert read_manifest(tmp_path / "imported") == manifest, "an older result stands until a new one is whole"
+
+
+def test_a_manifest_of_another_schema_is_refused(world, tmp_path):
+    job = training(world, "tune", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text('{"schema": 0}')
+    with pytest.raises(ArtifactMismatch, match="schema 0"):
+        committed(job)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "resources", "gpus", "expected"),
+    [
+        (1, Resources(), 0, Layout(1, 1, 0.0)),
+        (5, Resources(), 0, Layout(1, 2, 0.0)),
+        (1, Resources(training_workers=2), 0, Layout(2, 1, 0.0)),
+        (1, Resources(gpus_per_worker=1, training_workers=8, workers=8), 8, Layout(8, 1, 1.0)),
+        (12, Resources(gpus_per_worker=1, training_workers=8, workers=8), 8, Layout(1, 8, 1.0)),
+        (3, Resources(gpus_per_worker=1, training_workers=8, workers=8), 8, Layout(8, 1, 1.0)),
+        (12, Resources(gpus_per_worker=0.5, training_workers=8, workers=16), 8, Layout(1, 8, 1.0)),
+        (12, Resources(gpus_per_worker=4, training_workers=8, workers=2), 8, Layout(1, 2, 4.0)),
+        (1, Resources(gpus_per_worker=4, training_workers=8, workers=2), 8, Layout(1, 1, 4.0)),
+    ],
+)
+def test_jobs_share_the_cluster_without_idle_gpus(jobs, resources, gpus, expected):
+    assert plan_layout(jobs, resources, gpus) == expected
