@@ -6,9 +6,14 @@ Importing it is cheap: everything heavy is imported when it is used.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influray.protocols import ArtifactMismatch, ConfigError, DataError, Selection
+
+if TYPE_CHECKING:
+    from influray.config import load_config
+    from influray.pipeline import run
+    from influray.selectors.api import select
 
 __version__ = "0.1.0"
 

@@ -31,9 +31,11 @@ class LoraConfig(Section):
     """The adapter whose gradients are the features."""
 
     r: Positive = 128  # rank
-    alpha: float = Field(512, gt=0)  # scaling = alpha / r
-    dropout: float = Field(0.1, ge=0, lt=1)  # in training only; gradient features never use dropout
-    targets: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)  # module name endings
+    alpha: float = Field(default=512, gt=0)  # scaling = alpha / r
+    dropout: float = Field(default=0.1, ge=0, lt=1)  # in training only; gradient features never use dropout
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1
+    )  # module name endings
 
 
 class ModelConfig(Section):
@@ -70,7 +72,7 @@ class DataConfig(Section):
     pool: tuple[str, ...] = Field(min_length=1)  # files, folders or hf:// ids
     targets: dict[Name, TargetConfig] = Field(min_length=1)  # task -> its examples
     max_tokens: Annotated[int, Field(ge=8)] = 2048
-    max_bad_fraction: float = Field(0.01, ge=0, le=1)  # of a split's rows, before the run fails
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  # of a split's rows, before the run fails
     max_line_bytes: Positive = 16 * 2**20
     max_file_bytes: Positive = 2**40  # of one file, decompressed
     target_end_token: bool = True  # False = the end-of-turn token is not trained in targets, as LESS has it
@@ -93,16 +95,16 @@ class FinetuneConfig(Section):
 
     epochs: Positive = 4
     steps: Positive | None = None  # optimizer steps in place of epochs, to compare at equal steps
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
     batch_size: Positive = 128  # examples per optimizer step over all workers
     device_batch_size: Positive = 4  # examples per forward pass on one worker
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0)  # 0 = no clipping
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)  # 0 = no clipping
     seed: int = 0
 
 
@@ -189,7 +191,7 @@ class ResourcesConfig(Section):
     """What the run may use; never part of a fingerprint."""
 
     workers: Positive | Literal["auto"] = "auto"  # feature workers; auto = one per GPU, else one per CPU
-    cpus_per_worker: float = Field(1, gt=0)
+    cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float | Literal["auto"] = "auto"  # auto = 1 where the cluster has GPUs, else 0; may be a fraction
     threads_per_worker: Positive = 1  # of torch on CPU; part of what makes bytes repeat
     device_map: str | None = None  # such as "auto": one model over the several GPUs of an actor

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ def fit_tokenizer(texts: Iterator[str], recipe: LocalRecipe) -> PreTrainedTokeni
 def train_local_base(entries: Sequence[str], root: str | Path, folder: str | Path, recipe: LocalRecipe) -> Path:
     """Fit the tokenizer, train the model on next-token loss, write both and recipe.json to `folder`; return it."""
     folder = Path(folder)
-    tokenizer = fit_tokenizer(pool_texts(entries, root), recipe)
+    tokenizer: Any = fit_tokenizer(pool_texts(entries, root), recipe)
     ids = [
         np.array([tokenizer.bos_token_id, *row[: recipe.context - 2], tokenizer.eos_token_id], np.int64)
         for chunk in _chunks(pool_texts(entries, root), 1024)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influray.config import Config
 from influray.protocols import ConfigError
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint, read_manifest
+
+if TYPE_CHECKING:
+    from influray.data.catalogue import Split
 
 
 def data(context: StepContext) -> StepResult:
@@ -18,8 +21,9 @@ def data(context: StepContext) -> StepResult:
     from influray.model.loading import tokenizer_digest
 
     cfg, directory = context.config.data, context.directory
-    files: dict[str, list[Any]] = {"pool": [("", f) for f in resolve_files(cfg.pool, cfg.root, "data.pool")]}
-    for split, attribute in (("target", "files"), ("test", "test")):
+    files: dict[Split, list[Any]] = {"pool": [("", f) for f in resolve_files(cfg.pool, cfg.root, "data.pool")]}
+    attributes: tuple[tuple[Split, str], ...] = (("target", "files"), ("test", "test"))
+    for split, attribute in attributes:
         files[split] = [
             (task, file)
             for task, target in cfg.targets.items()

@@ -13,7 +13,7 @@ from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint, require_manifest
 
 if TYPE_CHECKING:
-    from influray.runtime.training_worker import Job, TrainingJob
+    from influray.runtime.training_worker import EvaluationJob, TrainingJob
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def _tune_jobs(context: StepContext) -> Iterator[TrainingJob]:
         )
 
 
-def _evaluation_jobs(context: StepContext) -> Iterator[Job]:
+def _evaluation_jobs(context: StepContext) -> Iterator[EvaluationJob]:
     from influray.runtime.training_worker import EvaluationJob
 
     config, directory = context.config.model_dump(mode="json"), context.directory

@@ -236,7 +236,7 @@ def test_copies_of_targets_hidden_in_the_pool_rank_first(world, tmp_path, first)
     targets = [*target_rows("sums"), *target_rows("reversals")]
     copies = [{"id": f"copy-{row['id']}", "source": "planted", "messages": row["messages"]} for row in targets]
     write_jsonl(planted / "pool" / "m.jsonl", copies)
-    config = tree(world, tmp_path / "run")
+    config = copied(first, tmp_path, world)
     config["data"] = {**config["data"], "root": str(planted)}
     # The plain direction, so that a copy's feature is the target's own: any fault in masks, rows or order shows.
     config["features"] = {**config["features"], "direction": "sgd"}
@@ -256,7 +256,9 @@ def test_a_driver_that_is_killed_goes_on_and_ends_in_the_same_bytes(first, world
     config = tree(world, tmp_path / "killed")
     config["features"] = {**config["features"], "rows_per_shard": 1}
     path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))  # tasks in this order are columns in this order
+    for name in ("killed", "whole"):  # what happens in the warmup is the business of test_training
+        shutil.copytree(first.directory.warmup, tmp_path / name / "warmup")
     command = [sys.executable, "-m", "influray.cli", "select", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

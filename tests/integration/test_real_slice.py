@@ -34,7 +34,9 @@ def finished(real_data: Path, tmp_path_factory, ray_cluster) -> influray.pipelin
         "root": str(folder),
         "pool": "pool",
         "max_tokens": 256,
-        "targets": {task: {"files": str(real_data / "targets" / task / "few_shot.jsonl"), "limit": TARGETS} for task in tasks},
+        "targets": {
+            task: {"files": str(real_data / "targets" / task / "few_shot.jsonl"), "limit": TARGETS} for task in tasks
+        },
     }
     config["warmup"] = {**config["warmup"], "fraction": 0.1, "batch_size": 8}
     config["features"] = {**config["features"], "rows_per_shard": 64}
@@ -62,9 +64,12 @@ def test_what_is_selected_is_the_sources_own_bytes(finished, real_data):
 
 def test_bids_leaves_no_task_as_far_behind_as_less_does(finished):
     worst = {
-        name: read_json(finished.directory.selection(name) / "selection.json")["aid"]["worst"] for name in ("bids", "less")
+        name: read_json(finished.directory.selection(name) / "selection.json")["aid"]["worst"]
+        for name in ("bids", "less")
     }
-    assert worst["bids"] >= min(worst["less"], 0.0), "standardised and balanced, the worst task is not below the pool's mean"
+    assert worst["bids"] >= min(worst["less"], 0.0), (
+        "standardised and balanced, the worst task is not below the pool's mean"
+    )
 
 
 def test_trained_tokens_are_the_answers(finished):
