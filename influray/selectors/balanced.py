@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from influray.protocols import Selection, SelectionProblem
+from influray.selectors.admission import Admission
 from influray.selectors.heads import ColumnHeads
 from influray.selectors.normalisers import NORMALISERS, normalise
 from influray.selectors.options import boolean, look_up, positive_weights
@@ -43,21 +44,37 @@ class Balanced:
         self._task_weights = positive_weights({} if task_weights is None else task_weights, "options.task_weights")
 
     def select(self, problem: SelectionProblem) -> Selection:
-        source, budget = problem.attribution, problem.budget
+        source, rows = problem.attribution, problem.attribution.rows
         normalised = normalise(self._normaliser, source, problem.groups, self._task_weights)
-        heads = ColumnHeads(source, normalised, first_depth(budget, len(normalised.column_C)))
-        chosen, merit, place = np.empty(budget, np.int64), np.empty(budget), np.empty(budget, np.int64)
+        admission = Admission(problem)
+        heads = ColumnHeads(source, normalised, first_depth(admission.expected, len(normalised.column_C)))
+        merit: list[float] = []
+        place: list[int] = []
         sum_C = np.zeros(len(normalised.column_C))
         mean_C = np.zeros_like(sum_C)
-        rows = source.rows
-        for step in range(budget):
-            position, place[step], merit[step] = heads.best(mean_C)
-            heads.choose(position)
-            chosen[step] = position
+
+        def chosen(position: int, column: int, utility: float) -> None:
+            nonlocal sum_C, mean_C
+            merit.append(utility)
+            place.append(column)
             if self._iterate:
                 sum_C += normalised.lines(source.gather(rows[position : position + 1]))[0]
-                mean_C = sum_C / (step + 1)
-        return Selection(rows[chosen], merit, normalised.column_C[place])
+                mean_C = sum_C / len(merit)
+
+        for position in admission.forced.tolist():
+            utility_C = normalised.lines(source.gather(rows[position : position + 1]))[0] - mean_C
+            admission.take(position)
+            chosen(position, int(utility_C.argmax()), float(utility_C.max()))
+        heads.remove(admission.forced)
+        heads.remove(admission.newly_barred())
+        while not admission.full and heads.left:
+            position, column, utility = heads.best(mean_C)
+            if admission.take(position):
+                heads.remove(np.array([position]))
+                chosen(position, column, utility)
+            heads.remove(admission.newly_barred())
+        admission.finish()
+        return Selection(rows[admission.chosen], np.array(merit), normalised.column_C[place])
 
 
 def first_depth(budget: int, columns: int) -> int:

@@ -39,7 +39,7 @@ class _List:
 
 
 class ColumnHeads:
-    """For every column in use its best row that is not chosen yet; `best` and `choose` walk down.
+    """For every column in use its best row that is not taken out yet; `best` and `remove` walk down.
 
     Rows are positions 0..N-1 in the order of the source's blocks. `depth`, the first length of the lists, decides
     the number of passes over the source and no result. Memory: columns x depth, except where more scores than that
@@ -50,7 +50,8 @@ class ColumnHeads:
         self._source = source
         self._normalised = normalised
         self._rows = source.shape[0]
-        self._chosen = np.zeros(self._rows + 1, bool)  # the last one stands for the end of a list: never chosen
+        self.left = self._rows  # rows that are still in
+        self._out = np.zeros(self._rows + 1, bool)  # the last one stands for the end of a list: never chosen
         columns = len(normalised.column_C)
         self._cap = max(MIN_DEPTH, MAX_ENTRIES // columns)
         self._depth_C = np.full(columns, min(self._cap, max(MIN_DEPTH, depth)))
@@ -78,20 +79,27 @@ class ColumnHeads:
             else:
                 return *found, float(top)
 
-    def choose(self, position: int) -> None:
-        """Take a row out of every column."""
-        self._chosen[position] = True
-        moved_C = stale_C = (self._position_C == position).nonzero()[0]
+    def remove(self, positions: np.ndarray) -> None:
+        """Take rows out of every column; none of them may be out already."""
+        if not len(positions):
+            return
+        self._out[positions] = True
+        self.left -= len(positions)
+        if len(positions) == 1:
+            moved_C = (self._position_C == positions[0]).nonzero()[0]
+        else:
+            moved_C = self._out[self._position_C].nonzero()[0]
         pointer = self._pointer_C[moved_C] + 1
         self._pointer_C[moved_C] = pointer
-        chosen = self._chosen[self._flat_position[pointer]]
+        stale_C = moved_C
+        chosen = self._out[self._flat_position[pointer]]
         # Correlated columns walk over each other's picks: look further ahead each time, not one by one.
         width = 8
         while chosen.any():
             stale_C = stale_C[chosen]
             ahead = self._pointer_C[stale_C, None] + np.arange(1, width + 1)
             ahead = np.minimum(ahead, self._end_C[stale_C, None])  # the end counts as free
-            chosen_ahead = self._chosen[self._flat_position[ahead]]
+            chosen_ahead = self._out[self._flat_position[ahead]]
             chosen = chosen_ahead.all(axis=1)
             step = np.where(chosen, width - 1, chosen_ahead.argmin(axis=1))
             self._pointer_C[stale_C] = ahead[np.arange(len(stale_C)), step]
@@ -113,7 +121,7 @@ class ColumnHeads:
                 self._settle(column)
             return -1
         position_E = self._flat_position[here:tied]
-        return int(position_E[~self._chosen[position_E]].min())
+        return int(position_E[~self._out[position_E]].min())
 
     def _refill(self, column: int) -> None:
         """List anew a column that is at its end, and in the same pass all that are more than half used up."""
@@ -129,7 +137,7 @@ class ColumnHeads:
         self._lay_out()
 
     def _listed(self, columns: np.ndarray, depth: int) -> list[_List]:
-        found = top_lists(self._source, self._normalised.column_C[columns], depth, self._chosen[: self._rows])
+        found = top_lists(self._source, self._normalised.column_C[columns], depth, self._out[: self._rows])
         return [self._sorted(int(column), top) for column, top in zip(columns, found, strict=True)]
 
     def _sorted(self, column: int, top: TopList) -> _List:
@@ -145,7 +153,7 @@ class ColumnHeads:
         highest, offset = -np.inf, 0
         for _, block_BT in self._source.blocks():
             score_B = block_BT[:, self._normalised.column_C[column]]
-            under_B = ~self._chosen[offset : offset + len(score_B)] & (score_B < listed.limit)
+            under_B = ~self._out[offset : offset + len(score_B)] & (score_B < listed.limit)
             highest = max(highest, float(score_B[under_B].max(initial=-np.inf)))
             offset += len(score_B)
         listed.below = float(self._normalised.values(np.array(highest), column))
@@ -156,7 +164,7 @@ class ColumnHeads:
         """Lay the free rows of all lists end to end, each list closed by one entry for what is outside it."""
         zs, positions, nexts, lengths = [], [], [], []
         for listed in self._lists:
-            free_E = ~self._chosen[listed.position_E]
+            free_E = ~self._out[listed.position_E]
             listed.z_E, listed.position_E = listed.z_E[free_E], listed.position_E[free_E]
             length = len(listed.z_E)
             step_E = np.flatnonzero(np.diff(listed.z_E)) + 1  # where z falls

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from influray.protocols import ConfigError, Selection, SelectionProblem
+from influray.selectors.admission import Admission, as_selection, take_in_order
 
 
 class Random:
@@ -14,9 +15,5 @@ class Random:
         if problem.seed < 0:
             raise ConfigError(f"seed: found {problem.seed}, expected an integer of 0 or more")
         generator = np.random.Generator(np.random.PCG64(problem.seed))
-        chosen = generator.permutation(problem.attribution.shape[0])[: problem.budget]
-        return Selection(
-            problem.attribution.rows[chosen],
-            np.full(problem.budget, np.nan),
-            np.full(problem.budget, -1, np.int64),
-        )
+        order = generator.permutation(problem.attribution.shape[0])
+        return as_selection(problem, take_in_order(Admission(problem), order), None, None)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from influray.protocols import Selection, SelectionProblem
+from influray.selectors.admission import Admission, as_selection, take_in_order
 from influray.selectors.normalisers import NORMALISERS, normalise
 from influray.selectors.options import look_up, positive_weights
 from influray.selectors.reductions import REDUCTIONS
@@ -46,7 +47,5 @@ class TopK:
             merits.append(merit_B)
             places.append(place_B)
         merit_N, place_N = np.concatenate(merits), np.concatenate(places)
-        chosen = np.argsort(-merit_N, kind="stable")[: problem.budget]
-        place = place_N[chosen]
-        column = np.where(place < 0, -1, normalised.column_C[place])
-        return Selection(source.rows[chosen], merit_N[chosen], column)
+        chosen = take_in_order(Admission(problem), np.argsort(-merit_N, kind="stable"))
+        return as_selection(problem, chosen, merit_N, np.where(place_N < 0, -1, normalised.column_C[place_N]))
