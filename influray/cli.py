@@ -180,14 +180,16 @@ def methods() -> None:
 
 @app.command()
 def demo(
-    run_dir: Annotated[Path, typer.Option("--run-dir", help="Where the demo's run lies.")] = Path("runs/demo"),
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Where the run lies; default: runs/demo.")] = None,
+    size: Annotated[str, typer.Option("--size", help="full, or small: every step, in a minute.")] = "full",
     seed: Annotated[int, typer.Option("--seed", help="Of the generated world.")] = 0,
     address: Address = None,
 ) -> None:
     """Run the miniature world end to end and compare the selections by fine-tuning."""
     from influray import miniature, pipeline
 
-    config = miniature.prepare(run_dir / "world", seed=seed)
+    run_dir = run_dir or Path("runs/demo" if size == "full" else f"runs/demo-{size}")
+    config = miniature.prepare(run_dir / "world", seed=seed, size=size)
     run = pipeline.run(config, {}, run_dir=run_dir, until="report", address=address, console=err)
     _print_outcome(run)
 

@@ -9,21 +9,41 @@ from __future__ import annotations
 from pathlib import Path
 
 from influray.config import dump_config, load_config
-from influray.miniature.world import write_world
+from influray.miniature.world import DEMO, SMALL, write_world
+from influray.protocols import ConfigError
 
 HOME = Path(__file__).parent
 BASE = HOME / "base"
 CONFIG = HOME / "demo.yaml"
 
 
-def prepare(folder: str | Path, seed: int = 0) -> Path:
+# Of the small world: every step once, so that a first look takes a minute.
+QUICKER = {
+    "warmup.fraction": 0.1,
+    "warmup.epochs": 1,
+    "features.rows_per_shard": 150,
+    "tune.selections": ["bids", "less"],
+    "tune.steps": 20,
+    "tune.seeds": [0],
+}
+
+
+def prepare(folder: str | Path, seed: int = 0, size: str = "full") -> Path:
     """Write the world of a seed and a config for it into `folder`; return the config, ready for `pipeline.run`.
 
-    What lies there already is written again with the same bytes, so a finished run stays finished.
+    `size` is "full", the comparison of the README, or "small", which only shows the steps. What lies there already is
+    written again with the same bytes, so a finished run stays finished.
+
+    Raises:
+        ConfigError: another size.
     """
+    sizes = {"full": (DEMO, {}), "small": (SMALL, QUICKER)}
+    if size not in sizes:
+        raise ConfigError(f"--size: found {size!r}, expected full or small")
+    of_world, changes = sizes[size]
     folder = Path(folder).resolve()
-    write_world(folder, seed)
-    config = load_config(CONFIG, {"model.base": str(BASE), "data.root": str(folder)})
+    write_world(folder, seed, of_world)
+    config = load_config(CONFIG, {"model.base": str(BASE), "data.root": str(folder), **changes})
     path = folder / "config.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     return path

@@ -27,8 +27,8 @@ SMALL = Size(pool=400, targets=12, test=20)
 ROOT = Path(__file__).parents[2]
 CODE = {"upper": str.upper, "twice": lambda w: w * 2, "head": lambda w: w[:2], "tail": lambda w: w[-2:]}
 DEV_SEED = 999  # the world on which knobs were set; no result is reported on it
-GOLDEN_WORLD = "a52e8c5e9203b58d"  # of seed 5, SMALL
-GOLDEN_STREAM = "a0c20255c0781d98"  # the first 500 of seed 0
+GOLDEN_WORLD = "2a426dfeae246ae3"  # of seed 5, SMALL
+GOLDEN_STREAM = "23dedf56743cf0f7"  # the first 500 of seed 0
 
 
 def questions(rows: list[dict]) -> list[str]:
@@ -136,7 +136,7 @@ def test_targets_are_balanced_right_and_brief(worlds):
             for task, rows in by_task.items():
                 assert len(rows) == len(set(questions(rows))) == each, task
                 assert all(row["answer"] == row["messages"][1]["content"] for row in rows)
-        bits = "".join(row["answer"] for row in world.targets["logic"])
+        bits = "".join(row["answer"].strip("[]") for row in world.targets["logic"])
         assert 0.35 < bits.count("T") / len(bits) < 0.65
         operators = Counter(sign for text in questions(world.targets["logic"]) for sign in "&|^" if sign in text)
         assert operators == {"&": 10, "|": 10, "^": 10}
