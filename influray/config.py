@@ -6,14 +6,14 @@ where it exists and resolved once by the step that needs it, which records what 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from influray.config_messages import readable
 from influray.protocols import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe as a folder name
@@ -152,22 +152,65 @@ class AttributionConfig(Section):
     options: dict[str, Any] = {}
 
 
+class TokenBudget(Section):
+    """A budget in tokens: of all tokens of the chosen rows, never overshot."""
+
+    tokens: Positive
+
+
+class BoundsConfig(Section):
+    """How many rows of one source or task: examples, or a fraction of the budget (a min rounds up, a max down)."""
+
+    min: int | float = 0
+    max: int | float | None = None
+
+    @field_validator("min", "max", mode="before")
+    @classmethod
+    def _amount(cls, value: Any) -> Any:
+        if value is None:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ValueError("must be a number of examples (an integer >= 0) or a fraction in [0, 1]")
+        if isinstance(value, float) and value > 1:
+            raise ValueError("must be a number of examples (an integer >= 0) or a fraction in [0, 1]")
+        return value
+
+
+class ConstraintsConfig(Section):
+    """What a selection keeps to besides its budget."""
+
+    include: tuple[str, ...] | str = ()  # ids that must be in; one text: a file of one id a line, under data.root
+    exclude: tuple[str, ...] | str = ()  # ids that must not; likewise
+    sources: dict[str, BoundsConfig] = {}
+    tasks: dict[str, BoundsConfig] = {}  # a row is of the task of its highest standardised column
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None  # cosine to a chosen row that leaves a row out
+
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _ids(cls, value: Any) -> Any:
+        return tuple(str(one) for one in value) if isinstance(value, list | tuple | set | frozenset) else value
+
+
 class SelectorConfig(Section):
     """One selection of the run."""
 
     name: Name  # of the folder under RUN/selection
     method: str  # a selector's or a published method's name, or a plug-in
-    budget: Positive | Annotated[float, Field(gt=0, le=1)]  # examples, or a fraction of the rows, rounded down
+    budget: Positive | Fraction | TokenBudget  # examples, a fraction of the rows, rounded down, or {tokens: n}
     seed: int = 0
     options: dict[str, Any] = {}
+    constraints: ConstraintsConfig = ConstraintsConfig()
 
     @field_validator("budget", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
+        if isinstance(value, Mapping | TokenBudget):
+            return value
+        right = "must be a number of examples (an integer >= 1), a fraction in (0, 1], or {tokens: n}"
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError("must be a number of examples (an integer >= 1) or a fraction in (0, 1]")
+            raise ValueError(right)
         if value <= 0 or (isinstance(value, float) and value > 1):
-            raise ValueError("must be a number of examples (an integer >= 1) or a fraction in (0, 1]")
+            raise ValueError(right)
         return value
 
 
@@ -257,7 +300,15 @@ def parse_config(tree: Mapping[str, Any], where: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_readable(error, where)) from None
+        raise ConfigError(readable(error, where, Config)) from None
+
+
+def parse_constraints(tree: Mapping[str, Any], where: str = "constraints") -> ConstraintsConfig:
+    """Return the constraints of a plain tree. Raises ConfigError as `load_config`."""
+    try:
+        return ConstraintsConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(readable(error, where, ConstraintsConfig)) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -297,58 +348,3 @@ def set_dotted(tree: Any, key: str, value: Any) -> None:
             if isinstance(node, dict) and node.get(index) is None:
                 node[index] = {}
             node = node[index]
-
-
-def _readable(error: ValidationError, where: str) -> str:
-    lines = []
-    items = error.errors()
-    for item in items:
-        if item["type"] == "too_short" and any(
-            len(i["loc"]) > len(item["loc"]) and i["loc"][: len(item["loc"])] == item["loc"] for i in items
-        ):
-            continue  # the list is only "too short" because an entry of it was refused
-        # pydantic adds the tried branch of a union to the path ("budget.int"); people wrote no such key.
-        loc = [str(part) for part in item["loc"] if not _is_branch(part)]
-        key = ".".join(loc) or "config"
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(loc[-1], _fields_at(loc[:-1]), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            lines.append(f"{key}: unknown key{hint}")
-        elif item["type"] == "missing":
-            lines.append(f"{key}: required, but not given")
-        else:
-            found = "" if item["type"] == "value_error" and key == "config" else f" (found {item['input']!r})"
-            lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}{found}")
-    return f"{where}: " + "; ".join(dict.fromkeys(lines))
-
-
-def _is_branch(part: Any) -> bool:
-    text = str(part)
-    return text.startswith(("literal[", "constrained-", "function-", "tuple[")) or text in {
-        "int",
-        "float",
-        "str",
-        "tuple",
-    }
-
-
-def _fields_at(loc: Iterable[str]) -> list[str]:
-    model: Any = Config
-    for part in loc:
-        if part.isdigit():
-            continue
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        model = _section_in(annotation) if annotation is not None else model
-        if model is None:
-            return []
-    return list(model.model_fields)
-
-
-def _section_in(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _section_in(inner)
-        if found is not None:
-            return found
-    return None

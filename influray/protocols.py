@@ -119,6 +119,29 @@ class AttributionSource(Protocol):
         ...
 
 
+class FeatureRows(Protocol):
+    """Feature rows whose inner products are cosines, by row number."""
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return the unit rows of these row numbers in the order given, [len(rows), D] float32."""
+        ...
+
+
+Bounds = tuple[int, int | None]  # the least and the most rows; None = no most
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a selection keeps to besides its number of examples."""
+
+    tokens: int | None = None  # the most, over all chosen rows
+    include: tuple[str, ...] = ()  # ids
+    exclude: tuple[str, ...] = ()  # ids
+    sources: Mapping[str, Bounds] = field(default_factory=dict)
+    tasks: Mapping[str, Bounds] = field(default_factory=dict)  # a row is of the task of its highest standardised column
+    near_duplicates: float | None = None  # cosine to a chosen row from which a row is left out
+
+
 @dataclass(frozen=True)
 class SelectionProblem:
     """What every selector is given.
@@ -129,17 +152,19 @@ class SelectionProblem:
 
     attribution: AttributionSource
     groups: tuple[str, ...]  # the task of each column
-    budget: int  # examples
+    budget: int  # examples; with `limits.tokens` the most there can be
     seed: int = 0
     facts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    limits: Limits = Limits()
+    features: FeatureRows | None = None  # for limits.near_duplicates
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Chosen rows in order of choice.
+    """Chosen rows in order of choice; n = the budget, or as many as a budget in tokens holds.
 
-    `rows` int64 [budget] without repeats; `merit` float64 [budget], the utility each had when chosen (NaN
-    where a method has none); `column` int64 [budget], the target column that won it (-1 where none did).
+    `rows` int64 [n] without repeats; `merit` float64 [n], the utility each had when chosen (NaN where a method has
+    none); `column` int64 [n], the target column that won it (-1 where none did).
     """
 
     rows: np.ndarray

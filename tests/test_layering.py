@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent / "influray"
 LAYERS = [
     {"protocols"},
     {"registry"},
+    {"config_messages"},
     {"config"},
     {"store"},
     {"data"},

@@ -8,26 +8,58 @@ Shape suffixes: N rows of the matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from influray.protocols import Selection, SelectionProblem
+from influray.protocols import ConfigError, Selection, SelectionProblem
+from influray.selectors.duplicates import NearDuplicates
+from influray.selectors.options import near
+from influray.selectors.quotas import Quotas
+from influray.selectors.row_tasks import row_tasks
+
+logger = logging.getLogger(__name__)
 
 
 class Admission:
     """The state of one selection. Rows are positions 0..N-1 in the order of the matrix.
 
     `open_N[p]`: p is neither chosen nor barred. `forced` are the rows that must be in, ascending; a selector takes
-    them first. `full`: nothing more is to be chosen.
+    them first, whatever else it thinks of them.
+
+    Raises:
+        ConfigError: no selection can keep to the limits; it names the one that is the reason.
     """
 
     def __init__(self, problem: SelectionProblem) -> None:
-        self._budget = problem.budget
-        self.open_N = np.ones(problem.attribution.shape[0], bool)
-        self.forced = np.zeros(0, np.int64)
+        limits, rows = problem.limits, problem.attribution.shape[0]
+        self._budget, self._rows_N = problem.budget, problem.attribution.rows
+        self._tokens_left = limits.tokens
+        self._names = _Names(problem)
+        self.open_N = np.ones(rows, bool)
+        self.left = rows  # rows that are open
         self._chosen: list[int] = []
         self._barred: list[np.ndarray] = []
+        self._reasons: dict[str, int] = {}  # limit -> rows it barred
+        self.forced = self._names.positions(limits.include, "constraints.include", required=True)
+        self._token_N: np.ndarray | None = None
+        self._duplicates: NearDuplicates | None = None
+        self._quotas: Quotas | None = None
+        self._check_forced(problem)
+        self._bar(self._names.positions(limits.exclude, "constraints.exclude", required=False), "constraints.exclude")
+        if limits.tokens is not None:
+            self._token_N = np.asarray(_fact(problem, "tokens", "a budget in tokens"), np.int64)
+            self._longest_first = np.argsort(-self._token_N, kind="stable")
+            self._falling_N = -self._token_N[self._longest_first]  # ascending, for searchsorted
+            self._too_long = 0  # how many of the longest are no longer open
+            self._spend(0)
+        if limits.near_duplicates is not None:
+            if problem.features is None:
+                raise ConfigError("constraints.near_duplicates: needs the features of the rows, [N, D]; none are given")
+            self._duplicates = NearDuplicates(problem.features, limits.near_duplicates)
+        if limits.sources or limits.tasks:
+            self._quotas = self._open_quotas(problem)
 
     @property
     def chosen(self) -> np.ndarray:
@@ -36,23 +68,42 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        return len(self._chosen) == self._budget
+        """Nothing more is to be chosen."""
+        return len(self._chosen) == self._budget or (self._tokens_left is not None and not self.left)
 
     @property
     def expected(self) -> int:
-        """About how many rows the whole selection will hold; never fewer than are chosen."""
-        return self._budget
+        """About how many rows the whole selection will hold."""
+        if self._token_N is None or self._tokens_left is None:
+            return self._budget
+        return min(self._budget, len(self._chosen) + 1 + int(self._tokens_left / max(1.0, self._token_N.mean())))
 
     def take(self, position: int) -> bool:
         """Choose an open row and return True; or bar it and return False."""
         assert self.open_N[position], "a row is proposed once"
         assert not self.full, "nothing more is to be chosen"
+        forced = len(self._chosen) < len(self.forced)
+        if not forced:
+            if self._duplicates is not None and self._duplicates.find(int(self._rows_N[position])) is not None:
+                self._bar(np.array([position]), "constraints.near_duplicates")
+                return False
+            if self._quotas is not None and not self._quotas.allows(position):
+                cell = self._quotas.cell_N == self._quotas.cell_N[position]
+                self._bar(np.flatnonzero(cell & self.open_N), "constraints.sources and constraints.tasks")
+                return False
         self.open_N[position] = False
+        self.left -= 1
         self._chosen.append(position)
+        if self._quotas is not None and not forced:
+            self._quotas.take(position)
+        if self._duplicates is not None:
+            self._duplicates.add(int(self._rows_N[position]))
+        if self._token_N is not None:
+            self._spend(int(self._token_N[position]))
         return True
 
     def newly_barred(self) -> np.ndarray:
-        """Return the positions barred since the last call, also those of which none was proposed."""
+        """Return the positions barred since the last call, also those that were never proposed."""
         barred = np.concatenate([np.zeros(0, np.int64), *self._barred])
         self._barred.clear()
         return barred
@@ -61,9 +112,104 @@ class Admission:
         """Check that the selection is complete.
 
         Raises:
-            ConfigError: it is not, and which limit is the reason.
+            ConfigError: it is not, and which limits are the reason.
         """
-        assert self.full, "the selector stopped before the budget was spent"
+        if self._token_N is not None and not self._chosen:
+            raise ConfigError(f"budget.tokens: no row fits; the shortest that may be chosen is longer{self._because()}")
+        if not self.full:
+            raise ConfigError(
+                f"constraints: only {len(self._chosen)} rows can be chosen, and the budget is {self._budget}"
+                f"{self._because()}; lower the budget or loosen a limit"
+            )
+
+    def _because(self) -> str:
+        reasons = [f"{count} rows barred by {limit}" for limit, count in self._reasons.items()]
+        return f" ({', '.join(reasons)})" if reasons else ""
+
+    def _bar(self, positions: np.ndarray, limit: str) -> None:
+        if len(positions):
+            self.open_N[positions] = False
+            self.left -= len(positions)
+            self._barred.append(positions)
+            self._reasons[limit] = self._reasons.get(limit, 0) + len(positions)
+            if self._quotas is not None:
+                self._quotas.bar(positions)
+
+    def _spend(self, tokens: int) -> None:
+        """Pay for a row and bar all that no longer fit."""
+        assert self._token_N is not None
+        assert self._tokens_left is not None
+        self._tokens_left -= tokens
+        start = self._too_long
+        self._too_long = max(start, int(np.searchsorted(self._falling_N, -self._tokens_left, side="left")))
+        longer = self._longest_first[start : self._too_long]
+        # Rows that must be in have been added up beforehand: they fit, whatever is left at the moment.
+        self._bar(np.sort(longer[self.open_N[longer] & ~np.isin(longer, self.forced)]), "budget.tokens")
+
+    def _check_forced(self, problem: SelectionProblem) -> None:
+        limits = problem.limits
+        both = sorted(set(limits.include) & set(limits.exclude))
+        if both:
+            raise ConfigError(f"constraints.exclude: the id {both[0]!r} stands in constraints.include too")
+        if len(self.forced) > problem.budget:
+            raise ConfigError(
+                f"constraints.include: {len(self.forced)} rows must be in, more than the budget of {problem.budget}"
+            )
+        if limits.tokens is not None:
+            tokens = np.asarray(_fact(problem, "tokens", "a budget in tokens"), np.int64)[self.forced].sum()
+            if tokens > limits.tokens:
+                raise ConfigError(
+                    f"constraints.include: its rows have {tokens} tokens, more than budget.tokens = {limits.tokens}"
+                )
+
+    def _open_quotas(self, problem: SelectionProblem) -> Quotas:
+        limits = problem.limits
+        source_N = _fact(problem, "source", "constraints.sources") if limits.sources else None
+        task_N = row_tasks(problem.attribution, problem.groups) if limits.tasks else None
+        strange = [task for task in limits.tasks if task not in problem.groups]
+        if strange:
+            known = dict.fromkeys(problem.groups)
+            raise ConfigError(
+                f"constraints.tasks.{strange[0]}: no column has this task{near(strange[0], known)} "
+                f"(known: {', '.join(known)})"
+            )
+        least = sum(low for low, _ in (*limits.sources.values(), *limits.tasks.values()))
+        if limits.tokens is not None and least:
+            raise ConfigError("constraints: a min needs a budget in examples; with budget.tokens give max only")
+        left = None if limits.tokens is not None else problem.budget
+        return Quotas(source_N, task_N, limits.sources, limits.tasks, left, self.open_N, self.forced)
+
+
+class _Names:
+    """The positions of ids; read only where there are ids to look for."""
+
+    def __init__(self, problem: SelectionProblem) -> None:
+        self._problem = problem
+        self._position: dict[str, int] | None = None
+
+    def positions(self, ids: Sequence[str], key: str, *, required: bool) -> np.ndarray:
+        """Return the positions of these ids, ascending. Raises ConfigError where one is required and not there."""
+        if not ids:
+            return np.zeros(0, np.int64)
+        if self._position is None:
+            known = _fact(self._problem, "id", key)
+            self._position = {str(name): place for place, name in enumerate(known)}
+        missing = [name for name in ids if name not in self._position]
+        if missing and required:
+            raise ConfigError(
+                f"{key}: the id {missing[0]!r} is not among the rows of the matrix{near(missing[0], self._position)} "
+                "(no such record, or it is in the quarantine)"
+            )
+        if missing:
+            logger.warning("%s: %d of %d ids are not among the rows of the matrix", key, len(missing), len(ids))
+        found = [self._position[name] for name in ids if name in self._position]
+        return np.unique(np.array(found, np.int64))
+
+
+def _fact(problem: SelectionProblem, name: str, what: str) -> Sequence[str]:
+    if name not in problem.facts:
+        raise ConfigError(f"rows.{name}: required for {what}, but not given")
+    return problem.facts[name]
 
 
 def take_in_order(admission: Admission, order: Iterable[int] | np.ndarray) -> np.ndarray:

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influray.protocols import AttributionSource, ConfigError, Selection, SelectionProblem, Selector
+from influray.config import BoundsConfig, ConstraintsConfig, parse_constraints
+from influray.protocols import (
+    AttributionSource,
+    Bounds,
+    ConfigError,
+    Limits,
+    Selection,
+    SelectionProblem,
+    Selector,
+)
 from influray.registry import METHODS, SELECTORS, resolve, resolve_method
 from influray.selectors.options import near
+from influray.store.artifact import read_manifest
 from influray.store.attribution import ArrayAttribution, Attribution
+from influray.store.feature_rows import ArrayFeatures, run_features
+
+if TYPE_CHECKING:
+    from influray.data.catalogue import Catalogue
+
+FACTS = ("id", "source", "tokens")  # of the catalogue, for methods, constraints and reports
 
 
 def select(
     attribution: Any,
     groups: Sequence[str] | None,
-    budget: int | float,
+    budget: int | float | Mapping[str, int],
     *,
     method: str = "bids",
     seed: int = 0,
     rows: Mapping[str, Sequence[Any]] | None = None,
     features: Any = None,
-    constraints: Any = None,
+    constraints: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Selection:
     """Return a selection of `budget` rows, in order of choice.
@@ -35,11 +52,16 @@ def select(
     Args:
         attribution: array-like [N, T], larger helps more; or the path of RUN/attribution, which is streamed.
         groups: the task of each of the T columns; None takes those that a path has stored.
-        budget: an integer is examples; a float in (0, 1] the fraction of N, rounded down.
+        budget: an integer is examples; a float in (0, 1] the fraction of N, rounded down; {"tokens": n} as many rows
+            as fit into n tokens.
         method: a selector's name or a published method's (bids, less, ...), or "package.module:Class".
         seed: for the methods that draw.
-        rows: per-row facts [N] by name (source, tokens, id), for the methods that read them.
-        features, constraints: no method of this version takes any.
+        rows: per-row facts [N] by name (source, tokens, id), for the methods and constraints that read them; of a
+            path, those of the run's catalogue.
+        features: feature rows [N, D] of any length, or a list of one such array per checkpoint, for
+            constraints["near_duplicates"]; of a path, those of the run.
+        constraints: as `constraints` of a config's selector: include, exclude (ids), sources, tasks (name -> {"min",
+            "max"}), near_duplicates (a cosine).
         options: of the method; they take precedence over those that a published method's name stands for.
 
     `rows` of the result are positions in an array and catalogue rows for a path.
@@ -48,19 +70,22 @@ def select(
         ConfigError: groups, budget, method or options that do not fit.
         DataError: scores that cannot be used.
     """
-    for name, value in (("features", features), ("constraints", constraints)):
-        if value is not None:
-            raise ConfigError(f"{name}: no method of this version takes {name}; leave the argument out")
+    limited = parse_constraints(constraints or {})
     source = attribution if _is_source(attribution) else _opened(attribution)
     names = check_groups(source, groups)
     total = source.shape[0]
-    facts = dict(rows or {})
+    facts = _facts(source, rows)
     for name, values in facts.items():
         if len(values) != total:
             raise ConfigError(f"rows.{name}: {len(values)} values for {total} rows of the attribution matrix")
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise ConfigError(f"seed: found {seed!r}, expected an integer")
-    problem = SelectionProblem(source, names, resolve_budget(budget, total), int(seed), facts)
+    count, limits = resolve_limits(budget, limited, total)
+    if features is None and limits.near_duplicates is not None and isinstance(source, Attribution):
+        features = run_features(source)
+    elif features is not None and not hasattr(features, "gather"):
+        features = ArrayFeatures(features, total)
+    problem = SelectionProblem(source, names, count, int(seed), facts, limits, features)
     return run_selector(problem, method, options)
 
 
@@ -103,6 +128,78 @@ def make_selector(name: str, options: Mapping[str, Any]) -> Selector:
         if parameter.default is parameter.empty and option not in options:
             raise ConfigError(f"options.{option}: required by {name!r}, but not given")
     return cls(**options)
+
+
+def resolve_limits(
+    budget: int | float | Mapping[str, int], constraints: ConstraintsConfig, total: int, root: str | Path = "."
+) -> tuple[int, Limits]:
+    """Return the number of examples and the limits. Files of ids are read under `root`.
+
+    Raises:
+        ConfigError: as `resolve_budget`; a fraction of a budget in tokens; a min above its max; a file of ids that
+            cannot be read.
+    """
+    tokens = None
+    if isinstance(budget, Mapping):
+        tokens = budget.get("tokens")
+        if set(budget) != {"tokens"} or isinstance(tokens, bool) or not isinstance(tokens, Integral) or tokens < 1:
+            raise ConfigError(f"budget: found {dict(budget)!r}, expected {{tokens: n}} with an integer n >= 1")
+    count = total if isinstance(budget, Mapping) else resolve_budget(budget, total)
+    bounds = {
+        kind: {name: _bounds(f"constraints.{kind}.{name}", one, count, tokens is not None) for name, one in of.items()}
+        for kind, of in (("sources", constraints.sources), ("tasks", constraints.tasks))
+    }
+    ids = {
+        kind: _ids(f"constraints.{kind}", value, Path(root))
+        for kind, value in (("include", constraints.include), ("exclude", constraints.exclude))
+    }
+    return count, Limits(
+        None if tokens is None else int(tokens),
+        ids["include"],
+        ids["exclude"],
+        bounds["sources"],
+        bounds["tasks"],
+        constraints.near_duplicates,
+    )
+
+
+def _bounds(key: str, given: BoundsConfig, budget: int, in_tokens: bool) -> Bounds:
+    for name, value in (("min", given.min), ("max", given.max)):
+        if in_tokens and isinstance(value, float):
+            raise ConfigError(f"{key}.{name}: {value} is a fraction of the examples; a budget in tokens has no number")
+    low = math.ceil(Fraction(str(given.min)) * budget) if isinstance(given.min, float) else given.min
+    high = math.floor(Fraction(str(given.max)) * budget) if isinstance(given.max, float) else given.max
+    if high is not None and high < low:
+        raise ConfigError(f"{key}.max: {high} rows, less than its min of {low}")
+    return low, high
+
+
+def _ids(key: str, given: tuple[str, ...] | str, root: Path) -> tuple[str, ...]:
+    if not isinstance(given, str):
+        return given
+    path = root / given
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: the file of ids {path} cannot be read: {error}") from error
+    return tuple(line.removesuffix("\r") for line in lines if line.strip())
+
+
+def _facts(source: AttributionSource, rows: Mapping[str, Sequence[Any]] | None) -> dict[str, Sequence[Any]]:
+    if rows is not None or not isinstance(source, Attribution):
+        return dict(rows or {})
+    from influray.data.catalogue import Catalogue  # with it come tokenizers, which a plain array has no use for
+
+    folder = source.folder.parent / "data" / "pool"
+    if read_manifest(folder) is None:
+        return {}
+    return pool_facts(Catalogue(folder), source.rows)
+
+
+def pool_facts(catalogue: Catalogue, row_N: np.ndarray) -> dict[str, list[Any]]:
+    """Return FACTS of these catalogue rows, in the order given."""
+    columns = catalogue.facts(*FACTS)
+    return {name: np.asarray(columns[name], dtype=object)[row_N].tolist() for name in FACTS}
 
 
 def resolve_budget(budget: int | float, total: int) -> int:
@@ -155,10 +252,11 @@ def _opened(attribution: Any) -> AttributionSource:
 
 
 def _check(selection: Selection, problem: SelectionProblem, method: str) -> None:
-    rows, budget = np.asarray(selection.rows), problem.budget
-    right = len(rows) == len(selection.merit) == len(selection.column) == budget and len(np.unique(rows)) == budget
+    rows = np.asarray(selection.rows)
+    wanted = len(rows) if problem.limits.tokens is not None else problem.budget
+    right = len(rows) == len(selection.merit) == len(selection.column) == wanted and len(np.unique(rows)) == wanted
     if not right or not np.isin(rows, problem.attribution.rows).all():
         raise ConfigError(
-            f"method: {method!r} did not return {budget} different rows of the matrix with a merit and a column each; "
+            f"method: {method!r} did not return {wanted} different rows of the matrix with a merit and a column each; "
             "this is an error of the method, not of the config"
         )

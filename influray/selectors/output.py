@@ -17,26 +17,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influray.config import parse_constraints
 from influray.data.catalogue import Catalogue
 from influray.evaluation.balance import Balance, measure_balance
 from influray.protocols import ArtifactMismatch, Selection, SelectionProblem
-from influray.selectors.api import resolve_budget, run_selector
+from influray.selectors.api import pool_facts, resolve_limits, run_selector
 from influray.store.artifact import hash_file, read_json, replace_folder, require_manifest, write_json, write_manifest
 from influray.store.attribution import Attribution
+from influray.store.feature_rows import run_features
 from influray.store.run_directory import RunDirectory
 
 RECORDS, TABLE, SUMMARY = "selected.jsonl", "selection.parquet", "selection.json"
-FACTS = ("id", "source", "tokens")  # of the catalogue, handed to selectors and counted
 RECORDS_AT_ONCE = 4096
 QUANTILES = {"min": 0.0, "p10": 0.1, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
 
 
-def select_and_write(run_dir: str | Path, selector: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
+def select_and_write(
+    run_dir: str | Path, selector: Mapping[str, Any], fingerprint: str, id_root: str | Path = "."
+) -> dict[str, Any]:
     """Run one selector of the config over RUN/attribution, commit RUN/selection/NAME, and return its summary.
 
     `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix),
-    seed, options. An older selection of that name stays until the new one is complete. AID and THI are those of the
-    z-scored matrix whatever the method.
+    seed, options, constraints, whose files of ids lie under `id_root`. An older selection of that name stays until the
+    new one is complete. AID and THI are those of the z-scored matrix whatever the method.
 
     Raises:
         ConfigError, DataError: as `influray.select`.
@@ -51,10 +54,11 @@ def select_and_write(run_dir: str | Path, selector: Mapping[str, Any], fingerpri
             f"{attribution.folder}: holds row {rows_N[-1]}, but {run.data('pool')} has {len(catalogue)} rows; "
             "run `influray score` again"
         )
-    columns = catalogue.facts(*FACTS)
-    facts = {name: np.asarray(columns[name], dtype=object)[rows_N].tolist() for name in FACTS}
-    budget = resolve_budget(selector["budget"], len(rows_N))
-    problem = SelectionProblem(attribution, attribution.groups, budget, selector["seed"], facts)
+    facts = pool_facts(catalogue, rows_N)
+    constraints = parse_constraints(selector["constraints"])
+    budget, limits = resolve_limits(selector["budget"], constraints, len(rows_N), id_root)
+    features = None if limits.near_duplicates is None else run_features(attribution)
+    problem = SelectionProblem(attribution, attribution.groups, budget, selector["seed"], facts, limits, features)
     selection = run_selector(problem, selector["method"], selector["options"])
     place_n = np.searchsorted(rows_N, selection.rows).tolist()
     chosen = {name: [values[place] for place in place_n] for name, values in facts.items()}
@@ -67,7 +71,7 @@ def select_and_write(run_dir: str | Path, selector: Mapping[str, Any], fingerpri
         pq.write_table(_table(attribution, selection, chosen), scratch / TABLE)
         write_json(scratch / SUMMARY, summary)
         files = {name: hash_file(scratch / name) for name in (RECORDS, TABLE, SUMMARY)}
-        write_manifest(scratch, {"fingerprint": fingerprint, "rows": budget, "files": files})
+        write_manifest(scratch, {"fingerprint": fingerprint, "rows": len(selection.rows), "files": files})
         replace_folder(scratch, folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -126,6 +130,7 @@ def _summary(
         "options": dict(selection.options),
         "seed": selector["seed"],
         "budget": {"asked": selector["budget"], "examples": len(selection.rows)},
+        "constraints": {name: value for name, value in selector["constraints"].items() if value},
         "matrix": {"rows": attribution.shape[0], "columns": attribution.shape[1]},
         "counts": {
             "source": dict(Counter(chosen["source"])),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from influray.steps.context import StepContext, StepResult
-from influray.store.artifact import fingerprint, read_manifest, require_manifest
+from influray.store.artifact import fingerprint, hash_file, read_manifest, require_manifest
 
 
 def select(context: StepContext) -> StepResult:
@@ -14,13 +15,21 @@ def select(context: StepContext) -> StepResult:
     matrix = require_manifest(directory.attribution, "score")["fingerprint"]
     pool = context.catalogue("pool").digest
     todo, made = [], {}
+    root = Path(context.config.data.root)
     for selector in context.config.selectors:
         plain = selector.model_dump(mode="json")
         name = selector.name
-        made[name] = fingerprint({"step": "select", "matrix": matrix, "pool": pool, "selector": plain})
+        files = [
+            root / ids for ids in (selector.constraints.include, selector.constraints.exclude) if isinstance(ids, str)
+        ]
+        read = [
+            hash_file(file) for file in files if file.is_file()
+        ]  # one that is not there is refused by the selection
+        made[name] = fingerprint({"step": "select", "matrix": matrix, "pool": pool, "selector": plain, "ids": read})
         manifest = read_manifest(directory.selection(name))
         if manifest is None or manifest["fingerprint"] != made[name]:
-            todo.append((name, {"run_dir": str(directory.path), "selector": plain, "fingerprint": made[name]}))
+            arguments = {"run_dir": str(directory.path), "selector": plain, "fingerprint": made[name]}
+            todo.append((name, {**arguments, "id_root": str(root.resolve())}))
     if todo:
         from influray.runtime.selection import SelectionJob, run_selection
 

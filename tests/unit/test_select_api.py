@@ -110,10 +110,11 @@ def test_wrong_groups_say_what_would_be_right(groups, message):
         select(matrix(), groups, 5)
 
 
-def test_what_is_not_supported_is_refused_and_not_ignored():
-    for name in ("features", "constraints"):
-        with pytest.raises(ConfigError, match=f"{name}: no method of this version"):
-            select(matrix(), GROUPS, 5, **{name: {"source": {"max": 3}}})
+def test_what_is_wrong_is_refused_and_not_ignored():
+    with pytest.raises(ConfigError, match="source: unknown key; did you mean 'sources'"):
+        select(matrix(), GROUPS, 5, constraints={"source": {"a": {"max": 3}}})
+    with pytest.raises(DataError, match="features: found float64 of shape"):
+        select(matrix(), GROUPS, 5, features=np.zeros(7))
     for seed in (1.5, "0", True, None):
         with pytest.raises(ConfigError, match="seed: found"):
             select(matrix(), GROUPS, 5, seed=seed)

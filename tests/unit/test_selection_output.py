@@ -22,7 +22,7 @@ from influray.store.run_directory import RunDirectory
 from tests.tiny import byte_tokenizer, chat, pool_rows
 
 TASKS = ["sums", "sums", "reversals", "reversals", "reversals"]
-SELECTOR = {"name": "even", "method": "bids", "budget": 0.5, "seed": 0, "options": {}}
+SELECTOR = {"name": "even", "method": "bids", "budget": 0.5, "seed": 0, "options": {}, "constraints": {}}
 
 
 @pytest.fixture
