@@ -88,8 +88,9 @@ def measure_curve(
     assert budgets[0] >= 1, "a budget holds a row"
     assert budgets[-1] <= len(rows), "a budget is a prefix of the rows"
     assert (np.diff(budgets) > 0).all(), "budgets ascend"
-    tasks = tuple(dict.fromkeys(groups[j] for j in column_C))
-    member_GC = np.array([[groups[j] == task for j in column_C] for task in tasks], np.float64)
+    group_C = [groups[j] for j in column_C.tolist()]
+    tasks = tuple(dict.fromkeys(group_C))
+    member_GC = np.array([[group == task for group in group_C] for task in tasks], np.float64)
     member_GC /= member_GC.sum(axis=1, keepdims=True)
     total_C, best_C = np.zeros(len(column_C)), np.full(len(column_C), -np.inf)
     aid_MC, best_MC = (np.empty((len(budgets), len(column_C))) for _ in range(2))
