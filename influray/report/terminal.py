@@ -9,7 +9,7 @@ from rich.cells import cell_len
 
 from influray.report.sheet import Table
 
-SHORTEST = 8  # letters to which a name is shortened at most
+SHORTEST = 12  # letters to which a name is shortened at most: cells of AID are as wide
 GAP = 2  # between two columns
 _JOINT = re.compile(r"([-_/. ]+)")
 
