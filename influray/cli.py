@@ -6,6 +6,7 @@ Exit status: 0 done; 2 wrong config or data, one message; 1 a bug, with its trac
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from influray.protocols import USER_ERRORS
+from influray.protocols import USER_ERRORS, ConfigError
 
 if TYPE_CHECKING:
     from influray.pipeline import Run
     from influray.report.compare import Comparison
+    from influray.report.sheet import Table as SheetTable
 
 app = typer.Typer(
     help="Choose training data for instruction tuning by influence, evenly over your tasks.",
@@ -95,11 +97,54 @@ for _step, _summary in {
     "warmup": "Train the LoRA warmup checkpoints, or import yours.",
     "featurize": "Compute the gradient features of pool and targets.",
     "score": "Compute the attribution matrix.",
-    "select": "Carry out every selector of the config.",
     "tune": "Fine-tune the base on every selection.",
     "evaluate": "Evaluate the fine-tuned models on the held-out records.",
 }.items():
     _step_command(_step, _summary)
+
+
+@app.command()
+def select(
+    config: ConfigPath,
+    curve: Annotated[bool, typer.Option("--curve", help="Show how each selection grows with its budget.")] = False,
+    curve_selection: Annotated[str | None, typer.Option("--curve-selection", help="Only this one's curve.")] = None,
+    curve_budget: Annotated[
+        str | None,
+        typer.Option("--curve-budget", help="How far: examples, or a fraction such as 0.3; default: the selection."),
+    ] = None,
+    run_dir: RunDir = None,
+    sets: Sets = None,
+    address: Address = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Carry out every selector of the config; with --curve, tell what smaller or larger budgets give."""
+    from influray import pipeline
+    from influray.config import parse_override
+    from influray.report import curve_sheet
+
+    if not curve:
+        for option, value in (("--curve-selection", curve_selection), ("--curve-budget", curve_budget)):
+            if value is not None:
+                raise ConfigError(f"{option}: {value!r} is for the curve; add --curve")
+        run = _run(config, run_dir, sets, address, allow_plugins, "select")
+        out.print(f"select: done in {escape(str(run.directory.path))}")
+        return
+    curves, paths = pipeline.curves(
+        config,
+        dict(parse_override(text) for text in sets or []),
+        run_dir=run_dir,
+        selection=curve_selection,
+        budget=None if curve_budget is None else _number(curve_budget, "--curve-budget"),
+        address=address,
+        allow_plugins=allow_plugins,
+        console=err,
+    )
+    numbers = [curve_sheet.numbers_of(one, few=len(curves) > 1) for one in curves]
+    _print_tables([*curve_sheet.knees(curves), *numbers], [])
+    for note in (*curve_sheet.NOTES, *curve_sheet.rechecks(curves)):
+        out.print(escape(note))
+    for path in paths:
+        out.print(f"curves: {escape(str(path))}")
 
 
 @app.command()
@@ -158,11 +203,25 @@ def compare(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN[/NAME] ...", help="Run directories, or selections of them.")
     ],
+    figure: Annotated[Path | None, typer.Option("--figure", help="Write it as .html, or its figures as .svg.")] = None,
+    numbers: Annotated[Path | None, typer.Option("--json", help="Write its numbers as JSON.")] = None,
 ) -> None:
     """Put selections side by side: balance, overlap, shares and results."""
     from influray.report.compare import compare as compare_runs
+    from influray.report.compare_sheet import compare_sheet
+    from influray.report.sheet import check_figure_path, check_output_path, write_sheet
+    from influray.store.artifact import write_json
 
-    _print_comparison(compare_runs(runs))
+    drawn = None if figure is None else check_figure_path(figure, "--figure")
+    plain = None if numbers is None else check_output_path(numbers, "--json")
+    result = compare_runs(runs)
+    _print_comparison(result)
+    if drawn is not None:
+        write_sheet(drawn, compare_sheet(result))
+        out.print(f"figure: {escape(str(drawn))}")
+    if plain is not None:
+        write_json(plain, result.as_plain())
+        out.print(f"numbers: {escape(str(plain))}")
 
 
 @app.command()
@@ -202,10 +261,38 @@ def _print_outcome(run: Run) -> None:
 
 
 def _print_comparison(result: Comparison) -> None:
-    result = result.side_by_side()  # one column a selection: twenty facts side by side fit no terminal
-    out.print(_table(*result.columns, rows=result.rows))
-    for note in result.notes:
+    from influray.report.compare_sheet import compare_sheet
+
+    sheet = compare_sheet(result)
+    _print_tables(sheet.tables, [entry.label for entry in result.entries])
+    for note in sheet.notes:
         out.print(escape(note))
+
+
+def _print_tables(tables: Sequence[SheetTable], names: Sequence[str]) -> None:
+    """Print tables that fit the terminal; heads that are one of `names` may be shortened, and are explained."""
+    from influray.report.terminal import fit
+
+    fitted, short = fit(tables, out.width, names)
+    for table in fitted:
+        drawn = Table(box=None, pad_edge=False, header_style="bold")
+        for place, (head, right) in enumerate(zip(table.columns, table.numeric, strict=True)):
+            fold: dict[str, Any] = {"no_wrap": True} if place else {"overflow": "fold"}
+            drawn.add_column(escape(head), justify="right" if right else "left", **fold)
+        for row in table.rows:
+            drawn.add_row(*(escape(cell) for cell in row))
+        out.print(f"[bold]{escape(table.title)}[/bold]")
+        out.print(drawn)
+        out.print()
+    for name, full in short.items():
+        out.print(f"{escape(name)} = {escape(full)}")
+
+
+def _number(text: str, option: str) -> int | float:
+    try:
+        return int(text) if text.strip().lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise ConfigError(f"{option}: found {text!r}, expected a number of examples or a fraction in (0, 1]") from None
 
 
 def _marked(text: str) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from influray.data.inspection import View
+    from influray.report.data import CurveFacts
     from influray.store.attribution import Attribution
     from influray.store.datastore import Datastore
 
@@ -179,6 +180,47 @@ def _timed(name: str, carry_out: Callable[..., Any], context: Any) -> None:
         if isinstance(result.facts.get(unit), int) and seconds > 0 and not result.skipped:
             facts[f"{unit}_per_second"] = round(result.facts[unit] / seconds, 1)
     context.directory.record_step(name, status="done", **facts)
+
+
+def curves(
+    config: str | Path | Config | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    selection: str | None = None,
+    budget: int | float | None = None,
+    address: str | None = None,
+    allow_plugins: bool = True,
+    console: Console | None = None,
+) -> tuple[tuple[CurveFacts, ...], tuple[Path, Path]]:
+    """Carry out a config up to the selection; return the budget curves and (curves.html, curves.json) of RUN/report.
+
+    Args:
+        selection: one of the config's, by name; None takes all.
+        budget: how far a curve goes, examples or a fraction of the matrix' rows; None ends it with the selection.
+
+    Raises:
+        ConfigError, DataError, ArtifactMismatch: as `run`; no such selection, or a budget that does not fit.
+    """
+    from influray.report.curve_sheet import write_curves
+    from influray.report.curves import budget_curves, check_budget, check_selection
+
+    # Hours before the curves would say it.
+    wanted = resolve(config, overrides, run_dir, allow_plugins)
+    check_selection(selection, [selector.name for selector in wanted.config.selectors])
+    check_budget(budget)
+    this = run(
+        config,
+        overrides,
+        run_dir=run_dir,
+        until="select",
+        address=address,
+        allow_plugins=allow_plugins,
+        console=console,
+    )
+    with this.directory.hold():
+        found = budget_curves(this.directory.path, selection, budget)
+        return found, write_curves(this.directory.path, found)
 
 
 def plan(

@@ -8,16 +8,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from influray.config import Config, load_config
-from influray.data.catalogue import Catalogue
+import numpy as np
+
 from influray.data.quarantine import read_quarantine
 from influray.evaluation.known_answer import KnownAnswer, known_answers, task_scores
-from influray.evaluation.overlap import jaccard
 from influray.protocols import ArtifactMismatch
+from influray.report.curves import committed_curves
 from influray.report.data import (
     LeftOut,
     Quarantine,
@@ -30,26 +29,14 @@ from influray.report.data import (
 from influray.report.evaluations import read_evaluations
 from influray.report.examples import examples_of
 from influray.report.finding import finding
-from influray.report.selections import Pool, committed, selection_facts
-from influray.store.artifact import read_manifest
+from influray.report.readings import Readings, open_run
+from influray.report.selections import committed, overlap, selection_facts
 from influray.store.attribution import Attribution
-from influray.store.run_directory import RunDirectory
 
 QUARANTINE_FIRST = 12  # rows of it that the page shows
 QUARANTINE_GROUPS = 20
 # What differs from row to row within one reason: quoted things, numbers, places.
 _PARTICULAR = re.compile(r"""'[^']*'|"[^"]*"|\S+:\d+|\d+""")
-
-
-@dataclass
-class Readings:
-    """What of a run can be read: None for a part that is not there."""
-
-    run: RunDirectory
-    config: Config
-    pool: Pool | None
-    attribution: Attribution | None
-    missing: dict[str, str] = field(default_factory=dict)
 
 
 def collect(run_dir: str | Path) -> ReportData:
@@ -61,7 +48,9 @@ def collect(run_dir: str | Path) -> ReportData:
     """
     readings = open_run(run_dir)
     run, config, missing = readings.run, readings.config, readings.missing
-    selections, chosen = _selections(readings)
+    selections, rows = _selections(readings)
+    curves = committed_curves(readings.attribution, readings.pool, selections, rows)
+    chosen = {name: {int(row): rank for rank, row in enumerate(row_n, start=1)} for name, row_n in rows.items()}
     known, examples = _influence(readings, chosen)
     tuned = read_evaluations(run, {s.name: s.style for s in selections})
     if not tuned:
@@ -79,7 +68,8 @@ def collect(run_dir: str | Path) -> ReportData:
         targets=sum(task.columns for task in tasks),
         pool=readings.pool.facts() if readings.pool else None,
         selections=selections,
-        overlap=tuple(tuple(jaccard(a.ids, b.ids) for b in selections) for a in selections),
+        curves=curves,
+        overlap=overlap(selections),
         tuned=tuned,
         known=known,
         examples=examples,
@@ -92,32 +82,16 @@ def collect(run_dir: str | Path) -> ReportData:
     )
 
 
-def open_run(run_dir: str | Path) -> Readings:
-    """Return the parts of a run that are there. Raises as `collect`."""
-    run = RunDirectory(run_dir)
-    readings = Readings(run, load_config(run.config_path), None, None)
-    if read_manifest(run.data("pool")) is None:
-        readings.missing["pool"] = "influray select"
-    else:
-        readings.pool = Pool(Catalogue(run.data("pool")))
-    if read_manifest(run.attribution) is None:
-        readings.missing["attribution"] = "influray score"
-    else:
-        readings.attribution = Attribution(run.attribution)
-    return readings
-
-
-def _selections(readings: Readings) -> tuple[tuple[SelectionFacts, ...], dict[str, dict[int, int]]]:
+def _selections(readings: Readings) -> tuple[tuple[SelectionFacts, ...], dict[str, np.ndarray]]:
     names = committed(readings.run, [selector.name for selector in readings.config.selectors])
     if readings.pool is None or not names:
         readings.missing["selections"] = "influray select"
         return (), {}
-    found, chosen = [], {}
+    found, rows = [], {}
     for place, name in enumerate(names):
-        facts, row_n = selection_facts(readings.run, name, place, readings.pool, readings.attribution)
+        facts, rows[name] = selection_facts(readings.run, name, place, readings.pool, readings.attribution)
         found.append(facts)
-        chosen[name] = {int(row): rank for rank, row in enumerate(row_n, start=1)}
-    return tuple(found), chosen
+    return tuple(found), rows
 
 
 def _influence(

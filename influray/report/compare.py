@@ -1,48 +1,85 @@
-"""Selections side by side, of one run or of several: balance, overlap, shares of the sources, results."""
+"""Selections side by side, of one run or of several: what they hold, whom they serve, how alike they are, results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from influray.evaluation.overlap import jaccard
 from influray.protocols import ArtifactMismatch, ConfigError
-from influray.report.collect import Readings, open_run
-from influray.report.data import SelectionFacts, Tuned
+from influray.report.data import Overlap, PoolFacts, SelectionFacts, Tuned
 from influray.report.evaluations import BASE, FULL, read_evaluations
-from influray.report.formatting import ABSENT, count, listed, number, percent, signed, visible
-from influray.report.selections import STYLES, committed, selection_facts
+from influray.report.formatting import listed, number
+from influray.report.readings import Readings, open_run
+from influray.report.selections import STYLES, committed, overlap, selection_facts
+from influray.selectors.options import near
 
-SOURCES = 8  # columns of shares; the largest over all selections
+
+@dataclass(frozen=True)
+class Entry:
+    """A selection, or what was tuned on none: the full pool, the base."""
+
+    label: str  # the selection's name, after its run's where there are several
+    selection: SelectionFacts | None
+    tuned: Tuned | None
+    base: Tuned | None
+
+    @property
+    def loss_gain(self) -> float | None:
+        """How much lower the macro loss is than the base's; None where one of them is not there."""
+        if self.tuned is None or self.base is None or self.tuned is self.base:
+            return None
+        return self.base.macro_loss.mean - self.tuned.macro_loss.mean
+
+    @property
+    def exact_gain(self) -> float | None:
+        """How much higher the macro exact match is than the base's."""
+        if self.tuned is None or self.base is None or self.tuned is self.base:
+            return None
+        exact, before = self.tuned.macro_exact, self.base.macro_exact
+        return exact.mean - before.mean if exact and before else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table ready to print: texts, one row a selection. `notes` say how to read it."""
+    """What there is to compare; `pool` is None where the runs have different ones. `notes` say how to read it."""
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
+    title: str
+    entries: tuple[Entry, ...]
+    overlap: Overlap  # of `chosen`, in that order
+    pool: PoolFacts | None
+    notes: tuple[str, ...]
 
-    def side_by_side(self) -> Comparison:
-        """Return the same table with one column a selection, which suits a narrow terminal."""
-        turned = tuple(zip(self.columns, *self.rows, strict=True))
-        return Comparison(turned[0], turned[1:], self.notes)
+    @property
+    def chosen(self) -> list[tuple[str, SelectionFacts]]:
+        """The selections with their labels."""
+        return [(entry.label, entry.selection) for entry in self.entries if entry.selection is not None]
 
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks of all runs that have a target in use, in order of first appearance."""
+        return list(dict.fromkeys(task for _, one in self.chosen if one.balance for task in one.balance.aid))
 
-@dataclass(frozen=True)
-class _Entry:
-    label: str
-    selection: SelectionFacts | None  # None for what was tuned on no selection: the full pool, the base
-    tuned: Tuned | None
-    base: Tuned | None
+    def as_plain(self) -> dict[str, Any]:
+        """Return all numbers as JSON can hold them."""
+        return {
+            "entries": [_plain_entry(entry) for entry in self.entries],
+            "overlap": {
+                "order": [label for label, _ in self.chosen],
+                "jaccard": self.overlap.jaccard,
+                "rank_biased": self.overlap.ranked,
+                "persistence": 1 - 1 / self.overlap.depth,
+            },
+            "notes": list(self.notes),
+        }
 
 
 def compare(runs: Sequence[str | Path]) -> Comparison:
-    """Return the table of all selections of the runs given, or of those named as RUN/NAME.
+    """Return the comparison of all selections of the runs given, or of those named as RUN/NAME.
 
-    A whole run also brings its results of the full pool and of the base. Overlap is counted by record id.
+    A whole run also brings its results of the full pool and of the base. Overlap is counted by record id. Nothing
+    but what is committed is read; no feature is computed.
 
     Raises:
         ConfigError: neither a run directory nor a selection of one.
@@ -55,13 +92,23 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     for folder, _ in asked:
         if folder not in opened:
             opened[folder] = open_run(folder)
-    _refuse_disjoint(opened)
-    entries: list[_Entry] = []
+    ids = _refuse_disjoint(opened)
+    found: list[Entry] = []
     for folder, name in dict.fromkeys(asked):
         prefix = f"{folder.name}/" if len(opened) > 1 else ""
-        entries += _entries(opened[folder], name, prefix)
-    entries = list({entry.label: entry for entry in entries}.values())
-    return _table(entries, several=len(opened) > 1)
+        found += _entries(opened[folder], name, prefix)
+    entries = tuple({entry.label: entry for entry in found}.values())
+    entries = _styled(entries) if len(opened) > 1 else entries
+    first = next(iter(opened.values())).pool
+    chosen = [entry.selection for entry in entries if entry.selection is not None]
+    alike = overlap(chosen)
+    return Comparison(
+        " and ".join(folder.name for folder in opened),
+        entries,
+        alike,
+        first.facts() if first is not None and len(set(ids.values())) == 1 else None,
+        tuple(_notes(entries, alike, several=len(opened) > 1)),
+    )
 
 
 def _resolve(path: Path) -> tuple[Path, str | None]:
@@ -74,7 +121,8 @@ def _resolve(path: Path) -> tuple[Path, str | None]:
     raise ConfigError(f"compare: {path} is neither a run directory (no config.yaml there) nor RUN/NAME of one")
 
 
-def _refuse_disjoint(opened: dict[Path, Readings]) -> None:
+def _refuse_disjoint(opened: Mapping[Path, Readings]) -> dict[Path, frozenset[str]]:
+    """Return the record ids of each run's pool."""
     for folder, readings in opened.items():
         if readings.pool is None:
             raise ArtifactMismatch(f"{folder}: no pool there yet; run `influray select` first")
@@ -85,101 +133,61 @@ def _refuse_disjoint(opened: dict[Path, Readings]) -> None:
             raise ArtifactMismatch(
                 f"{first} and {other}: their pools have no record id in common; only selections from one pool compare"
             )
+    return ids
 
 
-def _entries(readings: Readings, only: str | None, prefix: str) -> list[_Entry]:
+def _entries(readings: Readings, only: str | None, prefix: str) -> list[Entry]:
     run, pool = readings.run, readings.pool
     assert pool is not None
     names = committed(run, [selector.name for selector in readings.config.selectors])
     if only is not None and only not in names:
         known = ", ".join(names) or "none yet; run `influray select` first"
-        raise ConfigError(f"compare: {run.path.name} has no selection {only!r} (known: {known})")
+        hint = near(only, dict.fromkeys(names))
+        raise ConfigError(f"compare: {run.path.name} has no selection {only!r}{hint} (known: {known})")
     if not names:
         raise ArtifactMismatch(f"{run.path}: nothing is selected yet; run `influray select` first")
-    wanted = names if only is None else [only]
-    results = {one.name: one for one in read_evaluations(run, dict.fromkeys(names, STYLES[0]))}
+    style = {name: STYLES[place % len(STYLES)] for place, name in enumerate(names)}
+    results = {one.name: one for one in read_evaluations(run, style)}
     base = results.get(BASE)
     entries = [
-        _Entry(
+        Entry(
             prefix + name,
-            selection_facts(run, name, place, pool, readings.attribution)[0],
+            selection_facts(run, name, names.index(name), pool, readings.attribution)[0],
             results.get(name),
             base,
         )
-        for place, name in enumerate(wanted)
+        for name in (names if only is None else [only])
     ]
     if only is None:
-        entries += [_Entry(prefix + name, None, results[name], base) for name in (FULL, BASE) if name in results]
+        entries += [Entry(prefix + name, None, results[name], base) for name in (FULL, BASE) if name in results]
     return entries
 
 
-def _table(entries: Sequence[_Entry], *, several: bool) -> Comparison:
-    chosen = [entry for entry in entries if entry.selection is not None]
-    total: dict[str, float] = {}  # source -> sum of its shares
-    for entry in chosen:
-        assert entry.selection is not None
-        for source, rows in entry.selection.sources.items():
-            total[source] = total.get(source, 0.0) + rows / entry.selection.examples
-    sources = [source for source, _ in sorted(total.items(), key=lambda item: (-item[1], item[0]))[:SOURCES]]
-    evaluated = any(entry.tuned for entry in entries)
-    columns = ["selection", "method", "examples", "tokens", "macro AID", "worst AID", "worst task", "spread"]
-    columns += ["THI entropy", "duplicates", *(f"overlap {entry.label}" for entry in chosen)]
-    columns += [f"from {visible(source) or '(no source)'}" for source in sources]
-    columns += ["macro loss", "loss gain", "worst loss", "exact match", "exact gain"] if evaluated else []
-    rows = []
+def _styled(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Give every selection of several runs a colour of its own, as far as there are colours."""
+    place, found = 0, []
     for entry in entries:
-        cells = [entry.label, *_selection_cells(entry.selection, chosen, sources)]
-        rows.append(tuple(cells + (_result_cells(entry) if evaluated else [])))
-    return Comparison(tuple(columns), tuple(rows), tuple(_notes(entries, several)))
+        if entry.selection is not None:
+            style = STYLES[place % len(STYLES)]
+            tuned = None if entry.tuned is None else replace(entry.tuned, style=style)
+            entry = replace(entry, selection=replace(entry.selection, style=style), tuned=tuned)
+            place += 1
+        found.append(entry)
+    return tuple(found)
 
 
-def _selection_cells(one: SelectionFacts | None, chosen: Sequence[_Entry], sources: Sequence[str]) -> list[str]:
-    if one is None:
-        return [ABSENT] * (9 + len(chosen) + len(sources))
-    balance = one.balance
-    cells = [one.method, count(one.examples), count(one.tokens)]
-    cells += (
-        [ABSENT] * 5
-        if balance is None
-        else [
-            signed(balance.macro),
-            signed(balance.worst),
-            balance.worst_task,
-            number(balance.spread),
-            number(balance.entropy),
-        ]
-    )
-    cells.append(count(one.duplicates))
-    cells += [number(jaccard(one.ids, entry.selection.ids)) for entry in chosen if entry.selection is not None]
-    return cells + [percent(one.sources.get(source, 0) / one.examples) for source in sources]
-
-
-def _result_cells(entry: _Entry) -> list[str]:
-    result, base = entry.tuned, entry.base
-    if result is None:
-        return [ABSENT] * 5
-    exact, before = result.macro_exact, None
-    loss_gain = exact_gain = ABSENT
-    if base is not None and result is not base:
-        loss_gain = signed(base.macro_loss.mean - result.macro_loss.mean, 3)
-        before = base.macro_exact
-    if exact and before:
-        exact_gain = signed(100 * (exact.mean - before.mean), 1)
-    worst = result.loss[result.worst_loss_task].mean
-    return [
-        number(result.macro_loss.mean, 3),
-        loss_gain,
-        f"{number(worst, 3)} ({result.worst_loss_task})",
-        percent(exact.mean) if exact else ABSENT,
-        exact_gain,
-    ]
-
-
-def _notes(entries: Sequence[_Entry], several: bool) -> list[str]:
+def _notes(entries: Sequence[Entry], alike: Overlap, *, several: bool) -> list[str]:
     notes = []
     if any(entry.selection and entry.selection.balance for entry in entries):
-        notes.append("AID: standard deviations of influence above the pool's mean; spread: its deviation over tasks.")
-    notes.append("overlap: records in both over records in either.")
+        notes.append(
+            "AID: standard deviations of influence above the pool's mean, a mean over a task's targets (\u00b1 its "
+            "deviation over them); spread: deviation of AID over the tasks. THI: task of a row's highest influence."
+        )
+    notes.append(
+        "Jaccard overlap: records in both over records in either. Rank-biased overlap: agreement of the orders of "
+        f"choice, the first rows counting most (p = {1 - 1 / alike.depth:.6g}, looking to a mean depth of "
+        f"{alike.depth:,.0f} rows: a tenth of the smallest selection)."
+    )
     if several:
         notes.append("AID of different runs comes from different matrices; it compares within a run.")
     tuned = [entry.tuned for entry in entries if entry.tuned and entry.tuned.name != BASE]
@@ -189,3 +197,43 @@ def _notes(entries: Sequence[_Entry], several: bool) -> list[str]:
         range_ = f"; a selection's macro loss differs by up to {number(widest, 3)} between seeds" if widest else ""
         notes.append(f"results: mean over seeds {listed([str(seed) for seed in seeds])}{range_}.")
     return notes
+
+
+def _plain_entry(entry: Entry) -> dict[str, Any]:
+    return {
+        "label": entry.label,
+        "selection": None if entry.selection is None else _plain_selection(entry.selection),
+        "tuned": None if entry.tuned is None else _plain_tuned(entry.tuned),
+        "loss_gain": entry.loss_gain,
+        "exact_gain": entry.exact_gain,
+    }
+
+
+def _plain_selection(one: SelectionFacts) -> dict[str, Any]:
+    balance = one.balance
+    found: dict[str, Any] = {name: getattr(one, name) for name in ("name", "method", "seed", "examples", "tokens")}
+    found |= {"options": dict(one.options), "duplicates": one.duplicates, "sources": dict(one.sources)}
+    if balance is None:
+        return {**found, "balance": None}
+    names = ("macro", "worst", "worst_task", "spread", "entropy")
+    return {
+        **found,
+        "balance": {
+            **{name: getattr(balance, name) for name in names},
+            "aid": {task: {"mean": mean, "std": balance.aid_std[task]} for task, mean in balance.aid.items()},
+            "thi_task": dict(balance.thi_task),
+            "thi_instance": dict(balance.thi_instance),
+        },
+    }
+
+
+def _plain_tuned(one: Tuned) -> dict[str, Any]:
+    exact = one.macro_exact
+    return {
+        "seeds": list(one.seeds),
+        "macro_loss": vars(one.macro_loss),
+        "loss": {task: vars(value) for task, value in one.loss.items()},
+        "exact_metric": one.exact_metric,
+        "macro_exact": None if exact is None else vars(exact),
+        "exact": {task: vars(value) for task, value in one.exact.items()},
+    }

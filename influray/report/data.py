@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from influray.evaluation.budget_curve import BudgetCurve
+from influray.evaluation.knee import Knee, find_knee
 from influray.evaluation.known_answer import KnownAnswer
 
 
@@ -46,11 +50,13 @@ class TaskFacts:
 class TaskBalance:
     """How a selection serves the tasks that have a target in use; see `influray.evaluation.balance`.
 
-    `aid` is per task the mean of AID over its targets in use (0 = the mean row of the pool); `thi_task` and
-    `thi_instance` count the chosen rows by the task of their highest influence.
+    `aid` is per task the mean of AID over its targets in use (0 = the mean row of the pool), `aid_std` its standard
+    deviation over them (ddof 0); `thi_task` and `thi_instance` count the chosen rows by the task of their highest
+    influence.
     """
 
     aid: Mapping[str, float]
+    aid_std: Mapping[str, float]
     thi_task: Mapping[str, int]
     thi_instance: Mapping[str, int]
 
@@ -94,7 +100,7 @@ class SelectionFacts:
     options: Mapping[str, Any]
     seed: int
     style: str  # colour class of the figures
-    ids: frozenset[str]
+    ids: tuple[str, ...]  # in order of choice
     tokens: int
     sources: Mapping[str, int]  # source -> chosen rows
     winners: Mapping[str, int]  # task of the column that won the row -> rows; empty where the method has none
@@ -105,6 +111,66 @@ class SelectionFacts:
     @property
     def examples(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How alike selections are, [selection][selection], by record id: as sets, and as orders of choice.
+
+    `depth` is the mean depth to which rank-biased overlap looks, 1 / (1 - p).
+    """
+
+    jaccard: Sequence[Sequence[float]]
+    ranked: Sequence[Sequence[float]]
+    depth: float
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """A selection made again for another budget: how many of the first `compared` rows it begins with are the same.
+
+    Where it could not be made, `reason` says why and nothing is compared.
+    """
+
+    budget: int
+    same: int
+    compared: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class CurveFacts:
+    """A selection's curve over budgets. Arrays as in `influray.evaluation.budget_curve`."""
+
+    name: str
+    method: str
+    style: str
+    examples: int  # of the committed selection
+    rows: int  # of the matrix
+    curve: BudgetCurve
+    tokens_M: np.ndarray
+    recheck: Recheck | None = None  # None where nobody asked for it
+
+    @property
+    def coverage_knee(self) -> Knee:
+        return find_knee(self.curve.budget_M, self.curve.coverage_M)
+
+    @property
+    def worst_knee(self) -> Knee:
+        """That of AID of the worst task, from `first` on."""
+        found = find_knee(self.curve.budget_M[self.first :], self.curve.worst[self.first :])
+        return found if found.index is None else Knee(found.index + self.first)
+
+    @property
+    def worst_peak(self) -> int:
+        """The point from `first` on where AID of the worst task is highest, the first of equal ones."""
+        return self.first + int(self.curve.worst[self.first :].argmax())
+
+    @property
+    def first(self) -> int:
+        """The first point with as many rows as tasks, or the last: before it no choice could serve every task."""
+        place = int(np.searchsorted(self.curve.budget_M, len(self.curve.tasks)))
+        return min(place, len(self.curve.budget_M) - 1)
 
 
 @dataclass(frozen=True)
@@ -207,7 +273,8 @@ class ReportData:
     targets: int
     pool: PoolFacts | None
     selections: tuple[SelectionFacts, ...]
-    overlap: Sequence[Sequence[float]]  # Jaccard, [selection][selection]
+    curves: tuple[CurveFacts, ...]
+    overlap: Overlap
     tuned: tuple[Tuned, ...]
     known: tuple[KnownAnswer, ...]
     examples: tuple[TaskExamples, ...]

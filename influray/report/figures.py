@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 WIDTH = 880
 LETTER = 6.6  # mean width of a character at 12 px, a little generous
+LEGEND_LINE = 20
 MARKERS = ("circle", "square", "diamond", "triangle", "wedge")
 
 
@@ -30,6 +31,16 @@ class Series:
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
     hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of `lines`: its points, x ascending, and the one that is marked (None = none)."""
+
+    label: str
+    style: str
+    points: Sequence[tuple[float, float]]
+    marked: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +102,9 @@ def dots(
         return Markup("")
     lane = 11 if len(series) > 1 else 16
     band = lane * len(series) + 10
-    plot = _Plot(rows, ticks(min(present), max(present)), top=30 if len(series) > 1 else 6, band=band)
-    out = [_legend(series, plot.left)] if len(series) > 1 else []
+    legend, more = _legend(series, _gutter(rows)) if len(series) > 1 else (Markup(""), -24)
+    plot = _Plot(rows, ticks(min(present), max(present)), top=30 + more, band=band)
+    out = [legend]
     out += plot.frame(axis, reference)
     for r, row in enumerate(rows):
         for k, one in enumerate(series):
@@ -128,6 +140,43 @@ def intervals(rows: Sequence[Interval], *, ident: str, title: str, axis: str, re
         out += [_line(plot.x(point), y - 6, plot.x(point), y + 6, "point") for point in row.points]
         out += [_marker(plot.x(row.middle), y, "circle"), Markup("</g>")]
     return _figure(ident, title, "; ".join(_interval_text(row) for row in rows), plot.height, out)
+
+
+def lines(
+    curves: Sequence[Line], *, ident: str, title: str, x_axis: str, y_axis: str, rule: tuple[float, str] | None = None
+) -> Markup:
+    """Return curves over one horizontal axis; a marked point has a ring and a drop line to the axis.
+
+    `rule` = (x, its name) draws a vertical rule.
+    """
+    points = [point for curve in curves for point in curve.points]
+    if not points:
+        return Markup("")
+    across, up = ticks(0.0, max(x for x, _ in points), 8), ticks(min(y for _, y in points), max(y for _, y in points))
+    left, right, height = 62.0, WIDTH - 24.0, 250.0
+    legend, top = _legend([Series(curve.label, curve.style, ()) for curve in curves], left)
+    top += 52
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        part = (y - up[0]) / (up[-1] - up[0])
+        return left + x / across[-1] * (right - left), top + (1 - part) * height
+
+    out = [legend, _text(left, top - 10, y_axis, "axis", "start")]
+    for mark in up:
+        y = place(0, mark)[1]
+        out += [_line(left, y, right, y, "zero" if mark == 0 else "grid")]
+        out.append(_text(left - 8, y + 4, tick_label(mark, up[1] - up[0]), "axis", "end"))
+    for mark in across:
+        x = place(mark, up[0])[0]
+        out += [_line(x, top + height, x, top + height + 4, "zero")]
+        out.append(_text(x, top + height + 18, tick_label(mark, across[1] - across[0]), "axis", "middle"))
+    if rule is not None:
+        x = place(rule[0], up[0])[0]
+        out += [_line(x, top, x, top + height, "rule"), _text(x - 5, top + 12, rule[1], "axis", "end")]
+    for k, curve in enumerate(curves):
+        out.append(_curve(curve, [place(*point) for point in curve.points], MARKERS[k % len(MARKERS)], top + height))
+    out.append(_text((left + right) / 2, top + height + 38, x_axis, "axis", "middle"))
+    return _figure(ident, title, "; ".join(_curve_text(curve) for curve in curves), top + height + 46, out)
 
 
 def heat_map(
@@ -186,10 +235,29 @@ def bullet(value: float | None, most: float, style: str = "c0", reference: float
     return start + Markup("").join(parts) + Markup("</svg>")
 
 
+def _curve(curve: Line, places: Sequence[tuple[float, float]], shape: str, bottom: float) -> Markup:
+    """A polyline with a marker at about every fourth point and at its end."""
+    path = " ".join(f"{_n(x)},{_n(y)}" for x, y in places)
+    out = [Markup('<g class="{}"><title>{}</title>').format(curve.style, _curve_text(curve))]
+    out.append(Markup('<polyline class="curve" points="{}"/>').format(path))
+    out += [_marker(x, y, shape) for x, y in [*places[3:-2:4], places[-1]]]
+    if curve.marked is not None:
+        x, y = places[curve.marked]
+        out.append(_line(x, y, x, bottom, "drop"))
+        out.append(Markup('<circle class="knee" cx="{}" cy="{}" r="8"/>').format(_n(x), _n(y)))
+    return Markup("").join(out) + Markup("</g>")
+
+
+def _curve_text(curve: Line) -> str:
+    shown = [f"{_short(y)} at {x:,.0f}" for x, y in [*curve.points[:-1:6], curve.points[-1]]]
+    knee = "no knee" if curve.marked is None else f"knee at {curve.points[curve.marked][0]:,.0f}"
+    return f"{curve.label}: {', '.join(shown)}; {knee}"
+
+
 class _Plot:
     """Where things are: a gutter of row labels on the left, the value axis below."""
 
-    def __init__(self, rows: Sequence[str], marks: list[float], *, top: int, band: int) -> None:
+    def __init__(self, rows: Sequence[str], marks: list[float], *, top: float, band: int) -> None:
         self.rows, self.marks, self.top, self.band = rows, marks, top, band
         self.left = _gutter(rows)
         self.right = WIDTH - 16
@@ -231,13 +299,17 @@ def _gutter(rows: Sequence[str]) -> float:
     return max((len(shorten(name)) for name in rows), default=0) * LETTER + 22
 
 
-def _legend(series: Sequence[Series], left: float) -> Markup:
-    x, out = left, []
+def _legend(series: Sequence[Series], left: float) -> tuple[Markup, float]:
+    """The legend in as many lines as it needs, and the height of all but the first."""
+    x, y, out = left, 14.0, []
     for k, one in enumerate(series):
-        out.append(Markup('<g class="{}">').format(one.style) + _marker(x + 5, 14, _shape(series, k)) + Markup("</g>"))
-        out.append(_text(x + 14, 18, shorten(one.label), "legend", "start"))
-        x += 14 + len(shorten(one.label)) * LETTER + 24
-    return Markup("").join(out)
+        width = 14 + len(shorten(one.label)) * LETTER + 24
+        if x > left and x + width - 24 > WIDTH:
+            x, y = left, y + LEGEND_LINE
+        out.append(Markup('<g class="{}">').format(one.style) + _marker(x + 5, y, _shape(series, k)) + Markup("</g>"))
+        out.append(_text(x + 14, y + 4, shorten(one.label), "legend", "start", one.label))
+        x += width
+    return Markup("").join(out), y - 14
 
 
 def _shape(series: Sequence[Series], k: int) -> str:

@@ -7,18 +7,19 @@ Everything from the pool is hostile: the template engine escapes it, and what co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from influray.report import formatting
 from influray.report.collect import collect
+from influray.report.curve_sheet import curve_figures, knees, numbers_of
 from influray.report.data import Example, Quantiles, ReportData, Step, TaskExamples, Tuned
+from influray.report.drawings import over_seeds, overlap_map
 from influray.report.evaluations import BASE
 from influray.report.figures import Interval, Series, bullet, dots, heat_map, intervals
+from influray.report.templating import environment, style_sheet
 from influray.store.artifact import write_bytes
 from influray.store.run_directory import RunDirectory
 
@@ -37,26 +38,21 @@ def write_report(run_dir: str | Path) -> Path:
 
 def render(data: ReportData) -> str:
     """Return the page: HTML that needs nothing beside it. The same data give the same bytes."""
-    environment = Environment(
-        loader=PackageLoader("influray.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("number", "signed", "count", "percent", "seconds", "tokens", "moment"):
-        environment.filters[name] = getattr(formatting, name)
-    style = files("influray.report").joinpath("style.css").read_text(encoding="utf-8")
-    page = environment.get_template("index.html.j2").render(
-        data=data,
-        style=Markup(style),  # noqa: S704 - a file of this package
-        sources=_sources(data),
-        lengths=_lengths(data),
-        balance=_balance(data),
-        tuned=_tuned(data),
-        examples=[_task_examples(task) for task in data.examples],
-        known_bullet=lambda auc: bullet(auc, 1.0, "c0", 0.5),
-        steps=_steps(data.steps),
+    page = (
+        environment()
+        .get_template("index.html.j2")
+        .render(
+            data=data,
+            style=style_sheet(),
+            sources=_sources(data),
+            lengths=_lengths(data),
+            balance=_balance(data),
+            curves=_curves(data),
+            tuned=_tuned(data),
+            examples=[_task_examples(task) for task in data.examples],
+            known_bullet=lambda auc: bullet(auc, 1.0, "c0", 0.5),
+            steps=_steps(data.steps),
+        )
     )
     return formatting.visible(page)
 
@@ -139,16 +135,18 @@ def _balance(data: ReportData) -> dict[str, Any] | None:
         "thi_task": _shares(tasks, names, [b.thi_task for _, b in known], "thi-task", "THI by task"),
         "thi_instance": _shares(tasks, names, [b.thi_instance for _, b in known], "thi-instance", "THI by instance"),
         "winners": _shares(tasks, [s.name for s in won], [s.winners for s in won], "winners", "Task that won the row"),
-        "overlap": heat_map(
-            everyone,
-            everyone,
-            # That a selection equals itself needs no shade.
-            [[None if i == j else value for j, value in enumerate(line)] for i, line in enumerate(data.overlap)],
-            [[formatting.number(value) for value in line] for line in data.overlap],
-            ident="overlap",
-            title="Overlap of the selections (Jaccard)",
-            full=1.0,
-        ),
+        "overlap": overlap_map(everyone, data.overlap.jaccard, "overlap", "Overlap of the selections (Jaccard)"),
+        "ranked": overlap_map(everyone, data.overlap.ranked, "ranked", "Rank-biased overlap of the selections"),
+    }
+
+
+def _curves(data: ReportData) -> dict[str, Any] | None:
+    if not data.curves:
+        return None
+    return {
+        "figures": curve_figures(data.curves),
+        "knees": knees(data.curves),
+        "numbers": [numbers_of(one) for one in data.curves],
     }
 
 
@@ -172,7 +170,7 @@ def _tuned(data: ReportData) -> dict[str, Any] | None:
     scored = [task for task in tasks if any(task in one.exact for one in data.tuned)]
 
     def series(kind: str, of: Sequence[str], scale: float) -> list[Series]:
-        return [_over_seeds(one, getattr(one, kind), of, scale) for one in data.tuned]
+        return [over_seeds(one.name, one, getattr(one, kind), of, scale) for one in data.tuned]
 
     return {
         "forced": data.tuned[0].exact_metric == "teacher_forced",
@@ -190,19 +188,6 @@ def _tuned(data: ReportData) -> dict[str, Any] | None:
             axis="exact match (%)",
         ),
     }
-
-
-def _over_seeds(one: Tuned, values: Mapping[str, Any], tasks: Sequence[str], scale: float) -> Series:
-    found = [values.get(task) for task in tasks]
-    several = len(one.seeds) > 1
-    return Series(
-        one.name,
-        one.style,
-        [None if v is None else v.mean * scale for v in found],
-        [None if v is None else v.low * scale for v in found] if several else (),
-        [None if v is None else v.high * scale for v in found] if several else (),
-        hollow=one.name == BASE,
-    )
 
 
 def _result(one: Tuned, base: Tuned | None) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from influray.data.catalogue import Catalogue
 from influray.data.records import parse_record
 from influray.evaluation.balance import measure_balance
+from influray.evaluation.overlap import jaccard, rank_biased_overlap
 from influray.protocols import ArtifactMismatch, DataError
-from influray.report.data import PoolFacts, Quantiles, SelectionFacts, TaskBalance
+from influray.report.data import Overlap, PoolFacts, Quantiles, SelectionFacts, TaskBalance
 from influray.selectors.output import SUMMARY, TABLE
 from influray.store.artifact import read_json, read_manifest
 from influray.store.attribution import Attribution
@@ -67,7 +68,7 @@ def selection_facts(
         options=dict(record.get("options") or {}),
         seed=int(record.get("seed", 0)),
         style=STYLES[place % len(STYLES)],
-        ids=frozenset(table["id"].to_pylist()),
+        ids=tuple(table["id"].to_pylist()),
         tokens=int(pool.token_N[row_n].sum()),
         sources=_counted(pool.source_N[row_n]),
         winners=dict(Counter(task for task in table["task"].to_pylist() if task).most_common()),
@@ -114,5 +115,21 @@ def _balance(attribution: Attribution, row_n: np.ndarray, name: str) -> TaskBala
         found = measure_balance(attribution, attribution.stats, attribution.groups, row_n)
     except DataError as error:
         raise ArtifactMismatch(f"selection {name}: {error}; run `influray select` again") from error
-    aid = {task: value.mean for task, value in found.aid_by_task().items() if value is not None}
-    return TaskBalance(aid, {t: found.thi_task[t] for t in aid}, {t: found.thi_instance[t] for t in aid})
+    known = {task: value for task, value in found.aid_by_task().items() if value is not None}
+    return TaskBalance(
+        {task: value.mean for task, value in known.items()},
+        {task: value.std for task, value in known.items()},
+        {task: found.thi_task[task] for task in known},
+        {task: found.thi_instance[task] for task in known},
+    )
+
+
+def overlap(chosen: Sequence[SelectionFacts]) -> Overlap:
+    """Return how alike selections are.
+
+    Rank-biased overlap looks to a mean depth of a tenth of the smallest selection (at least 2): the order within
+    the first rows chosen counts most, and rows past that selection's end count e^-10 of the whole.
+    """
+    depth = max(2.0, min((one.examples for one in chosen), default=0) / 10)
+    ranked = [[rank_biased_overlap(a.ids, b.ids, 1 - 1 / depth) for b in chosen] for a in chosen]
+    return Overlap([[jaccard(a.ids, b.ids) for b in chosen] for a in chosen], ranked, depth)

@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 import influray
+from influray.cli import main
 from influray.protocols import ConfigError, DataError
 from influray.store.artifact import hash_file, read_json
 from tests.tiny import chat, pool_rows, target_rows, write_jsonl, write_tiny_model
@@ -155,6 +156,26 @@ def test_a_finished_run_does_nothing_and_starts_no_ray(first, world):
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert stamps(first) == before
     assert bytes_of(first.directory.path) == content
+
+
+def test_curves_of_a_finished_run_read_and_select_but_compute_no_feature(first, monkeypatch, capsys):
+    before = first.directory.path.joinpath("run.json").read_bytes()
+    path = str(first.directory.config_path)
+    monkeypatch.setattr(sys, "argv", ["influray", "select", path, "--curve", "--curve-budget", "1.0"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    assert "Knee of coverage" in out
+    assert str(first.directory.report.with_name("curves.html")) in out
+    numbers = read_json(first.directory.report.with_name("curves.json"))["selections"]
+    rows = first.attribution().shape[0]
+    assert {found["examples"][-1] for found in numbers.values()} == {rows}
+    whole = [found["macro_aid"][-1] for found in numbers.values()]
+    np.testing.assert_allclose(whole, 0, atol=1e-5, err_msg="the whole pool has no influence beyond its own mean")
+    with pytest.raises(ConfigError, match=f"--curve-budget: {rows + 1} examples of {rows} rows"):
+        influray.pipeline.curves(path, budget=rows + 1)
+    assert first.directory.path.joinpath("run.json").read_bytes() == before
 
 
 def test_two_workers_give_the_bytes_of_one(first, world, tmp_path):

@@ -8,21 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influray.evaluation.overlap import jaccard, rank_biased_overlap, shares
+from tests.reference.rank_biased_overlap import by_sets
 
 RANKINGS = st.lists(st.integers(0, 30), unique=True, max_size=25)
-
-
-def by_sets(one: list, other: list, p: float) -> float:
-    """Webber, Moffat, Zobel 2010, formula 32, depth by depth."""
-    short, long = sorted((one, other), key=len)
-    s, n = len(short), len(long)
-
-    def shared(depth):
-        return len(set(short[:depth]) & set(long[:depth]))
-
-    seen = sum(shared(d) / d * p**d for d in range(1, n + 1))
-    seen += sum(shared(s) * (d - s) / (s * d) * p**d for d in range(s + 1, n + 1))
-    return (1 - p) / p * seen + ((shared(n) - shared(s)) / n + shared(s) / s) * p**n
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -17,11 +17,10 @@ import pytest
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report import formatting
 from influray.report.collect import collect, general
-from influray.report.compare import compare
 from influray.report.data import TaskBalance
 from influray.report.evaluations import tuned
 from influray.report.examples import extreme
-from influray.report.figures import Interval, Series, bullet, dots, heat_map, intervals, ticks
+from influray.report.figures import Interval, Line, Series, bullet, dots, heat_map, intervals, lines, ticks
 from influray.report.page import render, write_report
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
@@ -151,12 +150,26 @@ def test_aid_and_thi_are_those_of_the_definition(run):
             assert selection.balance.aid[task] == pytest.approx(slow, abs=1e-5)
 
 
+def test_the_page_shows_the_curve_of_every_selection_with_its_knee(run, page):
+    data = collect(run.path)
+    assert [one.name for one in data.curves] == ["bids", "less", "random"]
+    for one, selection in zip(data.curves, data.selections, strict=True):
+        assert one.curve.macro[-1] == pytest.approx(selection.balance.macro)
+        assert one.curve.worst_task(-1) == selection.balance.worst_task
+        assert one.tokens_M[-1] == selection.tokens
+    drawn = [tag for tag, attributes in page.elements if attributes.get("class") == "knee"]
+    knees = [knee for one in data.curves for knee in (one.coverage_knee, one.worst_knee)]
+    assert len(drawn) == sum(knee.index is not None for knee in knees) > 0
+
+
 def test_worst_best_spread_and_entropy_follow_from_aid_and_thi():
-    balance = TaskBalance({"a": 1.0, "b": -1.0, "c": 3.0}, {"a": 5, "b": 5, "c": 0}, {"a": 10, "b": 0, "c": 0})
+    balance = TaskBalance(
+        {"a": 1.0, "b": -1.0, "c": 3.0}, dict.fromkeys("abc", 0.0), {"a": 5, "b": 5, "c": 0}, {"a": 10, "b": 0, "c": 0}
+    )
     assert (balance.macro, balance.worst_task, balance.best_task) == (1.0, "b", "c")
     assert balance.spread == pytest.approx(np.std([1.0, -1.0, 3.0]))
     assert balance.entropy == pytest.approx(np.log(2) / np.log(3))
-    assert TaskBalance({"a": 1.0}, {"a": 5}, {"a": 5}).entropy == 1.0
+    assert TaskBalance({"a": 1.0}, {"a": 0.0}, {"a": 5}, {"a": 5}).entropy == 1.0
 
 
 def test_what_was_planted_is_found_again(run, page):
@@ -283,66 +296,6 @@ def test_an_evaluation_of_other_tasks_is_refused(run, tmp_path):
         collect(copy.path)
 
 
-def cells(comparison, row: str) -> dict[str, str]:
-    line = next(line for line in comparison.rows if line[0] == row)
-    return dict(zip(comparison.columns, line, strict=True))
-
-
-def test_the_comparison_has_a_row_for_every_selection_and_result(run):
-    comparison = compare([run.path])
-    assert [row[0] for row in comparison.rows] == ["bids", "less", "random", "full", "base"]
-    assert {len(row) for row in comparison.rows} == {len(comparison.columns)}
-    data = collect(run.path)
-    bids, less = cells(comparison, "bids"), cells(comparison, "less")
-    assert bids["overlap bids"] == "1.00"
-    assert bids["overlap less"] == less["overlap bids"] == formatting.number(data.overlap[0][1])
-    assert bids["worst task"] == data.selections[0].balance.worst_task
-    gain = data.tuned[-1].macro_loss.mean - data.tuned[0].macro_loss.mean
-    assert bids["loss gain"] == formatting.signed(gain, 3)
-    assert cells(comparison, "base")["loss gain"] == formatting.ABSENT
-    turned = comparison.side_by_side()
-    assert turned.columns == ("selection", "bids", "less", "random", "full", "base")
-    assert turned.rows[0] == ("method", *(row[1] for row in comparison.rows))
-
-
-def test_one_selection_can_be_named(run):
-    comparison = compare([run.path / "less", run.path / "bids"])
-    assert [row[0] for row in comparison.rows] == ["less", "bids"]
-
-
-def test_selections_of_two_runs_are_compared_by_record_id(run, tmp_path):
-    # The same records in another order: rows differ, ids do not.
-    other = build_run(tmp_path / "other", rows=120, seed=5, first_id=60, evaluated=False)
-    comparison = compare([run.path, other.path / "random"])
-    assert comparison.rows[-1][0] == "other/random"
-    chosen = {
-        name: set(pq.read_table(folder / "selection.parquet")["id"].to_pylist())
-        for name, folder in (("mine", run.selection("random")), ("its", other.selection("random")))
-    }
-    slow = len(chosen["mine"] & chosen["its"]) / len(chosen["mine"] | chosen["its"])
-    found = cells(comparison, "other/random")[f"overlap {run.path.name}/random"]
-    assert found == formatting.number(slow)
-    assert any("different matrices" in note for note in comparison.notes)
-
-
-def test_runs_of_pools_without_a_common_record_are_refused(run, tmp_path):
-    other = build_run(tmp_path / "other", rows=40, first_id=10_000, evaluated=False)
-    with pytest.raises(ArtifactMismatch, match="no record id in common"):
-        compare([run.path, other.path])
-
-
-def test_a_comparison_of_nothing_says_what_is_wrong(run, tmp_path):
-    with pytest.raises(ConfigError, match="no run given"):
-        compare([])
-    with pytest.raises(ConfigError, match="neither a run directory"):
-        compare([tmp_path / "nowhere"])
-    with pytest.raises(ConfigError, match="no selection 'bibs'.*known: bids, less, random"):
-        compare([run.path / "bibs"])
-    bare = build_run(tmp_path / "bare", rows=40, selections=False, evaluated=False)
-    with pytest.raises(ArtifactMismatch, match="influray select"):
-        compare([bare.path])
-
-
 @pytest.mark.parametrize(
     ("low", "high"), [(0, 1), (-0.3, 0.85), (0, 0), (5, 5), (-2e-7, 3e-7), (120, 98_000), (-1e-3, 0)]
 )
@@ -369,12 +322,20 @@ def test_figures_are_well_formed_whatever_their_labels():
         ),
         intervals([Interval(attack, "c1", 0.0, 0.1, 0.2, 0.3, 0.4, [0.0, 0.4])], ident="b", title=attack, axis=attack),
         heat_map([attack], [attack, "c"], [[0.5, None]], [[attack, "-"]], ident="c", title=attack),
+        lines(
+            [Line(attack, "c0", [(1.0, 2.0), (3.0, -1.0)], 1), Line("s", "c1", [(2.0, 0.0)])],
+            ident="d",
+            title=attack,
+            x_axis=attack,
+            y_axis=attack,
+            rule=(2.0, attack),
+        ),
         bullet(0.4, 1.0, "c0", 2.0),
     ]
     for drawing in drawings:
         root = ElementTree.fromstring(str(drawing))
         assert not [node for node in root.iter() if node.tag == "script"]
-    for drawing in drawings[:3]:
+    for drawing in drawings[:4]:
         root = ElementTree.fromstring(str(drawing))
         assert root.get("role") == "img"
         labels = root.get("aria-labelledby").split()
@@ -386,6 +347,30 @@ def test_marks_stand_at_their_values():
     circles = [float(n.get("cx")) for n in ElementTree.fromstring(str(drawing)).iter() if n.tag == "circle"]
     assert circles[1] - circles[0] == pytest.approx(circles[2] - circles[1], abs=0.11)
     assert circles[0] < circles[1]
+
+
+def test_curves_run_through_their_points_and_mark_the_knee():
+    points = [(1.0, 0.0), (2.0, 3.0), (4.0, 4.0)]
+    root = ElementTree.fromstring(
+        str(lines([Line("s", "c0", points, 1)], ident="x", title="t", x_axis="x", y_axis="y"))
+    )
+    drawn = next(node for node in root.iter() if node.tag == "polyline").get("points").split()
+    (x1, y1), (x2, y2), (x3, y3) = [tuple(float(v) for v in point.split(",")) for point in drawn]
+    assert x3 - x2 == pytest.approx(2 * (x2 - x1), abs=0.2)
+    assert y1 - y2 == pytest.approx(3 * (y2 - y3), abs=0.3)
+    knee = next(node for node in root.iter() if node.get("class") == "knee")
+    assert (float(knee.get("cx")), float(knee.get("cy"))) == (x2, y2)
+
+
+def test_a_legend_too_long_for_one_line_takes_several():
+    series = [Series(f"a rather long name {k}", f"c{k % 6}", [float(k)]) for k in range(9)]
+    root = ElementTree.fromstring(str(dots(["a"], series, ident="x", title="t", axis="a")))
+    legend = [(float(n.get("x")), float(n.get("y"))) for n in root.iter() if n.get("class") == "legend"]
+    assert len({y for _, y in legend}) > 1
+    assert len(set(legend)) == 9
+    assert max(x for x, _ in legend) < 880 - 20 * 6
+    stripe = next(n for n in root.iter() if n.get("class") == "stripe")
+    assert float(stripe.get("y")) > max(y for _, y in legend), "the legend stands above the rows"
 
 
 def test_numbers_read_as_people_write_them():

@@ -1,0 +1,197 @@
+"""A comparison of selections as tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from influray.report.compare import Comparison, Entry
+from influray.report.data import SelectionFacts, TaskBalance, Tuned
+from influray.report.drawings import over_seeds, overlap_map
+from influray.report.figures import Series, dots, heat_map
+from influray.report.formatting import ABSENT, count, number, percent, signed, visible
+from influray.report.sheet import Figure, Section, Sheet, Table
+
+SOURCES = 40  # rows of the table of sources; the rest is summed up
+
+
+def compare_sheet(found: Comparison) -> Sheet:
+    """Return the comparison under five headings; what is not there is left out."""
+    sections = [
+        Section("Selections", (), (_sizes(found),)),
+        Section("Balance", _balance_figures(found), _balance_tables(found)),
+        Section("Overlap", _overlap_figures(found), _overlap_tables(found)),
+        Section("Sources", (), (_sources(found),)),
+        Section("Results of fine-tuning", _result_figures(found), _results(found)),
+    ]
+    kept = tuple(section for section in sections if section.tables)
+    return Sheet(f"{found.title}: selections compared", found.notes, kept)
+
+
+def _sizes(found: Comparison) -> Table:
+    rows = tuple(
+        (label, one.method, count(one.examples), count(one.tokens), count(one.duplicates))
+        for label, one in found.chosen
+    )
+    return Table("What was chosen", ("selection", "method", "examples", "tokens", "duplicates"), rows)
+
+
+def _balance_tables(found: Comparison) -> tuple[Table, ...]:
+    known = [(label, one.balance) for label, one in found.chosen if one.balance is not None]
+    if not known:
+        return ()
+    columns = ("selection", "macro AID", "worst AID", "worst task", "spread", "THI entropy")
+    rows = tuple(
+        (label, signed(b.macro), signed(b.worst), b.worst_task, number(b.spread), number(b.entropy))
+        for label, b in known
+    )
+    return (
+        Table("Over the tasks", columns, rows),
+        _by_task("AID by task, mean \u00b1 deviation over its targets", found.tasks, known, _aid),
+        _by_task("THI by task, share of the rows", found.tasks, known, _thi),
+    )
+
+
+def _by_task(
+    title: str,
+    tasks: Sequence[str],
+    known: Sequence[tuple[str, TaskBalance]],
+    cell: Callable[[TaskBalance, str], str],
+) -> Table:
+    rows = tuple((task, *(cell(b, task) if task in b.aid else ABSENT for _, b in known)) for task in tasks)
+    return Table(title, ("task", *(label for label, _ in known)), rows)
+
+
+def _aid(balance: TaskBalance, task: str) -> str:
+    return f"{signed(balance.aid[task])} \u00b1{number(balance.aid_std[task])}"
+
+
+def _thi(balance: TaskBalance, task: str) -> str:
+    return percent(balance.thi_task[task] / sum(balance.thi_task.values()), 0)
+
+
+def _overlap_tables(found: Comparison) -> tuple[Table, ...]:
+    labels = [label for label, _ in found.chosen]
+    if len(labels) < 2:
+        return ()
+    kinds = (("Overlap (Jaccard)", found.overlap.jaccard), ("Rank-biased overlap", found.overlap.ranked))
+    return tuple(
+        Table(
+            title,
+            ("selection", *labels),
+            tuple((label, *(number(v) for v in line)) for label, line in zip(labels, values, strict=True)),
+        )
+        for title, values in kinds
+    )
+
+
+def _sources(found: Comparison) -> Table:
+    """Shares of the sources, those with the largest share in any selection or the pool first."""
+    pool = found.pool
+    shares: list[Mapping[str, float]] = [_shares(one.sources, one.examples) for _, one in found.chosen]
+    whole = [] if pool is None else [_shares(pool.sources, pool.rows)]
+    most: dict[str, float] = {}
+    for share in (*shares, *whole):
+        for source, value in share.items():
+            most[source] = max(value, most.get(source, 0.0))
+    ordered = sorted(most, key=lambda source: (-most[source], source))
+    shown, rest = (ordered, []) if len(ordered) <= SOURCES else (ordered[: SOURCES - 1], ordered[SOURCES - 1 :])
+    columns = [*whole, *shares]
+    rows = [
+        (visible(source) or "(no source)", *(percent(share.get(source, 0.0)) for share in columns)) for source in shown
+    ]
+    if rest:
+        sums = [sum(share.get(source, 0.0) for source in rest) for share in columns]
+        rows.append((f"{len(rest)} more sources", *(percent(value) for value in sums)))
+    heads = ("source", *(["pool"] if whole else []), *(label for label, _ in found.chosen))
+    return Table("Share of each source", heads, tuple(rows))
+
+
+def _shares(counts: Mapping[str, int], total: int) -> dict[str, float]:
+    return {source: rows / total for source, rows in counts.items()}
+
+
+def _results(found: Comparison) -> tuple[Table, ...]:
+    tuned = [(entry, entry.tuned) for entry in found.entries if entry.tuned is not None]
+    if not tuned:
+        return ()
+    columns = ("tuned on", "macro loss", "gain", "worst loss", "worst task", "exact match", "gain (points)")
+    return (Table("Over the tests", columns, tuple((entry.label, *_result(entry, one)) for entry, one in tuned)),)
+
+
+def _result(entry: Entry, one: Tuned) -> tuple[str, ...]:
+    exact, gain = one.macro_exact, entry.exact_gain
+    return (
+        number(one.macro_loss.mean, 3),
+        signed(entry.loss_gain, 3),
+        number(one.loss[one.worst_loss_task].mean, 3),
+        one.worst_loss_task,
+        percent(exact.mean) if exact else ABSENT,
+        signed(None if gain is None else 100 * gain, 1),
+    )
+
+
+def _balance_figures(found: Comparison) -> tuple[Figure, ...]:
+    known = [(label, one, one.balance) for label, one in found.chosen if one.balance is not None]
+    if not known:
+        return ()
+    tasks = found.tasks
+    aid = dots(
+        tasks,
+        [_aid_series(label, one, balance, tasks) for label, one, balance in known],
+        ident="aid",
+        title="AID by task",
+        axis="standard deviations of influence above the pool's mean",
+        reference=0.0,
+    )
+    labels = [label for label, _, _ in known]
+    shares = [{t: n / sum(b.thi_task.values()) for t, n in b.thi_task.items()} for _, _, b in known]
+    thi = heat_map(
+        tasks,
+        labels,
+        [[share.get(task) for share in shares] for task in tasks],
+        [[percent(share.get(task), 0) for share in shares] for task in tasks],
+        ident="thi",
+        title="THI by task",
+        full=0.5,
+    )
+    return (
+        Figure("AID by task: the dot is the mean over the task's targets, the line one deviation around it.", aid),
+        Figure("THI: share of the rows whose mean influence is highest on a task.", thi),
+    )
+
+
+def _aid_series(label: str, one: SelectionFacts, balance: TaskBalance, tasks: Sequence[str]) -> Series:
+    mean = [balance.aid.get(task) for task in tasks]
+    std = [balance.aid_std.get(task, 0.0) for task in tasks]
+    low = [None if m is None else m - s for m, s in zip(mean, std, strict=True)]
+    high = [None if m is None else m + s for m, s in zip(mean, std, strict=True)]
+    return Series(label, one.style, mean, low, high)
+
+
+def _overlap_figures(found: Comparison) -> tuple[Figure, ...]:
+    labels = [label for label, _ in found.chosen]
+    if len(labels) < 2:
+        return ()
+    kinds = (
+        ("jaccard", "Overlap (Jaccard): records in both selections over records in either.", found.overlap.jaccard),
+        ("ranked", "Rank-biased overlap: agreement of the orders of choice.", found.overlap.ranked),
+    )
+    return tuple(Figure(caption, overlap_map(labels, values, ident, caption)) for ident, caption, values in kinds)
+
+
+def _result_figures(found: Comparison) -> tuple[Figure, ...]:
+    tuned = [(entry.label, entry.tuned) for entry in found.entries if entry.tuned is not None]
+    tasks = list(dict.fromkeys(task for _, one in tuned for task in one.loss))
+    scored = [task for task in tasks if any(task in one.exact for _, one in tuned)]
+    loss = [over_seeds(label, one, one.loss, tasks, 1.0) for label, one in tuned]
+    exact = [over_seeds(label, one, one.exact, scored, 100.0) for label, one in tuned]
+    return (
+        Figure(
+            "Answer loss on the test records of each task (lower is better).",
+            dots(tasks, loss, ident="loss", title="Answer loss by task", axis="answer loss (nats)"),
+        ),
+        Figure(
+            "Exact match on the test records of each task (higher is better).",
+            dots(scored, exact, ident="exact", title="Exact match by task", axis="exact match (%)"),
+        ),
+    )

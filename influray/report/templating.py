@@ -1,0 +1,29 @@
+"""What every page shares: the template engine with its number formats, and the style sheet."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from influray.report import formatting
+
+
+def environment() -> Environment:
+    """Return the engine over the package's templates: everything is escaped, an unknown name is an error."""
+    found = Environment(
+        loader=PackageLoader("influray.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("number", "signed", "count", "percent", "seconds", "tokens", "moment"):
+        found.filters[name] = getattr(formatting, name)
+    return found
+
+
+def style_sheet() -> Markup:
+    """Return style.css, to stand inside a page or a drawing."""
+    return Markup(files("influray.report").joinpath("style.css").read_text(encoding="utf-8"))  # noqa: S704
