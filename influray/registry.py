@@ -64,6 +64,9 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "instance_max": ("top_k", {"normaliser": "none", "reduction": "instance_max"}, "BIDS, unnormalised ablation"),
     "sum": ("top_k", {"normaliser": "none", "reduction": "sum"}, "the plain sum over targets"),
+    "icons": ("top_k", {"normaliser": "none", "reduction": "votes"}, "ICONS, arXiv 2501.00654"),
+    "cropi": ("top_k", {"normaliser": "none", "reduction": "reciprocal_rank"}, "CROPI, arXiv 2510.26491"),
+    "betr": ("top_k", {"normaliser": "none", "reduction": "best_rank"}, "BETR's best rank, arXiv 2507.12466"),
 }
 
 

@@ -105,7 +105,7 @@ def test_a_column_of_which_half_is_equal_has_no_robust_scale(caplog):
 
 
 def test_the_share_that_ties_have_is_that_of_their_middle():
-    found, z_NC = lines("rank", np.array([[1.0], [3.0], [3.0], [0.0]]))
+    _, z_NC = lines("rank", np.array([[1.0], [3.0], [3.0], [0.0]]))
     assert z_NC[:, 0].tolist() == [2 / 4, 3.5 / 4, 3.5 / 4, 1 / 4]
 
 
