@@ -48,6 +48,9 @@ SELECTORS: dict[str, Entry] = {
         "influray.selectors.round_robin:RoundRobin", "targets or tasks in turn take their best (RDS+)"
     ),
     "layers": Entry("influray.selectors.layers:Layers", "every column's best, then every second best (TAROT)"),
+    "facility_location": Entry(
+        "influray.selectors.facility_location:FacilityLocation", "most added to the best chosen row of every target"
+    ),
     "random": Entry("influray.selectors.random:Random", "a seeded uniform sample"),
 }
 
