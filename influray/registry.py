@@ -51,6 +51,11 @@ SELECTORS: dict[str, Entry] = {
     "facility_location": Entry(
         "influray.selectors.facility_location:FacilityLocation", "most added to the best chosen row of every target"
     ),
+    "strata": Entry(
+        "influray.selectors.strata:Strata", "a draw from every level of merit, rare levels first (DEALRec)"
+    ),
+    "gumbel_top_k": Entry("influray.selectors.gumbel_top_k:GumbelTopK", "a draw with odds by merit (MATES)"),
+    "longest": Entry("influray.selectors.longest:Longest", "most tokens first; needs the rows' tokens"),
     "random": Entry("influray.selectors.random:Random", "a seeded uniform sample"),
 }
 

@@ -18,6 +18,7 @@ SCORED = [name for name in ALL if name not in UNSCORED]
 IN_TURN = ["quota", "round_robin", "rr", "rr_tasks"]
 STANDARDISED = [
     *("balanced", "bids", "normalised_instance_max", "round_robin", "rr", "layers", "facility_location"),
+    "strata-zscore",  # "-NORMALISER": the method with another normaliser than its own
     *(f"balanced-{name}" for name in ("robust", "rank", "minmax")),
     *(f"top_k-{name}" for name in ("zscore", "robust", "rank", "minmax")),
     *(f"quota-{name}" for name in ("zscore", "robust", "rank", "minmax")),
