@@ -15,6 +15,8 @@ from influray.selectors.options import look_up
 from influray.selectors.task_scores import TASK_SCORES, members
 from influray.selectors.task_turns import TaskTurns
 
+GATHERED_ROWS = 4096  # at a time
+
 
 class RoundRobin:
     """One row per turn, in the order of the columns, or of each task's first column; ties go to the lowest row.
@@ -91,10 +93,12 @@ def _over_tasks(problem: SelectionProblem, normalised: Normalised, task_score: s
     column_N = np.full(len(rows), -1)
     if task_score == "max":
         places = list(members(groups).values())
-        for position in chosen.tolist():
-            z_C = normalised.lines(source.gather(rows[position : position + 1]))[0]
-            place = places[turns.winner_N[position]]
-            column_N[position] = normalised.column_C[place[int(z_C[place].argmax())]]
+        for start in range(0, len(chosen), GATHERED_ROWS):
+            position_B = chosen[start : start + GATHERED_ROWS]
+            z_BC = normalised.lines(source.gather(rows[position_B]))
+            for position, z_C in zip(position_B.tolist(), z_BC, strict=True):
+                place = places[turns.winner_N[position]]
+                column_N[position] = normalised.column_C[place[int(z_C[place].argmax())]]
     return as_selection(problem, chosen, turns.merit_N, column_N)
 
 

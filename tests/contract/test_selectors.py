@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from influray.protocols import DataError, SelectionProblem
-from influray.registry import METHODS, SELECTORS
-from influray.selectors.api import run_selector, select
+from influray.registry import METHODS, SELECTORS, resolve, resolve_method
+from influray.selectors.admission import Admission
+from influray.selectors.api import make_selector, run_selector, select
 from influray.store.attribution import ArrayAttribution
 
 ALL = sorted({*SELECTORS, *METHODS})
@@ -174,3 +175,83 @@ def test_narrow_and_scattered_arrays_are_read_as_their_values(method):
 def test_the_python_function_gives_the_same(method):
     found = select(matrix(), list(GROUPS), 30, method=method, seed=7, rows={"tokens": TOKENS})
     assert same(found, run(method, matrix()))
+
+
+class Limited(Admission):
+    """Two rows are in from the start, two out; some are refused when proposed, and each pick bars others in bulk."""
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        self.forced = np.array([12, 40])
+        self.barred = set()
+        self._bar([3, 77])
+
+    def take(self, position):
+        assert position in self.forced or len(self._chosen) >= 2, "forced rows come first"
+        if position % 5 == 1:
+            self._bar([position])
+            return False
+        taken = super().take(position)
+        self._bar([near for near in (position - 7, position + 11) if near not in self.forced])
+        return taken
+
+    @property
+    def full(self):
+        return super().full or not self.open_N.any()
+
+    def finish(self):
+        assert self.full
+
+    def _bar(self, positions):
+        barred = [p for p in positions if 0 <= p < len(self.open_N) and self.open_N[p]]
+        self.open_N[barred] = False
+        self.barred |= set(barred)
+        self._barred.append(np.array(barred, np.int64))
+
+
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("budget", [2, 17, 90])
+def test_limits_are_kept_whatever_is_refused_forced_or_barred(monkeypatch, method, budget):
+    made = []
+
+    def limited(problem):
+        made.append(Limited(problem))
+        return made[-1]
+
+    name, options = resolve_method(method)
+    module = __import__(resolve("selectors", name, "method").__module__, fromlist=["Admission"])
+    monkeypatch.setattr(module, "Admission", limited)
+    source = ArrayAttribution(matrix(), 13)
+    found = make_selector(name, options).select(SelectionProblem(source, GROUPS, budget, 7, {"tokens": TOKENS}))
+    rows = found.rows.tolist()
+    assert sorted(rows[:2]) == [12, 40]
+    assert len(rows) == len(set(rows)) == len(found.merit) == len(found.column)
+    assert rows == made[0].chosen.tolist()
+    assert not set(rows) & made[0].barred
+    assert len(rows) == budget or not made[0].open_N.any(), "it may stop only when nothing is left to propose"
+    if name != "random":
+        assert not np.isnan(found.merit).any(), "rows that are forced in have a merit as well"
+
+
+@pytest.mark.parametrize("method", SCORED)
+def test_a_row_without_a_finite_score_is_named_and_no_usable_column_says_why(method):
+    score_NT = matrix()
+    score_NT[17] = np.nan
+    with pytest.raises(DataError, match="row 17 has no finite score"):
+        run(method, score_NT)
+    score_NT = matrix()
+    score_NT[np.arange(10), np.arange(10)] = np.inf
+    with pytest.raises(DataError, match="none of the 10 columns can be used .* non-finite"):
+        run(method, score_NT)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_matrix_of_one_value_is_ranked_by_row_or_refused(method):
+    same_NT = np.full((90, 10), 0.25)
+    if method in STANDARDISED:
+        with pytest.raises(DataError, match="constant"):
+            run(method, same_NT)
+    elif method in DRAWN or method == "longest":
+        assert len(set(run(method, same_NT).rows.tolist())) == 30
+    else:
+        assert run(method, same_NT).rows.tolist() == list(range(30)), "ties go to the lowest row"
