@@ -68,12 +68,8 @@ class Ranked(Normalised):
     sorted_CN: SortedColumns
 
     def values(self, score: np.ndarray, place: Any) -> np.ndarray:
-        place = np.broadcast_to(np.arange(len(self.column_C))[place], score.shape[-1:] or 1)
-        score_XC = np.atleast_1d(score)
-        z_XC = np.empty(score_XC.shape)
-        for column in np.unique(place):
-            mine = place == column
-            z_XC[..., mine] = self.sorted_CN.shares(int(column), score_XC[..., mine]) * self.weight_C[column]
+        place_C = np.broadcast_to(np.arange(len(self.column_C))[place], score.shape[-1:] or 1)
+        z_XC = self.sorted_CN.shares(place_C, np.atleast_1d(score)) * self.weight_C[place_C]
         return z_XC.reshape(score.shape)
 
 

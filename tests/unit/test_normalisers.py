@@ -39,6 +39,7 @@ def test_it_equals_the_textbook(kind, name, seed, small):
         patch.setattr(medians, "ROOM", small - 1)
         patch.setattr(columns, "GROUP_BYTES", 100 * small)
         patch.setattr(sorted_columns, "MEMORY_BYTES", 200 * small)
+        patch.setattr(sorted_columns, "FEW", small)
         try:
             found, z_NC = lines(name, score_NT, small)
         except DataError:
