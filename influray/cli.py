@@ -228,12 +228,15 @@ def compare(
 def methods() -> None:
     """List what a config can name."""
     from influray.registry import METHODS, SEAMS
+    from influray.selectors.normalisers import NORMALISERS
+    from influray.selectors.reductions import REDUCTIONS
 
     rows = [(seam, name, entry.summary) for seam, table in SEAMS.items() for name, entry in sorted(table.items())]
     rows += [
-        ("published", name, f"{summary}: {selector} {options}")
+        ("published", name, f"{summary}: {' '.join([selector, *(f'{k}={v}' for k, v in options.items())])}")
         for name, (selector, options, summary) in METHODS.items()
     ]
+    rows += [("option", "normaliser", ", ".join(NORMALISERS)), ("option", "reduction", ", ".join(REDUCTIONS))]
     out.print(_table("seam", "name", "what it is", rows=rows))
 
 

@@ -43,6 +43,19 @@ SCORERS: dict[str, Entry] = {
 SELECTORS: dict[str, Entry] = {
     "balanced": Entry("influray.selectors.balanced:Balanced", "iterative balanced selection (BIDS)"),
     "top_k": Entry("influray.selectors.top_k:TopK", "highest reduced score first (LESS, sum, instance max)"),
+    "quota": Entry("influray.selectors.quota:Quota", "an equal share of the budget per task, by its own mean"),
+    "round_robin": Entry(
+        "influray.selectors.round_robin:RoundRobin", "targets or tasks in turn take their best (RDS+)"
+    ),
+    "layers": Entry("influray.selectors.layers:Layers", "every column's best, then every second best (TAROT)"),
+    "facility_location": Entry(
+        "influray.selectors.facility_location:FacilityLocation", "most added to the best chosen row of every target"
+    ),
+    "strata": Entry(
+        "influray.selectors.strata:Strata", "a draw from every level of merit, rare levels first (DEALRec)"
+    ),
+    "gumbel_top_k": Entry("influray.selectors.gumbel_top_k:GumbelTopK", "a draw with odds by merit (MATES)"),
+    "longest": Entry("influray.selectors.longest:Longest", "most tokens first; needs the rows' tokens"),
     "random": Entry("influray.selectors.random:Random", "a seeded uniform sample"),
 }
 
@@ -64,6 +77,15 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "instance_max": ("top_k", {"normaliser": "none", "reduction": "instance_max"}, "BIDS, unnormalised ablation"),
     "sum": ("top_k", {"normaliser": "none", "reduction": "sum"}, "the plain sum over targets"),
+    "icons": ("top_k", {"normaliser": "none", "reduction": "votes"}, "ICONS, arXiv 2501.00654"),
+    "rr": ("round_robin", {"over": "instances"}, "round robin over targets, arXiv 2602.14696"),
+    "rr_tasks": (
+        "round_robin",
+        {"over": "tasks", "normaliser": "none", "task_score": "max"},
+        "round robin over tasks as RDS+, arXiv 2503.01807",
+    ),
+    "cropi": ("top_k", {"normaliser": "none", "reduction": "reciprocal_rank"}, "CROPI, arXiv 2510.26491"),
+    "betr": ("top_k", {"normaliser": "none", "reduction": "best_rank"}, "BETR's best rank, arXiv 2507.12466"),
 }
 
 

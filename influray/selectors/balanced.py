@@ -25,7 +25,7 @@ class Balanced:
     choice, in float64; ties go to the lowest row, then to the lowest column. A smaller budget gives a prefix.
 
     Args:
-        normaliser: zscore (the paper's) or none.
+        normaliser: zscore (the paper's), robust, rank, minmax or none.
         iterate: False subtracts nothing, which is instance-max.
         task_weights: task -> factor on its columns of Z, 1 where not given.
 

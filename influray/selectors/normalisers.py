@@ -1,12 +1,15 @@
 """Column normalisers: what makes influence on different targets comparable.
 
-Each is a shift and a positive scale per column; the columns that take no part are left out here.
+Each maps the scores of a column upwards or leaves them equal, never past each other; the columns that take no part
+are left out here.
 
-Shape suffixes: T target columns, C columns in use, B rows.
+Shape suffixes: N rows, T target columns, C columns in use, B rows.
 """
 
 from __future__ import annotations
 
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,23 +17,28 @@ from typing import Any
 import numpy as np
 
 from influray.protocols import AttributionSource, ConfigError, DataError
+from influray.selectors.medians import medians
 from influray.selectors.options import look_up
+from influray.selectors.sorted_columns import SortedColumns
 from influray.store.attribution import stats_of
 from influray.store.moments import ColumnStats
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Normalised:
-    """z = (a - shift) / scale * weight over the columns in use, in float64."""
+class Normalised(ABC):
+    """z of the columns in use, float64: a rising function of the score, times the weight of the column's task."""
 
     column_C: np.ndarray  # int64, ascending: which of the T columns are in use
-    shift_C: np.ndarray
-    scale_C: np.ndarray  # > 0
     weight_C: np.ndarray  # > 0
 
+    @abstractmethod
     def values(self, score: np.ndarray, place: Any) -> np.ndarray:
-        """Return z of scores that belong to the used columns at `place` (indices into C, or a slice)."""
-        return (score.astype(np.float64) - self.shift_C[place]) / self.scale_C[place] * self.weight_C[place]
+        """Return z of scores whose last axis belongs to the used columns at `place` (indices into C, or a slice).
+
+        Also of a number that no row has: it is no less than the z of any score below; that of -inf is -inf.
+        """
 
     def lines(self, score_BT: np.ndarray) -> np.ndarray:
         """Return z of whole lines of A, [B, C] float64."""
@@ -39,20 +47,86 @@ class Normalised:
         return self.values(score_BT, slice(None))
 
 
-def _none(stats: ColumnStats) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Affine(Normalised):
+    """z = (a - shift) / scale * weight."""
+
+    shift_C: np.ndarray
+    scale_C: np.ndarray  # > 0
+
+    def values(self, score: np.ndarray, place: Any) -> np.ndarray:
+        return (score.astype(np.float64) - self.shift_C[place]) / self.scale_C[place] * self.weight_C[place]
+
+
+@dataclass(frozen=True)
+class Ranked(Normalised):
+    """z = the rank of a score within its column, 1 for the lowest, over the number of rows, times weight.
+
+    Equal scores share the mean of their ranks.
+    """
+
+    sorted_CN: SortedColumns
+
+    def values(self, score: np.ndarray, place: Any) -> np.ndarray:
+        place_C = np.broadcast_to(np.arange(len(self.column_C))[place], score.shape[-1:] or 1)
+        z_XC = self.sorted_CN.shares(place_C, np.atleast_1d(score)) * self.weight_C[place_C]
+        return z_XC.reshape(score.shape)
+
+
+def _none(source: AttributionSource, stats: ColumnStats, column_C: np.ndarray, weight_C: np.ndarray) -> Normalised:
     """The scores as they are. A constant column stays: it moves a mean over its task as in the published method."""
-    return stats.finite, np.zeros_like(stats.mean_T), np.ones_like(stats.mean_T)
+    return Affine(column_C, weight_C, np.zeros(len(column_C)), np.ones(len(column_C)))
 
 
-def _zscore(stats: ColumnStats) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _zscore(source: AttributionSource, stats: ColumnStats, column_C: np.ndarray, weight_C: np.ndarray) -> Normalised:
     """Mean 0 and standard deviation 1 over the pool (ddof 0). Source: BIDS, arXiv 2501.12147."""
-    return stats.used_T, stats.mean_T, stats.std_T
+    return Affine(column_C, weight_C, stats.mean_T[column_C], stats.std_T[column_C])
 
 
-# name -> stats -> (used_T, shift_T, scale_T)
-NORMALISERS: dict[str, Callable[[ColumnStats], tuple[np.ndarray, np.ndarray, np.ndarray]]] = {
-    "none": _none,
-    "zscore": _zscore,
+def _robust(source: AttributionSource, stats: ColumnStats, column_C: np.ndarray, weight_C: np.ndarray) -> Normalised:
+    """Median 0 and median absolute deviation 1 over the pool: a few huge scores move neither.
+
+    The factor 1.4826 that makes the latter a standard deviation of normal scores is the same for all columns and
+    changes no selection. A column with more than half of its scores equal has a deviation of 0 and is left out.
+    """
+    median_C = medians(source, column_C)
+    scale_C = medians(source, column_C, centre_C=median_C)
+    spread_C = scale_C > 0
+    return Affine(column_C[spread_C], weight_C[spread_C], median_C[spread_C], scale_C[spread_C])
+
+
+def _minmax(source: AttributionSource, stats: ColumnStats, column_C: np.ndarray, weight_C: np.ndarray) -> Normalised:
+    """From 0 to 1 over the pool. Source: RDS+, arXiv 2503.01807 (normalized_mean of its code)."""
+    low_C, high_C = np.full(len(column_C), np.inf), np.full(len(column_C), -np.inf)
+    for _, block_BT in source.blocks():
+        low_C = np.minimum(low_C, block_BT.min(axis=0)[column_C])
+        high_C = np.maximum(high_C, block_BT.max(axis=0)[column_C])
+    return Affine(column_C, weight_C, low_C, high_C - low_C)
+
+
+def _rank(source: AttributionSource, stats: ColumnStats, column_C: np.ndarray, weight_C: np.ndarray) -> Normalised:
+    """The share of the pool that a score is above, after BETR, arXiv 2507.12466: no tail is heavy.
+
+    It keeps every column sorted: N x C scores in memory, or in a temporary file where they are too many.
+    """
+    return Ranked(column_C, weight_C, SortedColumns(source, column_C))
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """`fit` of (source, stats, columns, their weights); it may leave out columns of those it is offered."""
+
+    fit: Callable[[AttributionSource, ColumnStats, np.ndarray, np.ndarray], Normalised]
+    constant: bool = False  # columns without spread take part
+    needs: str = ""  # what a column that `fit` leaves out is
+
+
+NORMALISERS: dict[str, Normaliser] = {
+    "none": Normaliser(_none, constant=True),
+    "zscore": Normaliser(_zscore),
+    "robust": Normaliser(_robust, needs="equal in more than half of its scores"),
+    "rank": Normaliser(_rank),
+    "minmax": Normaliser(_minmax),
 }
 
 
@@ -60,6 +134,8 @@ def normalise(
     name: str, source: AttributionSource, groups: Sequence[str], task_weights: Mapping[str, float]
 ) -> Normalised:
     """Return the normalisation of a matrix; `task_weights` scale its columns by task, 1 where a task has none.
+
+    A column that only this normaliser cannot use is logged.
 
     Raises:
         ConfigError: a weight for a task that no column has.
@@ -71,13 +147,22 @@ def normalise(
             f"options.task_weights: no column has the task {strange[0]!r} (known: {', '.join(dict.fromkeys(groups))})"
         )
     stats = stats_of(source)
-    used_T, shift_T, scale_T = look_up(NORMALISERS, name, "options.normaliser", "normaliser")(stats)
-    column_C = np.flatnonzero(used_T)
-    if not len(column_C):
-        why = sorted(set(stats.left_out().values()))
-        raise DataError(
-            f"attribution: none of the {len(used_T)} columns can be used with normaliser {name!r}, all are "
-            f"{' or '.join(why)} over the {source.shape[0]} rows; check the targets and the pool"
-        )
+    normaliser = look_up(NORMALISERS, name, "options.normaliser", "normaliser")
+    column_C = np.flatnonzero(stats.finite if normaliser.constant else stats.used_T)
     weight_T = np.array([task_weights.get(group, 1.0) for group in groups], np.float64)
-    return Normalised(column_C, shift_T[column_C], scale_T[column_C], weight_T[column_C])
+    reasons = set(stats.left_out().values())
+    if len(column_C):
+        normalised = normaliser.fit(source, stats, column_C, weight_T[column_C])
+        lost_C = np.setdiff1d(column_C, normalised.column_C)
+        if len(lost_C):
+            logger.warning(
+                "%d of %d columns take no part, the first is %d of task %s: %s, which %s cannot scale",
+                *(len(lost_C), len(groups), lost_C[0], groups[lost_C[0]], normaliser.needs, name),
+            )
+        if len(normalised.column_C):
+            return normalised
+        reasons.add(normaliser.needs)
+    raise DataError(
+        f"attribution: none of the {len(groups)} columns can be used with normaliser {name!r}, all are "
+        f"{' or '.join(sorted(reasons))} over the {source.shape[0]} rows; check the targets and the pool"
+    )

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from influray.protocols import ConfigError
 
 Value = TypeVar("Value")
@@ -42,3 +44,27 @@ def positive_weights(value: Any, key: str) -> dict[str, float]:
             raise ConfigError(f"{key}.{name}: found {weight!r}, expected a number above 0")
         weights[str(name)] = float(weight)
     return weights
+
+
+def number(value: Any, key: str, low: float, high: float, *, open_low: bool = False) -> float:
+    """Return a number from `low` to `high`, without the former where `open_low`. Raises ConfigError at `key`."""
+    right = not isinstance(value, bool) and isinstance(value, int | float) and low <= value <= high
+    if not right or not math.isfinite(value) or (open_low and value == low):
+        reach = f" to {high:g}" if math.isfinite(high) else " or more"
+        expected = f"a number above {low:g}{'' if high == math.inf else f', at most {high:g}'}"
+        raise ConfigError(f"{key}: found {value!r}, expected {expected if open_low else f'a number of {low:g}{reach}'}")
+    return float(value)
+
+
+def whole_number(value: Any, key: str, low: int) -> int:
+    """Return an integer of `low` or more. Raises ConfigError at `key`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{key}: found {value!r}, expected an integer of {low} or more")
+    return value
+
+
+def generator(seed: int) -> np.random.Generator:
+    """Return the generator of a seed, the same on every machine. Raises ConfigError where it is negative."""
+    if seed < 0:
+        raise ConfigError(f"seed: found {seed}, expected an integer of 0 or more")
+    return np.random.Generator(np.random.PCG64(seed))

@@ -1,25 +1,67 @@
 """Row reductions: the normalised scores of a row -> one merit, and the column that won it where one does.
 
-Sums run over the columns in their order, so that a row's merit does not depend on the block it is read in.
+Some need the row alone; others count places within a column or task over the whole pool.
 
-Shape suffixes: C columns in use, B rows of one block.
+Shape suffixes: N rows, G tasks, C columns in use, B rows of one block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-Reduction = Callable[[np.ndarray, Sequence[str]], tuple[np.ndarray, np.ndarray]]
+from influray.protocols import AttributionSource, ConfigError, SelectionProblem
+from influray.selectors.columns import falling_ranks, whole_columns
+from influray.selectors.normalisers import NORMALISERS, Normalised, normalise
+from influray.selectors.options import look_up, near, number, positive_weights
+from influray.selectors.task_scores import members, score_tasks, task_means, total
+from influray.store.moments import column_moments, column_stats
 
 
-def _sum(score_CB: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    return _total(score_CB), _nobody(score_CB)
+@dataclass(frozen=True)
+class Reduced:
+    """What each row of the matrix is worth. `tie_N` orders rows of equal merit, the larger first, where it is known."""
+
+    merit_N: np.ndarray  # float64
+    column_N: np.ndarray  # int64, -1 where no column wins
+    tie_N: np.ndarray | None = None
+
+    def order(self) -> np.ndarray:
+        """Return the positions of all rows, best first; what is equal throughout by ascending row."""
+        if self.tie_N is None:
+            return np.argsort(-self.merit_N, kind="stable")
+        return np.lexsort((-self.tie_N, -self.merit_N))
 
 
-def _mean(score_CB: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    return _total(score_CB) / len(score_CB), _nobody(score_CB)
+# (source, its normalisation, task of each column in use) -> merits, with places in C for columns
+Reduction = Callable[[AttributionSource, Normalised, Sequence[str]], Reduced]
+
+
+def _row_by_row(
+    function: Callable[[np.ndarray, Sequence[str]], tuple[np.ndarray, np.ndarray | None]],
+    source: AttributionSource,
+    normalised: Normalised,
+    groups: Sequence[str],
+) -> Reduced:
+    merits, places = [], []
+    for _, block_BT in source.blocks():
+        merit_B, place_B = function(np.ascontiguousarray(normalised.lines(block_BT).T), groups)
+        merits.append(merit_B)
+        places.append(np.full(len(merit_B), -1) if place_B is None else place_B)
+    return Reduced(np.concatenate(merits), np.concatenate(places))
+
+
+def _sum(score_CB: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, None]:
+    return total(score_CB), None
+
+
+def _mean(score_CB: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, None]:
+    return total(score_CB) / len(score_CB), None
 
 
 def _instance_max(score_CB: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -28,35 +70,123 @@ def _instance_max(score_CB: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarr
     return score_CB[column_B, np.arange(score_CB.shape[1])], column_B
 
 
-def _group_mean_max(score_CB: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _group_mean_max(score_CB: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, None]:
     """The highest mean over a task's columns.
 
     Source: LESS, arXiv 2402.04333; princeton-nlp/LESS matching.py. There a reshape, for tasks of equal size in
     one piece; here by name, so that sizes may differ and columns stand in any order.
     """
-    means = []
-    for task in dict.fromkeys(groups):
-        member = [c for c, group in enumerate(groups) if group == task]
-        means.append(_total(score_CB, member) / len(member))
-    return np.max(means, axis=0), _nobody(score_CB)
+    return task_means(score_CB, groups).max(axis=0), None
 
 
-# name -> (score_CB, task of each column) -> (merit_B, place of the winning column in C or -1)
-REDUCTIONS: dict[str, Reduction] = {
-    "group_mean_max": _group_mean_max,
-    "instance_max": _instance_max,
-    "mean": _mean,
-    "sum": _sum,
+class _Votes:
+    """The number of tasks for which a row's mean is among the highest `top_share`, each counted by its weight.
+
+    Most rows have equal votes at the cut. There the mean over tasks of the standardised task means decides.
+
+    Source: ICONS, arXiv 2501.00654; princetonvisualai/icons. A mean equal to the percentile has the vote, as there;
+    its ties fall as an unstable sort leaves them.
+    """
+
+    def __init__(self, top_share: float = 0.2) -> None:
+        self._top_share = number(top_share, "options.reduction_options.top_share", 0, 1, open_low=True)
+
+    def __call__(self, source: AttributionSource, normalised: Normalised, groups: Sequence[str]) -> Reduced:
+        mean_GN = score_tasks(source, normalised, groups, "mean")
+        weight_G = _task_weights(normalised, groups)
+        stats = column_stats(column_moments([(source.rows, mean_GN.T)]))
+        vote_N, tie_N = np.zeros(mean_GN.shape[1]), np.zeros(mean_GN.shape[1])
+        for g, mean_N in enumerate(mean_GN):
+            vote_N += weight_G[g] * (mean_N >= np.percentile(mean_N, 100 * (1 - self._top_share)))
+            if stats.used_T[g]:
+                tie_N += weight_G[g] * ((mean_N - stats.mean_T[g]) / stats.std_T[g])
+        return Reduced(vote_N, np.full(len(vote_N), -1), tie_N / len(mean_GN))
+
+
+def _reciprocal_rank(source: AttributionSource, normalised: Normalised, groups: Sequence[str]) -> Reduced:
+    """The sum over tasks of weight / the row's place by its mean for the task; equal means share their mean place.
+
+    Source: CROPI, arXiv 2510.26491; thu-coai. There one target vector a set where this has the mean over the set's
+    columns, and places beyond the budget count nothing; here all count, so that a budget extends a smaller one.
+    """
+    weight_G = _task_weights(normalised, groups)
+    merit_N = np.zeros(source.shape[0])
+    for weight, mean_N in zip(weight_G, score_tasks(source, normalised, groups, "mean"), strict=True):
+        merit_N += weight / falling_ranks(mean_N)
+    return Reduced(merit_N, np.full(len(merit_N), -1))
+
+
+def _best_rank(source: AttributionSource, normalised: Normalised, groups: Sequence[str]) -> Reduced:
+    """The largest over columns of weight / the row's place in the column; equal scores share their mean place.
+
+    As many rows as columns come first somewhere: of equal merits the larger sum over all columns goes first. It
+    reads and sorts every column whole, some at a time.
+
+    Source: BETR, arXiv 2507.12466, the best rank (max). There the labels of a classifier that scores the pool,
+    ranked by embeddings; here the rows are ranked by influence and taken as they stand.
+    """
+    merit_N, tie_N = np.zeros(source.shape[0]), np.zeros(source.shape[0])
+    place_N = np.zeros(source.shape[0], np.int64)
+    for place, score_N in whole_columns(source, normalised.column_C):
+        value_N = normalised.weight_C[place] / falling_ranks(score_N)
+        tie_N += value_N
+        better_N = value_N > merit_N
+        merit_N[better_N], place_N[better_N] = value_N[better_N], place
+    return Reduced(merit_N, place_N, tie_N)
+
+
+def _task_weights(normalised: Normalised, groups: Sequence[str]) -> list[float]:
+    return [float(normalised.weight_C[places[0]]) for places in members(groups).values()]
+
+
+# name -> a maker of the reduction, whose parameters are its options
+REDUCTIONS: dict[str, Callable[..., Reduction]] = {
+    "group_mean_max": lambda: partial(_row_by_row, _group_mean_max),
+    "instance_max": lambda: partial(_row_by_row, _instance_max),
+    "mean": lambda: partial(_row_by_row, _mean),
+    "sum": lambda: partial(_row_by_row, _sum),
+    "votes": _Votes,
+    "reciprocal_rank": lambda: _reciprocal_rank,
+    "best_rank": lambda: _best_rank,
 }
 
 
-def _total(score_CB: np.ndarray, member: Sequence[int] | None = None) -> np.ndarray:
-    # Not score_CB.sum(axis=0): NumPy adds in another order where the block has one row only.
-    total_B = np.zeros(score_CB.shape[1])
-    for c in range(len(score_CB)) if member is None else member:
-        total_B += score_CB[c]
-    return total_B
+class RowMerit:
+    """The options of every selector that works on one number per row, and those numbers.
+
+    Raises:
+        ConfigError: a normaliser, reduction, option of it or weight that is wrong.
+    """
+
+    def __init__(
+        self,
+        normaliser: str,
+        reduction: str,
+        reduction_options: Mapping[str, Any] | None,
+        task_weights: Mapping[str, float] | None,
+    ) -> None:
+        look_up(NORMALISERS, normaliser, "options.normaliser", "normaliser")
+        self._normaliser = normaliser
+        maker = look_up(REDUCTIONS, reduction, "options.reduction", "reduction")
+        self._reduce = maker(**_known(maker, reduction, {} if reduction_options is None else reduction_options))
+        self._task_weights = positive_weights({} if task_weights is None else task_weights, "options.task_weights")
+
+    def of(self, problem: SelectionProblem) -> Reduced:
+        """Return the merits of a problem's rows, with columns of its matrix. Raises as `normalise`."""
+        source = problem.attribution
+        normalised = normalise(self._normaliser, source, problem.groups, self._task_weights)
+        found = self._reduce(source, normalised, [problem.groups[j] for j in normalised.column_C])
+        column_N = np.where(found.column_N < 0, -1, normalised.column_C[found.column_N])
+        return Reduced(found.merit_N, column_N, found.tie_N)
 
 
-def _nobody(score_CB: np.ndarray) -> np.ndarray:
-    return np.full(score_CB.shape[1], -1)
+def _known(maker: Callable[..., Reduction], name: str, options: Any) -> dict[str, Any]:
+    key = "options.reduction_options"
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{key}: found {options!r}, expected a mapping of the options of {name!r}")
+    known = inspect.signature(maker).parameters
+    for option in options:
+        if option not in known:
+            right = f"known: {', '.join(known)}" if known else "it has none"
+            raise ConfigError(f"{key}.{option}: {name!r} has no such option{near(str(option), known)} ({right})")
+    return dict(options)

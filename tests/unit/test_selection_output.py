@@ -14,6 +14,7 @@ from influray.data.chat import ChatEncoder
 from influray.data.readers import resolve_files
 from influray.evaluation.balance import measure_balance
 from influray.protocols import ArtifactMismatch, ConfigError
+from influray.registry import METHODS, SELECTORS
 from influray.selectors.api import select
 from influray.selectors.output import read_selection, select_and_write
 from influray.store.artifact import ShardStore, hash_file, read_manifest
@@ -173,3 +174,12 @@ def test_a_matrix_of_another_pool_is_refused(run):
 def test_a_selection_that_is_not_there_is_named(run):
     with pytest.raises(ArtifactMismatch, match="influray select"):
         read_selection(run.selection("even"))
+
+
+def test_every_method_selects_from_a_run_directory(run):
+    for method in sorted({*SELECTORS, *METHODS}):
+        summary = select_and_write(run.path, SELECTOR | {"name": method, "method": method}, "print")
+        assert summary["budget"]["examples"] == 11
+        assert len(read_selection(run.selection(method)).rows) == 11
+    tokens = pq.read_table(run.selection("longest") / "selection.parquet")["merit"].to_pylist()
+    assert tokens == sorted(tokens, reverse=True), "the catalogue hands the tokens of its rows to the methods"

@@ -111,7 +111,11 @@ def test_random_differs_by_seed_and_repeats_for_one():
         ("random", {"draws": 1}, r"options\.draws: .* \(it has none\)"),
         ("bids", {"normaliser": "z-score"}, r"options\.normaliser: no normaliser .* did you mean 'zscore'\? \(known"),
         ("bids", {"normaliser": ["zscore"]}, r"options\.normaliser: no normaliser is called \['zscore'\]"),
-        ("top_k", {"reduction": "average"}, r"options\.reduction: .* \(known: group_mean_max, instance_max, mean, sum"),
+        (
+            "top_k",
+            {"reduction": "average"},
+            r"options\.reduction: .* \(known: group_mean_max, instance_max, mean, sum, votes",
+        ),
         ("bids", {"iterate": "yes"}, r"options\.iterate: found 'yes', expected true or false"),
         ("bids", {"task_weights": [1, 2]}, r"options\.task_weights: found \[1, 2\], expected a mapping"),
         ("bids", {"task_weights": {"a": 0}}, r"options\.task_weights\.a: found 0"),

@@ -1,0 +1,87 @@
+"""Strata: rows of every level of merit, the rare levels first, in place of the highest merits alone.
+
+Shape suffixes: N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from influray.protocols import Selection, SelectionProblem
+from influray.selectors.admission import Admission, as_selection
+from influray.selectors.options import generator, number, whole_number
+from influray.selectors.reductions import RowMerit
+
+
+class Strata:
+    """A seeded draw from layers of equal width in merit, after the highest merits are set aside.
+
+    The strata take turns from the smallest to the largest, the lower merit first of equal sizes: each gives as many
+    rows as it has, at most what is left of the budget over the strata that are left, rounded down. Where all of them
+    do not fill the budget, the rows set aside follow, the lowest merit first. A smaller budget gives no prefix.
+
+    Args:
+        strata: how many. A few outliers leave nearly all rows in one: normaliser rank has none.
+        drop_share: the part of the rows that is set aside, the highest merits; rounded down.
+        normaliser, reduction, reduction_options, task_weights: as top_k has them.
+
+    Source: DEALRec, arXiv 2401.17197, coverage-centric sampling: 50 strata and 10 % set aside. Its merit is influence
+    plus a weighted gradient norm; here it is any reduction of the attribution matrix.
+    """
+
+    def __init__(
+        self,
+        strata: int = 50,
+        drop_share: float = 0.1,
+        normaliser: str = "none",
+        reduction: str = "mean",
+        reduction_options: Mapping[str, Any] | None = None,
+        task_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self._strata = whole_number(strata, "options.strata", 1)
+        self._drop_share = number(drop_share, "options.drop_share", 0, 1)
+        self._merit = RowMerit(normaliser, reduction, reduction_options, task_weights)
+
+    def select(self, problem: SelectionProblem) -> Selection:
+        draw_N = generator(problem.seed).permutation(problem.attribution.shape[0])
+        reduced = self._merit.of(problem)
+        order_N = reduced.order()
+        dropped = order_N[: int(self._drop_share * len(order_N))]
+        stratum_N = strata_of(reduced.merit_N, order_N[len(dropped) :], self._strata)
+        admission = Admission(problem)
+        spent = 0
+        for position in admission.forced.tolist():
+            spent += admission.take(position)
+        drawn = draw_N[(stratum_N[draw_N] >= 0) & admission.open_N[draw_N]]
+        size_S = np.bincount(stratum_N[drawn], minlength=self._strata)
+        for turn, stratum in enumerate(np.argsort(size_S, kind="stable").tolist()):
+            share = max(0, admission.expected - spent) // (self._strata - turn)
+            spent += _take(admission, drawn[stratum_N[drawn] == stratum].tolist(), share)
+        for rest in (drawn.tolist(), dropped[::-1].tolist()):
+            _take(admission, rest, len(order_N))
+        admission.finish()
+        return as_selection(problem, admission.chosen, reduced.merit_N, reduced.column_N)
+
+
+def strata_of(merit_N: np.ndarray, rows: np.ndarray, strata: int) -> np.ndarray:
+    """Return the stratum of each of `rows` by its merit, 0 the lowest, and -1 for all others, [N]."""
+    stratum_N = np.full(len(merit_N), -1)
+    if len(rows):
+        low, high = merit_N[rows].min(), merit_N[rows].max()
+        share = (merit_N[rows] - low) / (high - low) if high > low else np.zeros(len(rows))
+        stratum_N[rows] = np.minimum((share * strata).astype(np.int64), strata - 1)
+    return stratum_N
+
+
+def _take(admission: Admission, positions: Iterable[int], most: int) -> int:
+    """Take up to `most` of the rows that are open, and return how many were taken."""
+    taken = 0
+    for position in positions:
+        if admission.full or taken == most:
+            break
+        if admission.open_N[position]:
+            taken += admission.take(position)
+    return taken
