@@ -184,15 +184,15 @@ class Limited(Admission):
         super().__init__(problem)
         self.forced = np.array([12, 40])
         self.barred = set()
-        self._bar([3, 77])
+        self._shut([3, 77])
 
     def take(self, position):
         assert position in self.forced or len(self._chosen) >= 2, "forced rows come first"
         if position % 5 == 1:
-            self._bar([position])
+            self._shut([position])
             return False
         taken = super().take(position)
-        self._bar([near for near in (position - 7, position + 11) if near not in self.forced])
+        self._shut([near for near in (position - 7, position + 11) if near not in self.forced])
         return taken
 
     @property
@@ -202,11 +202,10 @@ class Limited(Admission):
     def finish(self):
         assert self.full
 
-    def _bar(self, positions):
+    def _shut(self, positions):
         barred = [p for p in positions if 0 <= p < len(self.open_N) and self.open_N[p]]
-        self.open_N[barred] = False
         self.barred |= set(barred)
-        self._barred.append(np.array(barred, np.int64))
+        self._bar(np.array(barred, np.int64), "this test")
 
 
 @pytest.mark.parametrize("method", ALL)
