@@ -130,6 +130,7 @@ def plan(context: StepContext) -> list[FeatureStore]:
         checkpoint = load_checkpoint(context.directory.checkpoint(number))
         for split, (catalogue, shards) in splits.items():
             facts = {
+                "featurizer": cfg.features.featurizer,
                 "direction": cfg.features.direction if split == "pool" else "sgd",
                 "projector": cfg.features.projector.model_dump(mode="json"),
                 "dimension": cfg.features.projector.dimension,
