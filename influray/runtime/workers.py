@@ -150,6 +150,7 @@ class FeatureWorker:
             "rows": len(examples),
             "tokens": sum(example.tokens for example in examples),
             "epsilon_share": getattr(featurizer, "epsilon_share", None),
+            "bounds": getattr(featurizer, "bounds", (0, featurizer.dimension)),
             "token_budget": token_budget,
             "shrunk": shrunk,
             "worker": process_name(),

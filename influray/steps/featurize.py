@@ -63,6 +63,7 @@ class FeatureStore:
             "checkpoint": self.checkpoint,
             "token_budget": budgets[0] if len(budgets) == 1 else budgets,
             "epsilon_share": shares[0] if shares else None,
+            "bounds": details[0]["bounds"],
             "byte_reproducible": len(budgets) <= 1 and not any(found["shrunk"] for found in details),
             "failures": {row: reason for found in details for row, reason in found["failures"].items()},
         }
@@ -132,6 +133,7 @@ def plan(context: StepContext) -> list[FeatureStore]:
             facts = {
                 "featurizer": cfg.features.featurizer,
                 "direction": cfg.features.direction if split == "pool" else "sgd",
+                "blocks": cfg.features.blocks,
                 "projector": cfg.features.projector.model_dump(mode="json"),
                 "dimension": cfg.features.projector.dimension,
                 "dtype": cfg.model.dtype,

@@ -87,6 +87,8 @@ def _plan(context: StepContext) -> Plan:
         weights=checkpoint_weights(cfg.attribution.weights, rates),
         featurizer=made["pool"][0]["featurizer"],
         direction=made["pool"][0]["direction"],
+        blocks=made["pool"][0]["blocks"],
+        bounds_K=tuple(tuple(one["bounds"]) for one in made["pool"]),
     )
     parts = {split: [[part["sha256"] for part in one["parts"]] for one in found] for split, found in made.items()}
     common = {
