@@ -18,7 +18,7 @@ POOL = make_rows(POOL_ROWS, 24, K, seed=0)
 TARGET = make_rows(TARGETS, 24, K, seed=1, groups=("sums", "reversals"))
 COLUMNS = Columns(tuple(range(TARGETS)), tuple("vwxyz"), tuple(TARGET.group_B))
 # What a scorer is made for where that is not the default; a new scorer that needs something else has a line here.
-STORES: dict[str, dict[str, Any]] = {}
+STORES: dict[str, dict[str, Any]] = {"datainf": {"blocks": "module", "bounds_K": ((0, 6, 12, 18, 24),) * K}}
 
 
 def fitted(scorer: Scorer, pool: FeatureRows, cuts: tuple[int, ...] = (0, 13, 27)) -> Arrays:
