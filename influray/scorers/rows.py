@@ -15,7 +15,8 @@ import pyarrow as pa
 from influray.data.catalogue import Catalogue
 from influray.protocols import FeatureRows
 from influray.store.artifact import map_table, part_paths
-from influray.store.datastore import Datastore, features_of
+from influray.store.datastore import Datastore
+from influray.store.encodings import decoded
 from influray.store.run_directory import RunDirectory
 
 GROUP = {"pool": "source", "target": "group"}  # the catalogue's column that a scorer sees as `group_B`
@@ -86,7 +87,7 @@ class _RangeReader:
             for field in table.schema:
                 if not pa.types.is_nested(field.type):
                     columns.setdefault(field.name, []).append(table[field.name].to_numpy()[low:high])
-            features.append(features_of(table, self._dimension)[low:high])
+            features.append(decoded(table, self._dimension, int(low), int(high)))
             if row_B[-1] >= stop - 1:
                 break
         return {name: np.concatenate(found) for name, found in columns.items()}, np.concatenate(features)

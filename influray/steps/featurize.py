@@ -134,6 +134,7 @@ def plan(context: StepContext) -> list[FeatureStore]:
                 "featurizer": cfg.features.featurizer,
                 "direction": cfg.features.direction if split == "pool" else "sgd",
                 "blocks": cfg.features.blocks,
+                "store": cfg.features.store if split == "pool" else "float16",
                 "projector": cfg.features.projector.model_dump(mode="json"),
                 "dimension": cfg.features.projector.dimension,
                 "dtype": cfg.model.dtype,
@@ -142,8 +143,9 @@ def plan(context: StepContext) -> list[FeatureStore]:
                 "base": context.model_digest,
                 "checkpoint": checkpoint.digest,
                 "model": cfg.model.model_dump(mode="json", include={"dtype", "attention"}),
-                "features": cfg.features.model_dump(mode="json", exclude={"rows_per_shard", "direction"}),
+                "features": cfg.features.model_dump(mode="json", exclude={"rows_per_shard", "direction", "store"}),
                 "direction": facts["direction"],
+                "store": facts["store"],
             }
             keyed = tuple(
                 (context.identity(step="featurize", **common, start=start, stop=stop, content=content), start, stop)
