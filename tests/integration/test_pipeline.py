@@ -340,8 +340,10 @@ def test_a_fitted_scorer_gives_the_same_bytes_at_any_number_of_workers_and_is_fi
 
 def test_datainf_reads_plain_gradients_in_a_block_for_each_module(first, world, tmp_path):
     config = copied(first, tmp_path, world, attribution={"scorer": "datainf"})
-    config["features"] = {**config["features"], "direction": "sgd", "blocks": "module"}
+    config["features"] = {**config["features"], "direction": "sgd", "blocks": "module", "store": "int8"}
     again = run(config)
+    kinds = [next(again.datastore(split).parts()).schema.field("feature").type for split in ("pool", "target")]
+    assert [str(kind.value_type) for kind in kinds] == ["int8", "halffloat"], "targets keep full precision"
     assert again.datastore("pool").manifest["bounds"] == [0, 16, 32, 48, 64], "two layers of q and v"
     expected = np.zeros((24, 6))
     for k, weight in enumerate(again.attribution().manifest["weights"], start=1):
