@@ -140,6 +140,8 @@ class FeaturesConfig(Section):
     adam_epsilon_mode: Literal["less", "adamw"] = "less"  # epsilon inside or outside the root
     adam_momentum: bool = True  # False drops the momentum term that all rows share
     projector: ProjectorConfig = ProjectorConfig()
+    store: Literal["float16", "int8", "sign1"] = "float16"  # of a pool row's numbers: 16, 8 or 1 bit; targets keep 16
+    blocks: Literal["whole", "module"] = "whole"  # module = an equal part of the D numbers for each LoRA module
     token_budget: Positive | Literal["auto"] = "auto"  # padded tokens a batch
     rows_per_shard: Positive = 512
 

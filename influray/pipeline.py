@@ -274,14 +274,20 @@ def inspect(
 
 
 def check_names(config: Config) -> None:
-    """Raise ConfigError where the config names what does not exist, or options it has not, before anything starts."""
+    """Raise where the config names what does not exist, or options it has not, before anything starts.
+
+    Raises:
+        ConfigError: a name, an option or its value.
+        ArtifactMismatch: the scorer cannot use the datastores that the config will make.
+    """
     from influray.registry import resolve as look_up
     from influray.registry import resolve_method
+    from influray.scorers.options import expected_stores, make_scorer
     from influray.selectors.api import make_selector
 
     look_up("featurizers", config.features.featurizer, "features.featurizer")
     look_up("projectors", config.features.projector.name, "features.projector.name")
-    look_up("scorers", config.attribution.scorer, "attribution.scorer")
+    make_scorer(config.attribution.scorer, expected_stores(config), config.attribution.options)
     for index, selector in enumerate(config.selectors):
         name, preset = resolve_method(selector.method)
         try:

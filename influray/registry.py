@@ -36,8 +36,13 @@ PROJECTORS: dict[str, Entry] = {
 
 SCORERS: dict[str, Entry] = {
     "inner_product": Entry(
-        "influray.scorers.inner_product:InnerProduct", "checkpoint-weighted inner product of unit rows (LESS)"
+        "influray.scorers.inner_product:InnerProduct", "checkpoint-weighted cosine or dot product (LESS)"
     ),
+    "whitened": Entry("influray.scorers.whitened:Whitened", "cosine of jointly whitened rows (TAROT)"),
+    "gram": Entry("influray.scorers.gram:Gram", "through the inverse Gram matrix of plain gradients (TRAK, DsDm)"),
+    "datainf": Entry("influray.scorers.datainf:DataInf", "closed-form inverse Hessian of each LoRA module (DataInf)"),
+    "grand": Entry("influray.scorers.grand:GraNd", "norm of the plain gradient; asks for no target"),
+    "vog": Entry("influray.scorers.vog:VoG", "spread of the gradient over checkpoints; asks for no target"),
 }
 
 SELECTORS: dict[str, Entry] = {

@@ -63,6 +63,7 @@ class FeatureStore:
             "checkpoint": self.checkpoint,
             "token_budget": budgets[0] if len(budgets) == 1 else budgets,
             "epsilon_share": shares[0] if shares else None,
+            "bounds": details[0]["bounds"],
             "byte_reproducible": len(budgets) <= 1 and not any(found["shrunk"] for found in details),
             "failures": {row: reason for found in details for row, reason in found["failures"].items()},
         }
@@ -130,7 +131,10 @@ def plan(context: StepContext) -> list[FeatureStore]:
         checkpoint = load_checkpoint(context.directory.checkpoint(number))
         for split, (catalogue, shards) in splits.items():
             facts = {
+                "featurizer": cfg.features.featurizer,
                 "direction": cfg.features.direction if split == "pool" else "sgd",
+                "blocks": cfg.features.blocks,
+                "store": cfg.features.store if split == "pool" else "float16",
                 "projector": cfg.features.projector.model_dump(mode="json"),
                 "dimension": cfg.features.projector.dimension,
                 "dtype": cfg.model.dtype,
@@ -139,8 +143,9 @@ def plan(context: StepContext) -> list[FeatureStore]:
                 "base": context.model_digest,
                 "checkpoint": checkpoint.digest,
                 "model": cfg.model.model_dump(mode="json", include={"dtype", "attention"}),
-                "features": cfg.features.model_dump(mode="json", exclude={"rows_per_shard", "direction"}),
+                "features": cfg.features.model_dump(mode="json", exclude={"rows_per_shard", "direction", "store"}),
                 "direction": facts["direction"],
+                "store": facts["store"],
             }
             keyed = tuple(
                 (context.identity(step="featurize", **common, start=start, stop=stop, content=content), start, stop)

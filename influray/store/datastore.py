@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from influray.protocols import FeatureBlock
 from influray.store.artifact import map_table, part_paths, require_manifest
+from influray.store.encodings import decoded, encoded
 
 
-def feature_table(blocks: Sequence[FeatureBlock], dimension: int) -> pa.Table:
-    """Return the Arrow table of a shard: the rows of all blocks, ascending."""
+def feature_table(blocks: Sequence[FeatureBlock], dimension: int, encoding: str = "float16") -> pa.Table:
+    """Return the Arrow table of a shard: the rows of all blocks, ascending, features kept as `encoding` says."""
 
     def joined(name: str, dtype: type) -> np.ndarray:
         return np.concatenate([np.zeros(0, dtype), *(getattr(block, name) for block in blocks)]).astype(
@@ -30,7 +31,7 @@ def feature_table(blocks: Sequence[FeatureBlock], dimension: int) -> pa.Table:
     ]
     columns = {
         "row": pa.array(row_B[order_B]),
-        "feature": pa.FixedSizeListArray.from_arrays(pa.array(feature_BD.reshape(-1)), dimension),
+        **encoded(feature_BD, encoding),
         "norm": pa.array(joined("norm_B", np.float32)[order_B]),
         "grad_norm": pa.array(joined("grad_norm_B", np.float32)[order_B]),
         "loss": pa.array(joined("loss_B", np.float32)[order_B]),
@@ -56,9 +57,9 @@ class Datastore:
             yield map_table(path)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (row_B int64, feature_BD float16), read-only views of the files, rows ascending."""
+        """Yield (row_B int64, feature_BD float16), rows ascending; views of the files where nothing is to decode."""
         for table in self.parts():
-            yield table["row"].to_numpy(), features_of(table, self.dimension)
+            yield table["row"].to_numpy(), decoded(table, self.dimension)
 
     def column(self, name: str) -> np.ndarray:
         """Return a plain column (row, norm, grad_norm, loss, loss_tokens) of all rows, [N]."""
@@ -69,10 +70,3 @@ class Datastore:
     def features(self) -> np.ndarray:
         """Return all feature rows, [N, D] float16, copied into memory."""
         return np.concatenate([np.zeros((0, self.dimension), np.float16)] + [block for _, block in self.blocks()])
-
-
-def features_of(table: pa.Table, dimension: int) -> np.ndarray:
-    """Return the feature column of a mapped part as [B, D] float16 without a copy."""
-    column = table["feature"].combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    return column.flatten().to_numpy(zero_copy_only=True).reshape(-1, dimension)
