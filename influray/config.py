@@ -136,11 +136,13 @@ class FeaturesConfig(Section):
     """What a feature row is."""
 
     featurizer: str = "gradient"
+    options: dict[str, Any] = {}  # of the featurizer, such as n of ngram; gradient has none
+    # The four that follow are those of gradient; other featurizers do not read them, nor do their fingerprints.
     direction: Literal["adam", "sgd", "sign"] = "adam"  # of pool rows; target rows are always plain
     adam_epsilon_mode: Literal["less", "adamw"] = "less"  # epsilon inside or outside the root
     adam_momentum: bool = True  # False drops the momentum term that all rows share
     projector: ProjectorConfig = ProjectorConfig()
-    token_budget: Positive | Literal["auto"] = "auto"  # padded tokens a batch
+    token_budget: Positive | Literal["auto"] = "auto"  # padded tokens a batch; ngram has no batches
     rows_per_shard: Positive = 512
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from influray.config import Config, dump_config, load_config, parse_config
 from influray.protocols import ArtifactMismatch, ConfigError, Selection
-from influray.registry import SEAMS
+from influray.registry import SEAMS, featurizer_reads
 from influray.store.run_directory import RunDirectory, now
 
 if TYPE_CHECKING:
@@ -192,14 +192,12 @@ def plan(
     check_names(this.config)
     recorded = this.directory.read()["steps"]
     cfg = this.config
-    projector = cfg.features.projector
+    reads = featurizer_reads(cfg.features.featurizer)
     tests = sum(1 for target in cfg.data.targets.values() if target.test)
     what = {
         "data": f"{len(cfg.data.pool)} pool entries, {len(cfg.data.targets)} tasks, max_tokens {cfg.data.max_tokens}",
-        "warmup": f"{len(cfg.warmup.checkpoints)} imported checkpoints"
-        if cfg.warmup.checkpoints
-        else f"{cfg.warmup.fraction:.1%} of the pool, {cfg.warmup.epochs} epochs",
-        "featurize": f"{cfg.features.featurizer}, {cfg.features.direction}, {projector.name} {projector.dimension}",
+        "warmup": _warmup_plan(cfg) if reads == "checkpoints" else "not asked for",
+        "featurize": _features_plan(cfg) if reads == "checkpoints" else cfg.features.featurizer,
         "score": f"{cfg.attribution.scorer}, weights {cfg.attribution.weights}",
         "select": ", ".join(f"{s.name} ({s.method}, {s.budget})" for s in cfg.selectors),
         "tune": "not asked for" if cfg.tune is None else f"{cfg.tune.selections}, seeds {list(cfg.tune.seeds)}",
@@ -207,6 +205,17 @@ def plan(
         "report": str(this.directory.report),
     }
     return [(name, recorded.get(name, {}).get("status", "to do"), what[name]) for name in STEPS]
+
+
+def _warmup_plan(config: Config) -> str:
+    if config.warmup.checkpoints:
+        return f"{len(config.warmup.checkpoints)} imported checkpoints"
+    return f"{config.warmup.fraction:.1%} of the pool, {config.warmup.epochs} epochs"
+
+
+def _features_plan(config: Config) -> str:
+    projector = config.features.projector
+    return f"{config.features.featurizer}, {config.features.direction}, {projector.name} {projector.dimension}"
 
 
 def inspect(
@@ -233,11 +242,13 @@ def inspect(
 
 def check_names(config: Config) -> None:
     """Raise ConfigError where the config names what does not exist, or options it has not, before anything starts."""
+    from influray.features.options import read_options
     from influray.registry import resolve as look_up
     from influray.registry import resolve_method
     from influray.selectors.api import make_selector
 
-    look_up("featurizers", config.features.featurizer, "features.featurizer")
+    featurizer = look_up("featurizers", config.features.featurizer, "features.featurizer")
+    read_options(config.features.featurizer, config.features.options, getattr(featurizer, "OPTIONS", {}))
     look_up("projectors", config.features.projector.name, "features.projector.name")
     look_up("scorers", config.attribution.scorer, "attribution.scorer")
     for index, selector in enumerate(config.selectors):

@@ -89,6 +89,6 @@ def _require_columns(group_of_row: list[str], row_T: Any) -> None:
     lost = sorted(set(group_of_row) - {group_of_row[row] for row in row_T})
     if lost:
         raise DataError(
-            f"data.targets.{lost[0]}: none of its rows has a finite gradient at every checkpoint; "
+            f"data.targets.{lost[0]}: none of its rows has a finite feature at every checkpoint; "
             "the quarantine says why"
         )
