@@ -8,6 +8,7 @@ model are started by the first step that needs them, so repeating a finished run
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +98,7 @@ def resolve(
         if overrides:
             resolved = load_config_tree(config.model_dump(mode="json"), overrides)
     else:
-        resolved = load_config_tree(dict(config), overrides or {})
+        resolved = load_config_tree(copy.deepcopy(dict(config)), overrides or {})
     directory = RunDirectory(run_dir if run_dir is not None else resolved.run_dir)
     return Run(directory, resolved)
 
@@ -241,16 +242,22 @@ def inspect(
 
 
 def check_names(config: Config) -> None:
-    """Raise ConfigError where the config names what does not exist, or options it has not, before anything starts."""
+    """Raise where the config names what does not exist, or options it has not, before anything starts.
+
+    Raises:
+        ConfigError: a name, an option or its value.
+        ArtifactMismatch: the scorer cannot use the datastores that the config will make.
+    """
     from influray.features.options import read_options
     from influray.registry import resolve as look_up
     from influray.registry import resolve_method
+    from influray.scorers.options import expected_stores, make_scorer
     from influray.selectors.api import make_selector
 
     featurizer = look_up("featurizers", config.features.featurizer, "features.featurizer")
     read_options(config.features.featurizer, config.features.options, getattr(featurizer, "OPTIONS", {}))
     look_up("projectors", config.features.projector.name, "features.projector.name")
-    look_up("scorers", config.attribution.scorer, "attribution.scorer")
+    make_scorer(config.attribution.scorer, expected_stores(config), config.attribution.options)
     for index, selector in enumerate(config.selectors):
         name, preset = resolve_method(selector.method)
         try:

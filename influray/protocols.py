@@ -128,11 +128,78 @@ class Featurizer(Protocol):
     def compute(self, examples: Sequence[Any]) -> FeatureBlock: ...
 
 
-class Scorer(Protocol):
-    """Features of pool and targets at every checkpoint -> a block of the attribution matrix."""
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What the datastores of a run are: what a scorer is made for, known before a row of them is read."""
 
-    def score(self, pool_KBD: Sequence[np.ndarray], target_KTD: Sequence[np.ndarray]) -> np.ndarray:
-        """Return A [B, T] float32; larger helps more. One entry of each sequence per checkpoint."""
+    weights: tuple[float, ...]  # one per checkpoint, summing to 1
+    featurizer: str = "gradient"
+    direction: str = "adam"  # of the gradients of pool rows: adam, sgd or sign; those of target rows are always plain
+    dimension: int = 0  # D, or buckets of counts; 0 before they are made
+    blocks: str = "whole"  # module = a part of the D numbers for each LoRA module
+    bounds_K: tuple[tuple[int, ...], ...] = ()  # per checkpoint: where each part begins, and D; () before they are made
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRows:
+    """Rows of one split that have a feature at all K checkpoints, ascending, as the datastores hold them."""
+
+    row_B: np.ndarray  # int64, catalogue rows
+    group_B: Sequence[str]  # the task of target rows, the source of pool rows
+    feature_KBD: Sequence[np.ndarray]  # float16, unit rows; may be read-only maps; () where there are no vectors
+    facts_KB: Sequence[Mapping[str, np.ndarray]]  # the other columns: norm, grad_norm, loss, loss_tokens ...
+    counts: SparseRows | None = None  # of n-grams, where the datastores hold them
+
+    def __len__(self) -> int:
+        return len(self.row_B)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the columns of the attribution matrix stand for, in order."""
+
+    rows: tuple[int, ...]  # the target's catalogue row; -1 where a column is not one target's
+    ids: tuple[str, ...]
+    tasks: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Scorer(Protocol):
+    """Features of pool and targets at every checkpoint -> a block of the attribution matrix.
+
+    A subclass is made as `kind(stores, **options)` and raises ConfigError for an option that it does not take, and
+    ArtifactMismatch for stores that cannot carry it. This happens twice: before anything starts, with the stores that
+    the config will make, and before scoring, with those that are there.
+
+    A scorer that needs to know the whole pool first has `passes`. In each, numbered from 1, `sums` is taken of blocks
+    of pool rows and added up in a fixed order, and `fit` turns the total into the state that the next pass and `score`
+    are given; it is kept on disk.
+    """
+
+    passes: int = 0
+
+    def columns(self, targets: Columns) -> Columns:
+        """Return what the columns of the matrix are, from the targets that have a feature at every checkpoint."""
+        return targets
+
+    def sums(self, number: int, pool: FeatureRows, target: FeatureRows, state: Arrays) -> dict[str, np.ndarray]:
+        """Return named sums over the rows of `pool` (one at least), float64; blocks may differ in the names they have.
+
+        `state` is what the pass before has left, empty in the first.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has {self.passes} passes and no sums")
+
+    def fit(self, number: int, sums: Arrays, target: FeatureRows, state: Arrays) -> dict[str, np.ndarray]:
+        """Return the state that follows from the sums over all pool rows: arrays by name, none of them empty."""
+        raise NotImplementedError(f"{type(self).__name__} has {self.passes} passes and no fit")
+
+    def score(self, pool: FeatureRows, target: FeatureRows, state: Arrays) -> np.ndarray:
+        """Return A [B, T] float32, one column as `columns` has them; larger helps more. The last pass left `state`."""
         ...
 
 

@@ -41,7 +41,7 @@ PROJECTORS: dict[str, Entry] = {
 
 SCORERS: dict[str, Entry] = {
     "inner_product": Entry(
-        "influray.scorers.inner_product:InnerProduct", "checkpoint-weighted inner product of unit rows (LESS)"
+        "influray.scorers.inner_product:InnerProduct", "checkpoint-weighted cosine or dot product (LESS)"
     ),
 }
 

@@ -137,6 +137,10 @@ class Catalogue:
         ((_, batch),) = self._slices(row, row + 1)
         return batch.column(column)[0].as_py()
 
+    def values(self, column: str, start: int, stop: int) -> list[Any]:
+        """Return one column of the rows [start, stop) as Python objects."""
+        return [value for _, batch in self._slices(start, stop) for value in batch.column(column).to_pylist()]
+
     def find(self, id: str) -> int:
         """Return the row of an id. Raises DataError where there is none."""
         for start, part in zip(self._starts, self._parts(), strict=False):

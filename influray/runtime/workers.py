@@ -1,9 +1,7 @@
-"""What runs inside the actors: gradient features of a shard, and a shard's lines of the attribution matrix.
+"""What runs inside the actors that make features.
 
 A worker loads its base model once, changes adapters when the checkpoint changes, and commits each shard itself. What
 it computes depends on the shard alone, never on the shards before it or on who else is working.
-
-Shape suffixes: B rows of a shard, T target columns, K checkpoints, D feature.
 """
 
 from __future__ import annotations
@@ -11,31 +9,28 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 
 from influray.config import Config, parse_config
-from influray.protocols import ArtifactMismatch, ConfigError, Featurizer
+from influray.protocols import ConfigError, Featurizer
 from influray.registry import featurizer_reads, resolve
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.process import logged, prepare_process, process_name
 from influray.runtime.shards import ShardPool
 from influray.runtime.tasks import Attempt, PoolEvent, PoolReport, ShardOutOfMemory, ShardTask, WorkerInfo
-from influray.store.artifact import Receipt, ShardStore, map_table, part_paths
+from influray.store.artifact import Receipt, ShardStore
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from influray.data.catalogue import Catalogue
-    from influray.store.datastore import Datastore
 
 logger = logging.getLogger(__name__)
 
-POOL, TARGET, ATTRIBUTION = "pool", "target", "attribution"
+POOL = "pool"
 
 
 def featurize(
@@ -55,42 +50,11 @@ def featurize(
     ordered = sorted(todo, key=lambda task: (task.checkpoint, task.split, task.start))
     reads = featurizer_reads(config["features"]["featurizer"])
     gpus = 0.0 if reads == "records" else resources.gpus_per_worker
-    return _run_pool(FeatureWorker, (config, str(run_dir)), ordered, resources, gpus, on_event, on_receipt)
+    return run_pool(FeatureWorker, (config, str(run_dir)), ordered, resources, gpus, on_event, on_receipt)
 
 
-def score(
-    config: dict[str, Any],
-    run_dir: str | Path,
-    todo: Sequence[ShardTask],
-    resources: ResolvedResources,
-    on_event: Callable[[PoolEvent], None] = lambda event: None,
-    on_receipt: Callable[[ShardTask, Receipt], None] = lambda task, receipt: None,
-    *,
-    weights: Sequence[float],
-) -> PoolReport:
-    """Compute the lines of the attribution matrix for the pool rows of `todo` and return their receipts.
-
-    `weights` are those of the K checkpoints, whose datastores stand committed in `run_dir`. A line exists for a row
-    that has a feature at all K; the columns are the target rows that do, ascending (`valid_rows`). Raises as
-    `ShardPool.run`.
-    """
-    arguments = (config, str(run_dir), tuple(float(weight) for weight in weights))
-    ordered = sorted(todo, key=lambda task: task.start)
-    # Bound by reading the datastores, so it takes no GPU away from anyone.
-    return _run_pool(ScoreWorker, arguments, ordered, resources, 0.0, on_event, on_receipt)
-
-
-def valid_rows(stores: Iterable[Datastore]) -> np.ndarray:
-    """Return the catalogue rows that every one of the datastores holds, int64, ascending."""
-    rows = [store.column("row") for store in stores]
-    common = rows[0]
-    for other in rows[1:]:
-        common = np.intersect1d(common, other, assume_unique=True)
-    return common
-
-
-def _run_pool(
-    worker: type[FeatureWorker | ScoreWorker],
+def run_pool(
+    worker: type[Any],
     arguments: tuple[Any, ...],
     todo: Sequence[ShardTask],
     resources: ResolvedResources,
@@ -98,6 +62,7 @@ def _run_pool(
     on_event: Callable[[PoolEvent], None],
     on_receipt: Callable[[ShardTask, Receipt], None],
 ) -> PoolReport:
+    """Compute `todo` by actors `worker(*arguments, threads)` and return the report. Raises as `ShardPool.run`."""
     if not todo:
         return PoolReport(())
     actor: Any = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
@@ -244,87 +209,6 @@ class FeatureWorker:
         if close is not None:
             close()
         _free_memory()
-
-
-class ScoreWorker:
-    """Lines of the attribution matrix, from the committed datastores of all checkpoints."""
-
-    def __init__(self, config: dict[str, Any], run_dir: str, weights: tuple[float, ...], threads: int = 1) -> None:
-        self._plain_config = config
-        self._directory = RunDirectory(run_dir)
-        self._weights = weights
-        self._threads = threads
-
-    def ready(self) -> WorkerInfo:
-        """Load the target features and return what this worker is."""
-        name = prepare_process(self._directory.logs, self._threads)
-        config = parse_config(self._plain_config)
-        kind = resolve("scorers", config.attribution.scorer, "attribution.scorer")
-        self._scorer = kind(self._weights, **config.attribution.options)
-        stores = self._datastores(TARGET)
-        row_T = valid_rows(stores)
-        if not len(row_T):
-            raise ArtifactMismatch(f"{stores[0].folder}: no target row has a feature at every checkpoint")
-        self._target_KTD = [store.features()[np.isin(store.column("row"), row_T)] for store in stores]
-        return WorkerInfo(name)
-
-    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt:
-        """Compute and commit the lines of a shard and return its receipt; where it has one already, that."""
-        store = ShardStore(task.folder)
-        committed = store.receipt(task.key)
-        if committed is not None:
-            return committed
-        with logged((task, attempt)):
-            return self._compute(store, task)
-
-    def _compute(self, store: ShardStore, task: ShardTask) -> Receipt:
-        from influray.store.attribution import attribution_table
-
-        started = time.perf_counter()
-        found = [reader.read(task.start, task.stop) for reader in self._readers]
-        row_B = found[0][0]
-        for other_B, _ in found[1:]:
-            row_B = np.intersect1d(row_B, other_B, assume_unique=True)
-        pool_KBD = [feature_BD[np.isin(rows_B, row_B)] for rows_B, feature_BD in found]
-        table = attribution_table(row_B, self._scorer.score(pool_KBD, self._target_KTD)) if len(row_B) else None
-        seconds = round(time.perf_counter() - started, 4)
-        return store.commit(task.key, table, {"seconds": seconds, "rows": len(row_B), "worker": process_name()})
-
-    @cached_property
-    def _readers(self) -> list[_RowReader]:
-        return [_RowReader(store) for store in self._datastores(POOL)]
-
-    def _datastores(self, split: str) -> list[Datastore]:
-        from influray.store.datastore import Datastore
-
-        checkpoints = range(1, len(self._weights) + 1)
-        return [Datastore(self._directory.features(split, checkpoint)) for checkpoint in checkpoints]
-
-
-class _RowReader:
-    """Ranges of rows of a datastore, whatever rows its parts hold."""
-
-    def __init__(self, store: Datastore) -> None:
-        self._dimension = store.dimension
-        self._paths = list(part_paths(store.folder, store.manifest))
-        # Rows ascend over the parts, so the last row of each is enough to find a range.
-        self._last = np.array([map_table(path)["row"][-1].as_py() for path in self._paths], dtype=np.int64)
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (row_B, feature_BD) of the rows in [start, stop) that the datastore holds, ascending."""
-        from influray.store.datastore import features_of
-
-        rows = [np.zeros(0, np.int64)]
-        features = [np.zeros((0, self._dimension), np.float16)]
-        for path in self._paths[int(np.searchsorted(self._last, start)) :]:
-            table = map_table(path)
-            row_B = table["row"].to_numpy()
-            low, high = np.searchsorted(row_B, (start, stop))
-            rows.append(row_B[low:high])
-            features.append(features_of(table, self._dimension)[low:high])
-            if row_B[-1] >= stop - 1:
-                break
-        return np.concatenate(rows), np.concatenate(features)
 
 
 def _prepare_torch(threads: int) -> str:

@@ -1,67 +1,181 @@
-"""score: the attribution matrix, from the committed datastores of all checkpoints."""
+"""score: the attribution matrix, from the committed datastores of all checkpoints.
+
+A scorer that has passes over the pool is fitted first. Sums are taken of groups of consecutive shards, which follow
+from the data alone, kept as files and added up in the order of rows: the bits are those of any number of workers.
+
+Shape suffixes: N rows of the pool, T targets.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from influray.protocols import DataError
+import numpy as np
+
+from influray.protocols import Columns, DataError, FeatureRows, Scorer, Stores
 from influray.steps.context import StepContext, StepResult
-from influray.store.artifact import ShardStore, fingerprint, read_manifest, require_manifest
+from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
+
+if TYPE_CHECKING:
+    from influray.data.batches import ShardPlan
+
+GROUPS = 16  # most files of sums in a pass: those of D x D numbers have 512 MB a checkpoint at D = 8192
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is scored, and what goes into every key."""
+
+    stores: Stores
+    scorer: Scorer
+    shards: list[ShardPlan]
+    parts_K: list[list[str]]  # per checkpoint: the content of each shard of the pool
+    common: dict[str, Any]
 
 
 def score(context: StepContext) -> StepResult:
-    """Compute the attribution matrix from the committed datastores."""
-    from influray.data.batches import plan_shards
-    from influray.model.checkpoints import load_checkpoint
-    from influray.scorers.inner_product import checkpoint_weights
+    """Compute the attribution matrix, and first what the scorer needs to know of the whole pool."""
     from influray.store.attribution import commit_attribution
 
-    cfg, directory = context.config, context.directory
-    numbers = range(1, context.checkpoints + 1)
-    rates = [load_checkpoint(directory.checkpoint(k)).mean_learning_rate for k in numbers]
-    weights = checkpoint_weights(cfg.attribution.weights, rates)
-    parts = {
-        split: [require_manifest(directory.features(split, k), "featurize")["parts"] for k in numbers]
-        for split in ("target", "pool")
-    }
-    catalogue, targets = context.catalogue("pool"), context.catalogue("target")
-    common = {
-        "scorer": cfg.attribution.scorer,
-        "options": cfg.attribution.options,
-        "weights": weights,
-        "targets": [[part["sha256"] for part in found] for found in parts["target"]],
-        "target_catalogue": targets.digest,
-    }
-    store = ShardStore(directory.attribution)
+    plan = _plan(context)
+    passes = _pass_keys(context, plan)
+    source_N = context.catalogue("pool").facts("source")["source"]
     tasks = []
-    for i, shard in enumerate(plan_shards(catalogue.file_lengths, cfg.features.rows_per_shard)):
-        made_from = [found[i]["sha256"] for found in parts["pool"]]
-        key = context.identity(step="score", **common, parts=made_from, start=shard.start, stop=shard.stop)
+    for i, shard in enumerate(plan.shards):
+        made_from = {
+            "parts": [parts[i] for parts in plan.parts_K],
+            "sources": fingerprint(source_N[shard.start : shard.stop]),
+            "fit": passes[-1:],
+        }
+        key = context.identity(step="score", **plan.common, **made_from, start=shard.start, stop=shard.stop)
         tasks.append((key, shard.start, shard.stop))
     keys = [key for key, _, _ in tasks]
     made = fingerprint(keys)
-    manifest = read_manifest(directory.attribution)
+    store = ShardStore(context.directory.attribution)
+    weights = list(plan.stores.weights)
+    manifest = read_manifest(context.directory.attribution)
     if manifest is None or manifest["fingerprint"] != made:
         manifest = None
-        _compute_scores(context, store, tasks, weights)
-        row_T = _target_rows(context, numbers)
-        known = targets.facts("id", "group")
-        _require_columns(known["group"], row_T)
-        ids, groups = ([known[name][row] for row in row_T] for name in ("id", "group"))
-        commit_attribution(store, keys, {"fingerprint": made, "weights": list(weights)}, row_T, ids, groups)
-    matrix = read_manifest(directory.attribution) or {}
-    facts = {"rows": matrix["rows"], "columns": matrix["targets"], "weights": list(weights)}
+        columns = plan.scorer.columns(_target_columns(context, len(weights)))
+        _compute(context, plan, store, tasks, state=_fit(context, plan, passes))
+        facts = {"fingerprint": made, "weights": weights}
+        commit_attribution(store, keys, facts, columns.rows, columns.ids, columns.tasks)
+    matrix = read_manifest(context.directory.attribution) or {}
+    facts = {"rows": matrix["rows"], "columns": matrix["targets"], "weights": weights, "passes": len(passes)}
     return StepResult(made, skipped=manifest is not None, facts=facts)
 
 
-def _compute_scores(
-    context: StepContext, store: ShardStore, tasks: list[tuple[str, int, int]], weights: tuple[float, ...]
-) -> None:
-    from influray.runtime.tasks import ShardTask
-    from influray.runtime.workers import score as compute
+def group_bounds(shards: Sequence[ShardPlan], most: int = GROUPS) -> list[tuple[int, int]]:
+    """Return [start, stop) of at most `most` groups of consecutive shards, as equal in number as they can be."""
+    size = -(-len(shards) // most)
+    return [(shards[i].start, shards[min(i + size, len(shards)) - 1].stop) for i in range(0, len(shards), size)]
 
+
+def _plan(context: StepContext) -> Plan:
+    from influray.data.batches import plan_shards
+    from influray.model.checkpoints import load_checkpoint
+    from influray.scorers.options import make_scorer
+    from influray.scorers.weights import checkpoint_weights
+
+    cfg, directory = context.config, context.directory
+    numbers = range(1, context.checkpoints + 1)
+    rates = [1.0]
+    if context.reads == "checkpoints":
+        rates = [load_checkpoint(directory.checkpoint(k)).mean_learning_rate for k in numbers]
+    made = {s: [require_manifest(directory.features(s, k), "featurize") for k in numbers] for s in ("target", "pool")}
+    stores = Stores(
+        weights=checkpoint_weights(cfg.attribution.weights, rates),
+        featurizer=made["pool"][0]["featurizer"],
+        direction=made["pool"][0].get("direction", ""),  # only gradients have one
+        dimension=made["pool"][0]["dimension"],
+    )
+    parts = {split: [[part["sha256"] for part in one["parts"]] for one in found] for split, found in made.items()}
+    common = {
+        "scorer": cfg.attribution.scorer,
+        "options": cfg.attribution.options,
+        "weights": stores.weights,
+        "targets": parts["target"],
+        "target_catalogue": context.catalogue("target").digest,
+    }
+    shards = plan_shards(context.catalogue("pool").file_lengths, cfg.features.rows_per_shard)
+    scorer = make_scorer(cfg.attribution.scorer, stores, cfg.attribution.options)
+    return Plan(stores, scorer, shards, parts["pool"], common)
+
+
+def _pass_keys(context: StepContext, plan: Plan) -> list[str]:
+    """Return the key of the state that each pass leaves."""
+    keys: list[str] = []
+    for number in range(1, plan.scorer.passes + 1):
+        pool = {"parts": plan.parts_K, "catalogue": context.catalogue("pool").digest}
+        groups = group_bounds(plan.shards)
+        keys.append(
+            context.identity(step="fit", number=number, before=keys[-1:], groups=groups, pool=pool, **plan.common)
+        )
+    return keys
+
+
+def _fit(context: StepContext, plan: Plan, keys: list[str]) -> str:
+    """Carry out the passes that are not done yet and return the file of the last state, "" where there is no pass.
+
+    Once the last state is committed, sums and earlier states are deleted.
+    """
+    store = ShardStore(context.directory.fit)
+    if not keys:
+        return ""
+    final = store.valid_receipt(keys[-1])
+    if final is None:
+        target = _target_rows(context, len(plan.stores.weights))
+        state = ""
+        for number, key in enumerate(keys, start=1):
+            if store.valid_receipt(key) is None:
+                _carry_out_pass(context, plan, store, number, key, target, state)
+            final = store.receipt(key)
+            assert final is not None
+            state = str(store.folder / final.file)
+    manifest = read_manifest(store.folder)
+    if manifest is None or manifest["fingerprint"] != keys[-1]:
+        scorer = {"scorer": context.config.attribution.scorer, "options": context.config.attribution.options}
+        store.freeze(keys[-1:], {"fingerprint": keys[-1], **scorer})
+    assert final is not None
+    return str(store.folder / final.file)
+
+
+def _carry_out_pass(
+    context: StepContext, plan: Plan, store: ShardStore, number: int, key: str, target: FeatureRows, state: str
+) -> None:
+    from influray.store.arrays import add_arrays, arrays_of, arrays_table
+
+    groups = [(fingerprint([key, *bounds]), *bounds) for bounds in group_bounds(plan.shards)]
+    _compute(context, plan, store, groups, number=number, state=state)
+    total: dict[str, np.ndarray] = {}
+    for group, _, _ in groups:
+        receipt = store.receipt(group)
+        if receipt is not None and receipt.file:
+            add_arrays(total, arrays_of(map_table(store.folder / receipt.file)))
+    if not total:
+        raise DataError("score: no pool row has a feature at every checkpoint; the quarantine says why")
+    before = arrays_of(map_table(state)) if state else {}
+    store.commit(key, arrays_table(plan.scorer.fit(number, total, target, before)), {"pass": number})
+
+
+def _compute(
+    context: StepContext,
+    plan: Plan,
+    store: ShardStore,
+    tasks: list[tuple[str, int, int]],
+    *,
+    number: int = 0,
+    state: str = "",
+) -> None:
+    """Compute the shards of `tasks` (key, start, stop) that are not there; `number` is that of a pass, 0 the matrix."""
+    from influray.runtime.scoring import score as compute
+    from influray.runtime.tasks import ShardTask
+
+    split = f"fit pass {number}" if number else "attribution"
     todo = [
-        ShardTask(key, "attribution", 0, start, stop, str(store.folder))
+        ShardTask(key, split, 0, start, stop, str(store.folder))
         for key, start, stop in tasks
         if store.valid_receipt(key) is None
     ]
@@ -74,21 +188,33 @@ def _compute_scores(
         context.resources,
         on_event=progress.on_event,
         on_receipt=progress.on_receipt,
-        weights=weights,
+        stores=plan.stores,
+        number=number,
+        state=state,
     )
 
 
-def _target_rows(context: StepContext, checkpoints: range) -> Any:
-    from influray.runtime.workers import valid_rows
-    from influray.store.datastore import Datastore
+def _target_rows(context: StepContext, checkpoints: int) -> FeatureRows:
+    from influray.scorers.rows import SplitRows
 
-    return valid_rows([Datastore(context.directory.features("target", k)) for k in checkpoints])
+    return SplitRows(context.directory, "target", checkpoints).all()
 
 
-def _require_columns(group_of_row: list[str], row_T: Any) -> None:
-    lost = sorted(set(group_of_row) - {group_of_row[row] for row in row_T})
+def _target_columns(context: StepContext, checkpoints: int) -> Columns:
+    """Return one column per target that has a feature at every checkpoint.
+
+    Raises:
+        DataError: a task has none.
+    """
+    from influray.scorers.rows import SplitRows
+
+    row_T = SplitRows(context.directory, "target", checkpoints).rows.tolist()
+    known = context.catalogue("target").facts("id", "group")
+    lost = sorted(set(known["group"]) - {known["group"][row] for row in row_T})
     if lost:
         raise DataError(
             f"data.targets.{lost[0]}: none of its rows has a finite feature at every checkpoint; "
             "the quarantine says why"
         )
+    ids, tasks = (tuple(known[name][row] for row in row_T) for name in ("id", "group"))
+    return Columns(tuple(row_T), ids, tasks)

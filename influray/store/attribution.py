@@ -55,7 +55,7 @@ class Attribution:
         targets = map_table(self.folder / TARGETS)
         self.target_ids: tuple[str, ...] = tuple(targets["id"].to_pylist())
         self.groups: tuple[str, ...] = tuple(targets["task"].to_pylist())
-        self.target_rows: np.ndarray = targets["row"].to_numpy()
+        self.target_rows: np.ndarray = targets["row"].to_numpy()  # -1 where a column is not one target's
         self.stats = ColumnStats(
             targets["mean"].to_numpy(), targets["std"].to_numpy(), targets["used"].to_numpy(zero_copy_only=False)
         )
@@ -98,16 +98,7 @@ class Attribution:
 
     @cached_property
     def _parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        parts = []
-        for path in part_paths(self.folder, self.manifest):
-            table = map_table(path)
-            width = table.schema.field("score").type.list_size
-            if width != len(self.groups):
-                raise ArtifactMismatch(
-                    f"{path}: {width} columns, but {TARGETS} names {len(self.groups)}; run `influray score` again"
-                )
-            parts.append(_views(table, width))
-        return parts
+        return [_scores(path, len(self.groups)) for path in part_paths(self.folder, self.manifest)]
 
     @cached_property
     def _rows(self) -> np.ndarray:
@@ -189,10 +180,10 @@ def write_targets(
 ) -> ColumnStats:
     """Write targets.arrow (row, id, task, mean, std, used), one line per column of A, and return the statistics.
 
-    `rows` are the targets' catalogue rows. Columns that are left out are logged.
+    `rows` are the targets' catalogue rows, -1 where a column is not one target's. Columns that are left out are logged.
     """
     stats = column_stats(moments)
-    assert len(rows) == len(ids) == len(tasks) == len(stats.mean_T), "one target per column"
+    assert len(rows) == len(ids) == len(tasks) == len(stats.mean_T), "one line per column"
     table = pa.table(
         {
             "row": pa.array(np.asarray(rows, np.int64)),
@@ -221,6 +212,7 @@ def commit_attribution(
 
     Raises:
         DataError: no row at all, or a row with no finite score.
+        ArtifactMismatch: a shard has another number of columns.
     """
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -229,7 +221,7 @@ def commit_attribution(
             receipt = store.receipt(key)
             assert receipt is not None, f"shard {key} has no receipt"
             if receipt.file and receipt.rows:
-                row_B, block_BT = _views(map_table(store.folder / receipt.file), len(tasks))
+                row_B, block_BT = _scores(store.folder / receipt.file, len(tasks))
                 assert row_B[0] > last, "shards must come in ascending rows"
                 assert (np.diff(row_B) > 0).all(), "rows of a shard must ascend"
                 last = int(row_B[-1])
@@ -239,10 +231,15 @@ def commit_attribution(
     return store.freeze(list(keys), {**facts, "targets": len(tasks)})
 
 
-def _views(table: pa.Table, width: int) -> tuple[np.ndarray, np.ndarray]:
-    column = table["score"].combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    return table["row"].to_numpy(), column.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
+def _scores(path: Path, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (row_B, A_BT) of a part, views of the file."""
+    table = map_table(path)
+    width = table.schema.field("score").type.list_size
+    if width != columns:
+        raise ArtifactMismatch(f"{path}: {width} columns, but {TARGETS} names {columns}; run `influray score` again")
+    score = table["score"].combine_chunks()
+    score = score.chunk(0) if isinstance(score, pa.ChunkedArray) else score
+    return table["row"].to_numpy(), score.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
 
 
 def _real_matrix(scores: Any) -> np.ndarray:

@@ -43,6 +43,11 @@ class RunDirectory:
         return self.path / "attribution"
 
     @property
+    def fit(self) -> Path:
+        """What a scorer keeps of its passes over the pool."""
+        return self.path / "fit"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

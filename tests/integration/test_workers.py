@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,10 +15,10 @@ from influray.data.readers import resolve_files
 from influray.features.gradient import GradientFeaturizer
 from influray.model.checkpoints import AdamMoments, load_checkpoint, save_checkpoint
 from influray.model.loading import attach_adapter, attach_new_adapter, load_base, load_tokenizer
-from influray.protocols import ConfigError, FeatureBlock
+from influray.protocols import ConfigError
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.shards import ShardTask
-from influray.runtime.workers import featurize, score
+from influray.runtime.workers import featurize
 from influray.store.artifact import ShardStore, map_table
 from influray.store.datastore import feature_table
 from influray.store.run_directory import RunDirectory
@@ -148,47 +147,3 @@ def test_what_is_wrong_with_the_model_arrives_as_an_error_of_the_user(world, tmp
     with pytest.raises(ConfigError, match=r"^model.base: there is no folder") as caught:
         featurize(broken, directory.path, feature_tasks(config, directory, tmp_path), resources(1))
     assert type(caught.value) is ConfigError
-
-
-def write_datastore(folder: Path, rows: list[int], cuts: list[int], seed: int) -> dict[int, np.ndarray]:
-    """A committed datastore of random unit rows whose parts begin at `cuts`; returns row -> feature."""
-    generator = np.random.default_rng(seed)
-    feature_ND = generator.standard_normal((len(rows), 16))
-    feature_ND = (feature_ND / np.linalg.norm(feature_ND, axis=1, keepdims=True)).astype(np.float16)
-    store = ShardStore(folder)
-    keys = []
-    for start, stop in zip(cuts, [*cuts[1:], 10**6], strict=True):
-        here = [i for i, row in enumerate(rows) if start <= row < stop]
-        plain = np.ones(len(here), np.float32)
-        block = FeatureBlock(
-            np.array([rows[i] for i in here]), feature_ND[here], plain, plain, plain, plain.astype(np.int32)
-        )
-        keys.append(f"part-{start}")
-        store.commit(keys[-1], feature_table([block], 16) if here else None, {})
-    store.freeze(keys, {"dimension": 16})
-    return {row: feature_ND[i].astype(np.float64) for i, row in enumerate(rows)}
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_line_of_the_matrix_is_the_weighted_sum_over_checkpoints_of_rows_that_all_have(world, tmp_path, workers):
-    config, _ = world
-    directory = RunDirectory(tmp_path)
-    weights = (0.75, 0.25)
-    pool_rows_K = [[*range(0, 9), *range(12, 30)], [row for row in range(30) if row not in (3, 14, 29)]]
-    target_rows_K = [[0, 1, 2, 4], [0, 2, 3, 4]]
-    cuts_K = [[0, 9, 12, 20], [0, 7, 25]]
-    pool = [write_datastore(directory.features("pool", k), pool_rows_K[k - 1], cuts_K[k - 1], k) for k in (1, 2)]
-    target = [write_datastore(directory.features("target", k), target_rows_K[k - 1], [0], 10 + k) for k in (1, 2)]
-    bounds = [(0, 9), (9, 12), (12, 16), (16, 30)]  # the second has no row
-    tasks = [ShardTask(f"a-{i}", "attribution", 0, *b, str(directory.attribution)) for i, b in enumerate(bounds)]
-    report = score(config.model_dump(mode="json"), directory.path, tasks, resources(workers), weights=weights)
-    found = {}
-    assert [bool(receipt.file) for receipt in report.receipts] == [True, False, True, True]
-    for receipt in [receipt for receipt in report.receipts if receipt.file]:
-        table = map_table(directory.attribution / receipt.file)
-        found |= dict(zip(table["row"].to_pylist(), table["score"].to_pylist(), strict=True))
-    common = sorted(set(pool[0]) & set(pool[1]))
-    assert list(found) == common
-    for row in common:
-        line = [sum(w * pool[k][row] @ target[k][j] for k, w in enumerate(weights)) for j in (0, 2, 4)]
-        np.testing.assert_allclose(found[row], line, rtol=0, atol=1e-6)

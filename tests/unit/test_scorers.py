@@ -6,57 +6,58 @@ import numpy as np
 import pytest
 
 from influray.protocols import ConfigError
-from influray.scorers import inner_product
-from influray.scorers.inner_product import InnerProduct, checkpoint_weights
+from influray.scorers import products
+from influray.scorers.inner_product import InnerProduct
+from influray.scorers.weights import checkpoint_weights
+from tests.features import made_for, make_rows, plain, scaled, taken
 
 
-def unit_rows(rows: int, dimension: int, seed: int) -> np.ndarray:
-    wide = np.random.default_rng(seed).standard_normal((rows, dimension))
-    return (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float16)
-
-
-def features(rows: int, targets: int, dimension: int, checkpoints: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    pool = [unit_rows(rows, dimension, k) for k in range(checkpoints)]
-    return pool, [unit_rows(targets, dimension, 100 + k) for k in range(checkpoints)]
-
-
-def test_the_score_is_the_weighted_inner_product_of_the_stored_rows():
-    pool, target = features(40, 6, 257, 3)
-    rates = [1.7e-5, 1.3e-5, 2.5e-6]
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_the_score_is_the_weighted_inner_product_of_unit_rows_or_of_the_rows_themselves(similarity):
+    pool, target, stores = make_rows(40, 257, 3), make_rows(6, 257, 3, seed=1), made_for(3)
     expected = np.zeros((40, 6))
-    for rate, g, v in zip(rates, pool, target, strict=True):
-        expected += rate / sum(rates) * (g.astype(np.float64) @ v.astype(np.float64).T)
-    found = InnerProduct(rates).score(pool, target)
+    for k, weight in enumerate(stores.weights):
+        g, v = pool.feature_KBD[k].astype(np.float64), target.feature_KBD[k].astype(np.float64)
+        if similarity == "dot":
+            g, v = plain(pool, k), plain(target, k)
+        expected += weight * g @ v.T
+    found = InnerProduct(stores, similarity).score(pool, target, {})
     assert found.dtype == np.float32
-    assert np.abs(found - expected).max() < 1e-6
+    assert np.abs(found - expected).max() < 3e-6
 
 
-def test_a_planted_copy_of_a_target_ranks_first():
-    pool, target = features(300, 4, 64, 2)
+def test_norms_matter_to_the_dot_product_alone():
+    pool, target, stores = make_rows(9, 32), make_rows(3, 32, seed=1), made_for()
+    for similarity, factor in (("cosine", 1), ("dot", 6)):
+        scorer = InnerProduct(stores, similarity)
+        twice = scorer.score(scaled(pool, 2), scaled(target, 3), {})
+        np.testing.assert_allclose(twice, factor * scorer.score(pool, target, {}), rtol=1e-5, atol=1e-7)
+
+
+def test_a_planted_copy_of_a_target_ranks_first_and_its_opposite_last():
+    pool, target = make_rows(300, 64), make_rows(4, 64, seed=1)
     for k in range(2):
-        pool[k][123] = target[k][2]
-    assert InnerProduct([1, 2]).score(pool, target)[:, 2].argmax() == 123
+        pool.feature_KBD[k][123], pool.feature_KBD[k][9] = target.feature_KBD[k][2], -target.feature_KBD[k][2]
+    column = InnerProduct(made_for()).score(pool, target, {})[:, 2]
+    assert (column.argmax(), column.argmin()) == (123, 9)
 
 
 def test_a_row_scores_the_same_in_a_block_of_any_size(monkeypatch):
-    monkeypatch.setattr(inner_product, "BLOCK_ROWS", 16)
-    pool, target = features(50, 5, 129, 2)
-    scorer = InnerProduct([1, 3])
-    whole = scorer.score(pool, target)
-    assert scorer.score(pool, target).tobytes() == whole.tobytes()
+    monkeypatch.setattr(products, "BLOCK_ROWS", 16)
+    pool, target = make_rows(50, 129), make_rows(5, 129, seed=1)
+    scorer = InnerProduct(made_for())
+    whole = scorer.score(pool, target, {})
+    assert scorer.score(pool, target, {}).tobytes() == whole.tobytes()
     for rows in (slice(0, 1), slice(7, 20), slice(15, 50, 3)):
-        assert np.abs(scorer.score([g[rows] for g in pool], target) - whole[rows]).max() < 5e-7
+        assert np.abs(scorer.score(taken(pool, rows), target, {}) - whole[rows]).max() < 5e-7
 
 
-def test_read_only_maps_and_an_empty_shard_are_fine():
-    pool, target = features(3, 2, 8, 1)
-    pool[0].flags.writeable = False
-    assert InnerProduct([1]).score(pool, target).shape == (3, 2)
-    assert InnerProduct([1]).score([pool[0][:0]], target).shape == (0, 2)
+def test_another_similarity_is_named_by_its_key():
+    with pytest.raises(ConfigError, match=r"attribution\.options\.similarity: found 'l2', expected cosine or dot"):
+        InnerProduct(made_for(), "l2")
 
 
 def test_only_the_ratio_of_the_weights_matters():
-    assert InnerProduct([1, 3]).weights == InnerProduct([0.25, 0.75]).weights == (0.25, 0.75)
     assert checkpoint_weights("uniform", [1e-5, 3e-5]) == (0.5, 0.5)
     assert checkpoint_weights("learning_rate", [1e-5, 3e-5]) == pytest.approx((0.25, 0.75))
     assert checkpoint_weights((2, 6), [1e-5, 3e-5]) == (0.25, 0.75)

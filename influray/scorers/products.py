@@ -1,0 +1,28 @@
+"""Products of stored feature rows with a few dense ones, in pieces that stay small.
+
+Shape suffixes: B pool rows of a block, T target columns, D feature.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from influray.protocols import FeatureRows
+
+BLOCK_ROWS = 1024  # converted to float32 at a time: 32 MiB at D = 8192
+
+
+def add_products(
+    out_BT: np.ndarray, pool_BD: np.ndarray, target_TD: np.ndarray, norm_B: np.ndarray | None = None
+) -> None:
+    """Add the inner products of rows of `pool_BD`, each times its norm where given, and `target_TD` to `out_BT`."""
+    target_DT = np.ascontiguousarray(target_TD, dtype=np.float32).T
+    for start in range(0, len(out_BT), BLOCK_ROWS):
+        here = slice(start, start + BLOCK_ROWS)
+        block_bT = np.ascontiguousarray(pool_BD[here], dtype=np.float32) @ target_DT
+        out_BT[here] += block_bT if norm_B is None else block_bT * norm_B[here, None]
+
+
+def plain_rows(rows: FeatureRows, checkpoint: int) -> np.ndarray:
+    """Return the features at a checkpoint (from 0) as they were before they were made units, float64 [B, D]."""
+    return rows.feature_KBD[checkpoint].astype(np.float64) * rows.facts_KB[checkpoint]["norm"][:, None]
