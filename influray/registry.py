@@ -43,6 +43,11 @@ SCORERS: dict[str, Entry] = {
     "inner_product": Entry(
         "influray.scorers.inner_product:InnerProduct", "checkpoint-weighted cosine or dot product (LESS)"
     ),
+    "dsir": Entry("influray.scorers.dsir:DSIR", "log importance weight of hashed n-grams, one column a task (DSIR)"),
+    "bm25": Entry("influray.scorers.bm25:BM25", "the targets as queries, pool rows as documents (BM25)"),
+    "loss": Entry("influray.scorers.difficulty:MeanLoss", "mean answer loss, whatever the targets"),
+    "el2n": Entry("influray.scorers.difficulty:EL2N", "mean |softmax - one-hot|, whatever the targets (EL2N)"),
+    "length": Entry("influray.scorers.difficulty:Length", "tokens of the answers, whatever the targets"),
 }
 
 SELECTORS: dict[str, Entry] = {

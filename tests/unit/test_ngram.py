@@ -15,9 +15,9 @@ from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.readers import resolve_files
 from influray.features.ngram import NgramFeaturizer
-from influray.protocols import ConfigError, TextExample
+from influray.protocols import ArtifactMismatch, ConfigError, TextExample
 from influray.store.artifact import ShardStore
-from influray.store.datastore import Datastore, feature_table
+from influray.store.datastore import Datastore, counts_of, feature_table
 from tests.tiny import byte_tokenizer, pool_rows, write_jsonl
 
 
@@ -30,14 +30,14 @@ def text(row: int, words: str) -> TextExample:
     return TextExample(row, words, 10 * row, row)
 
 
-def counts_of(block) -> list[dict[int, int]]:
+def by_bucket(block) -> list[dict[int, int]]:
     found = block.counts
     cut = zip(found.offset[:-1], found.offset[1:], strict=True)
     return [dict(zip(found.bucket[a:b].tolist(), found.count[a:b].tolist(), strict=True)) for a, b in cut]
 
 
 def test_words_and_pairs_are_counted_by_hand():
-    (found,) = counts_of(NgramFeaturizer().compute([text(0, "The cat -- the CAT!")]))
+    (found,) = by_bucket(NgramFeaturizer().compute([text(0, "The cat -- the CAT!")]))
     grams = ["the", "the", "cat", "cat", "--", "!", "the cat", "the cat", "cat --", "-- the", "cat !"]
     assert found == {bucket(g): grams.count(g) for g in grams}
 
@@ -45,7 +45,7 @@ def test_words_and_pairs_are_counted_by_hand():
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_every_n_gram_is_counted_once_and_collisions_add_up(n):
     words = ["a", "b", "c", "a", "b"]
-    (found,) = counts_of(NgramFeaturizer(n=n, buckets=3).compute([text(0, " ".join(words))]))
+    (found,) = by_bucket(NgramFeaturizer(n=n, buckets=3).compute([text(0, " ".join(words))]))
     grams = [" ".join(words[i : i + k]) for k in range(1, n + 1) for i in range(len(words) - k + 1)]
     assert found == {b: sum(bucket(g, 3) == b for g in grams) for b in {bucket(g, 3) for g in grams}}
     assert sum(found.values()) == len(grams)
@@ -54,9 +54,9 @@ def test_every_n_gram_is_counted_once_and_collisions_add_up(n):
 def test_a_row_does_not_depend_on_its_company_and_buckets_ascend():
     rows = [text(i, words) for i, words in enumerate(["x y z", "y", "z z z x y z", "\u00c4rger \u6f22\u5b57!"])]
     featurizer = NgramFeaturizer()
-    together = counts_of(featurizer.compute(rows))
-    assert together == [counts_of(featurizer.compute([row]))[0] for row in rows]
-    assert together[::-1] == counts_of(featurizer.compute(rows[::-1]))
+    together = by_bucket(featurizer.compute(rows))
+    assert together == [by_bucket(featurizer.compute([row]))[0] for row in rows]
+    assert together[::-1] == by_bucket(featurizer.compute(rows[::-1]))
     assert all(list(row) == sorted(row) for row in together)
 
 
@@ -84,6 +84,19 @@ def test_counts_come_back_from_a_datastore_in_row_order(tmp_path):
     expected = featurizer.compute([text(2, "b"), text(3, "c c c"), text(4, "d d e"), text(7, "f")]).counts
     for name in ("offset", "bucket", "count"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_slice_of_a_part_holds_its_own_counts():
+    rows = [text(i, words) for i, words in enumerate(["a b", "c", "d d d e", "f g h"])]
+    featurizer = NgramFeaturizer(buckets=97)
+    table = feature_table([featurizer.compute(rows)], 97)
+    for start, stop in ((0, 4), (1, 3), (2, 4), (3, 3)):
+        found = counts_of(table.slice(start, stop - start), "here")
+        expected = featurizer.compute(rows[start:stop]).counts
+        for name in ("offset", "bucket", "count"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    with pytest.raises(ArtifactMismatch, match="here: has no column 'bucket', only row"):
+        counts_of(table.select(["row"]), "here")
 
 
 def test_users_and_assistants_are_read_whole_as_the_record_has_them(tmp_path):
