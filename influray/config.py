@@ -137,11 +137,12 @@ class FeaturesConfig(Section):
 
     featurizer: str = "gradient"
     options: dict[str, Any] = {}  # of the featurizer, such as n of ngram; gradient has none
-    # The four that follow are those of gradient; other featurizers do not read them, nor do their fingerprints.
+    # The five that follow are those of gradient; other featurizers do not read them, nor do their fingerprints.
     direction: Literal["adam", "sgd", "sign"] = "adam"  # of pool rows; target rows are always plain
     adam_epsilon_mode: Literal["less", "adamw"] = "less"  # epsilon inside or outside the root
     adam_momentum: bool = True  # False drops the momentum term that all rows share
     projector: ProjectorConfig = ProjectorConfig()
+    blocks: Literal["whole", "module"] = "whole"  # module = an equal part of the D numbers for each LoRA module
     token_budget: Positive | Literal["auto"] = "auto"  # padded tokens a batch; ngram has no batches
     rows_per_shard: Positive = 512
 

@@ -135,9 +135,8 @@ class Stores:
     weights: tuple[float, ...]  # one per checkpoint, summing to 1
     featurizer: str = "gradient"
     direction: str = "adam"  # of the gradients of pool rows: adam, sgd or sign; those of target rows are always plain
-    dimension: int = 0  # D, or buckets of counts; 0 before they are made
     blocks: str = "whole"  # module = a part of the D numbers for each LoRA module
-    bounds_K: tuple[tuple[int, ...], ...] = ()  # per checkpoint: where each part begins, and D; () before they are made
+    bounds_K: tuple[tuple[int, ...], ...] = ()  # per checkpoint: where parts begin, and D or buckets; () = not made yet
 
 
 @dataclass(frozen=True, slots=True)

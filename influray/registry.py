@@ -43,6 +43,11 @@ SCORERS: dict[str, Entry] = {
     "inner_product": Entry(
         "influray.scorers.inner_product:InnerProduct", "checkpoint-weighted cosine or dot product (LESS)"
     ),
+    "whitened": Entry("influray.scorers.whitened:Whitened", "cosine of jointly whitened rows (TAROT)"),
+    "gram": Entry("influray.scorers.gram:Gram", "through the inverse Gram matrix of plain gradients (TRAK, DsDm)"),
+    "datainf": Entry("influray.scorers.datainf:DataInf", "closed-form inverse Hessian of each LoRA module (DataInf)"),
+    "grand": Entry("influray.scorers.grand:GraNd", "norm of the plain gradient; asks for no target"),
+    "vog": Entry("influray.scorers.vog:VoG", "spread of the gradient over checkpoints; asks for no target"),
     "dsir": Entry("influray.scorers.dsir:DSIR", "log importance weight of hashed n-grams, one column a task (DSIR)"),
     "bm25": Entry("influray.scorers.bm25:BM25", "the targets as queries, pool rows as documents (BM25)"),
     "loss": Entry("influray.scorers.difficulty:MeanLoss", "mean answer loss, whatever the targets"),

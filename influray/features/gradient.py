@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from influray.features.module_blocks import ModuleBlocks
 from influray.features.preconditioners import epsilon_share, make_direction
 from influray.model.example_gradients import ExampleGradients, TrackedWeight, lora_weights, make_batch
 from influray.protocols import FeatureBlock, Projector, TokenizedExample
@@ -37,7 +38,8 @@ _GPU_SHARE = 0.7  # of a GPU's memory for weights and a batch; the rest is fragm
 class GradientFeaturizer:
     """Projected gradients of LoRA matrices at one checkpoint. Takes the model over: freezes it and hooks into it.
 
-    `direction` is "adam" (needs `moments`), "sgd" or "sign". `head` says how logits are made (see ExampleGradients),
+    `direction` is "adam" (needs `moments`), "sgd" or "sign". `bounds` are where the part of the D numbers of each LoRA
+    module begins, and D; (0, D) where they share all. `head` says how logits are made (see ExampleGradients),
     `epsilon_share` how much of Adam's denominator is epsilon (None for other directions).
 
     Raises:
@@ -70,9 +72,16 @@ class GradientFeaturizer:
         settings = features_config.projector
         kind = resolve("projectors", settings.name, "features.projector.name")
         self.parameters = sum(weight.size for weight in weights)
-        self._projector: Projector = kind(
-            settings.dimension, self.parameters, settings.seed, self.device, **settings.options
-        )
+
+        def make(dimension: int) -> Projector:
+            return kind(dimension, self.parameters, settings.seed, self.device, **settings.options)
+
+        self.bounds: tuple[int, ...] = (0, settings.dimension)
+        if features_config.blocks == "module":
+            blocks = ModuleBlocks(weights, settings.dimension, make, "features.projector.dimension")
+            self._projector, self.bounds = blocks, blocks.bounds
+        else:
+            self._projector = make(settings.dimension)
         self.dimension = self._projector.dimension
         self._gradients = ExampleGradients(model, weights)  # last: what is refused above leaves the model alone
         self.head = self._gradients.head

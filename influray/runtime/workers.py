@@ -161,6 +161,7 @@ class FeatureWorker:
             "tokens": sum(example.tokens for example in examples),
             "dimension": featurizer.dimension,
             "epsilon_share": getattr(featurizer, "epsilon_share", None),
+            "bounds": getattr(featurizer, "bounds", (0, featurizer.dimension)),
             "token_budget": token_budget,
             "shrunk": shrunk,
             "worker": process_name(),

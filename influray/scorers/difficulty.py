@@ -15,7 +15,6 @@ from influray.protocols import Arrays, ArtifactMismatch, Columns, FeatureRows, S
 from influray.registry import FEATURIZERS
 from influray.scorers.options import one_of
 
-ALL = "all"  # the task of the one column
 # Which featurizers give a column; a plug-in is taken at its word and found out when it is read.
 GIVEN_BY = {
     "loss": ("loss", "gradient"),
@@ -37,8 +36,8 @@ class _OneColumn(Scorer):
             raise self._missing()
 
     def columns(self, targets: Columns) -> Columns:
-        """Return one column, of no target and of the task "all"."""
-        return Columns((-1,), (self.name,), (ALL,))
+        """Return the one column, by the scorer's name."""
+        return Columns((-1,), (self.name,), (self.name,))
 
     def score(self, pool: FeatureRows, target: FeatureRows, state: Arrays) -> np.ndarray:
         """Return A [B, 1] float32.

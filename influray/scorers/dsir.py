@@ -31,7 +31,7 @@ class DSIR(Scorer):
         require_counts("dsir", stores)
         self._smoothing = number_from(smoothing, 0, "smoothing")
         self._per_token = boolean(per_token, "per_token")
-        self._buckets = stores.dimension
+        self._buckets = stores.bounds_K[0][-1] if stores.bounds_K else 0
 
     def columns(self, targets: Columns) -> Columns:
         """Return one column per task, in the order of its first target."""

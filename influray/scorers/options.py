@@ -46,7 +46,7 @@ def expected_stores(config: Config) -> Stores:
     features = config.features
     reads = featurizer_reads(features.featurizer)
     count = (len(config.warmup.checkpoints) or config.warmup.epochs) if reads == "checkpoints" else 1
-    return Stores((1 / count,) * count, features.featurizer, features.direction)
+    return Stores((1 / count,) * count, features.featurizer, features.direction, features.blocks)
 
 
 def one_of(value: Any, known: Sequence[str], option: str) -> str:
@@ -103,6 +103,15 @@ def require_plain_gradients(scorer: str, stores: Stores) -> None:
         raise ArtifactMismatch(
             f"attribution.scorer: {scorer!r} needs plain gradients of the pool, and these datastores hold the "
             f"{stores.direction!r} direction; set features.direction: sgd"
+        )
+
+
+def require_blocks(scorer: str, stores: Stores) -> None:
+    """Raise ArtifactMismatch where the D numbers are not split over the modules of the model."""
+    if stores.blocks != "module":
+        raise ArtifactMismatch(
+            f"attribution.scorer: {scorer!r} needs a block of features for each LoRA module, and these datastores "
+            "hold one for the whole model; set features.blocks: module"
         )
 
 

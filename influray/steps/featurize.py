@@ -64,6 +64,7 @@ class FeatureStore:
             "checkpoint": self.checkpoint,
             "token_budget": budgets[0] if len(budgets) == 1 else budgets,
             "epsilon_share": shares[0] if shares else None,
+            "bounds": details[0]["bounds"],
             "byte_reproducible": len(budgets) <= 1 and not any(found["shrunk"] for found in details),
             "failures": {row: reason for found in details for row, reason in found["failures"].items()},
         }
@@ -158,6 +159,7 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
     from influray.model.checkpoints import load_checkpoint
 
     facts["direction"] = features.direction if split == "pool" else "sgd"
+    facts["blocks"] = features.blocks
     facts["projector"] = features.projector.model_dump(mode="json")
     return facts, {
         **common,

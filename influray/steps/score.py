@@ -88,8 +88,9 @@ def _plan(context: StepContext) -> Plan:
     stores = Stores(
         weights=checkpoint_weights(cfg.attribution.weights, rates),
         featurizer=made["pool"][0]["featurizer"],
-        direction=made["pool"][0].get("direction", ""),  # only gradients have one
-        dimension=made["pool"][0]["dimension"],
+        direction=made["pool"][0].get("direction", ""),  # only gradients have one, and blocks
+        blocks=made["pool"][0].get("blocks", "whole"),
+        bounds_K=tuple(tuple(one["bounds"]) for one in made["pool"]),
     )
     parts = {split: [[part["sha256"] for part in one["parts"]] for one in found] for split, found in made.items()}
     common = {

@@ -19,8 +19,9 @@ TARGET = make_rows(TARGETS, 24, K, seed=1, groups=("sums", "reversals"))
 COLUMNS = Columns(tuple(range(TARGETS)), tuple("vwxyz"), tuple(TARGET.group_B))
 # What a scorer is made for where that is not the default; a new scorer that needs something else has a line here.
 STORES: dict[str, dict[str, Any]] = {
-    "dsir": {"featurizer": "ngram", "dimension": 24},
-    "bm25": {"featurizer": "ngram", "dimension": 24},
+    "datainf": {"blocks": "module", "bounds_K": ((0, 6, 12, 18, 24),) * K},
+    "dsir": {"featurizer": "ngram", "bounds_K": ((0, 24),)},
+    "bm25": {"featurizer": "ngram"},
     "el2n": {"featurizer": "loss"},
 }
 

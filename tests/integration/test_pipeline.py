@@ -22,8 +22,10 @@ import pytest
 import yaml
 
 import influray
-from influray.protocols import ConfigError, DataError
+from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.store.artifact import hash_file, read_json
+from tests.reference.datainf_loop import datainf
+from tests.reference.whitening import whitened_cosines
 from tests.tiny import chat, pool_rows, target_rows, write_jsonl, write_tiny_model
 
 pytestmark = pytest.mark.ray
@@ -302,3 +304,67 @@ def test_only_one_driver_at_a_time(first):
 def test_tune_without_its_section_says_so(first):
     with pytest.raises(ConfigError, match="tune: required"):
         influray.run(first.config, until="tune")
+
+
+def matrix_of(run: influray.pipeline.Run) -> np.ndarray:
+    return np.concatenate([block for _, block in run.attribution().blocks()])
+
+
+def exact_rows(run: influray.pipeline.Run, split: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The stored unit rows and their norms, float64."""
+    store = run.datastore(split, k)
+    return store.features().astype(np.float64), store.column("norm").astype(np.float64)[:, None]
+
+
+def test_a_fitted_scorer_gives_the_same_bytes_at_any_number_of_workers_and_is_fitted_once(first, world, tmp_path):
+    found = []
+    for workers in (1, 2):
+        shutil.copytree(first.directory.path, tmp_path / str(workers))
+        config = tree(world, tmp_path / str(workers), attribution={"scorer": "whitened", "options": {"ridge": 0.01}})
+        config["resources"] = {"workers": workers, "cpus_per_worker": 0.5}
+        again = run(config)
+        (state,) = again.directory.fit.glob("part-*.arrow")  # the sums are gone
+        found.append((bytes_of(again.directory.path), hash_file(state)))
+    assert found[0] == found[1]
+    assert redone(stamps(first), again) == {"score", "select"}
+    stamp = state.stat().st_mtime_ns
+    shutil.rmtree(again.directory.attribution)
+    again = run(config)
+    assert (bytes_of(again.directory.path), hash_file(state)) == found[0]
+    assert state.stat().st_mtime_ns == stamp
+    weights = again.attribution().manifest["weights"]
+    exact = [(exact_rows(again, "pool", k)[0], exact_rows(again, "target", k)[0]) for k in (1, 2)]
+    expected = sum(w * whitened_cosines(g, v, 0.01) for w, (g, v) in zip(weights, exact, strict=True))
+    np.testing.assert_allclose(matrix_of(again), expected, atol=1e-5)
+
+
+def test_datainf_reads_plain_gradients_in_a_block_for_each_module(first, world, tmp_path):
+    config = copied(first, tmp_path, world, attribution={"scorer": "datainf"})
+    config["features"] = {**config["features"], "direction": "sgd", "blocks": "module"}
+    again = run(config)
+    assert again.datastore("pool").manifest["bounds"] == [0, 16, 32, 48, 64], "two layers of q and v"
+    expected = np.zeros((24, 6))
+    for k, weight in enumerate(again.attribution().manifest["weights"], start=1):
+        pool, target = (np.multiply(*exact_rows(again, split, k)) for split in ("pool", "target"))
+        expected += weight * datainf(pool, target, (0, 16, 32, 48, 64), 0.1)
+    np.testing.assert_allclose(matrix_of(again), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_score_without_targets_is_one_column_of_which_everything_can_be_made(first, world, tmp_path):
+    config = copied(first, tmp_path, world, attribution={"scorer": "grand"})
+    again = run(config, until="report-only")
+    attribution = again.attribution()
+    assert (attribution.shape, attribution.groups, attribution.target_rows.tolist()) == ((24, 1), ("grand",), [-1])
+    norms = [again.datastore("pool", k).column("grad_norm").astype(np.float64) for k in (1, 2)]
+    np.testing.assert_allclose(matrix_of(again)[:, 0], np.array(attribution.manifest["weights"]) @ norms, rtol=1e-6)
+    assert set(again.selection("less").rows.tolist()) == set(
+        np.argsort(-matrix_of(again)[:, 0], kind="stable")[:6].tolist()
+    )
+    assert "grand" in again.directory.report.read_text()
+
+
+def test_a_scorer_that_the_stores_cannot_carry_is_refused_before_anything_starts(world, tmp_path):
+    config = tree(world, tmp_path / "none", attribution={"scorer": "gram"})
+    with pytest.raises(ArtifactMismatch, match=r"'gram' needs plain gradients.*set features\.direction: sgd"):
+        run(config)
+    assert not (tmp_path / "none").exists()

@@ -33,7 +33,7 @@ def test_the_score_is_the_column_and_low_turns_it_round(kind, options, column):
 
 def test_there_is_one_column_of_no_target():
     columns = EL2N(made_for(1, featurizer="loss")).columns(Columns((0, 1), ("a", "b"), ("x", "y")))
-    assert columns == Columns((-1,), ("el2n",), ("all",))
+    assert columns == Columns((-1,), ("el2n",), ("el2n",))
 
 
 def test_stores_without_the_column_are_refused_with_the_featurizer_that_has_it():

@@ -117,6 +117,31 @@ def test_projected_rows_are_the_dense_product():
     assert (cosine(block.feature_BD, expected) > 1 - 1e-6).all()
 
 
+@pytest.mark.parametrize(("name", "options"), [("rademacher", {}), ("sparse_jl", {"nonzeros": 4})])
+def test_with_blocks_each_lora_pair_is_projected_to_a_part_of_its_own(name, options):
+    settings = config(name, 256, options, blocks="module")  # two layers of q, k, v, o: eight modules
+    featurizer = GradientFeaturizer(adapted(), settings, None, "sgd")
+    assert featurizer.bounds == tuple(range(0, 257, 32))
+    projector = resolve("projectors", name, "-")(32, P, 0, "cpu", **options)
+    reference = with_lora(tiny_llama(dtype=torch.float64), ATTENTION)
+    gradient_BP = torch.stack([loop_gradient(reference, e)[0] for e in mixed_batch()])
+    weights = lora_weights(adapted())
+    block = featurizer.compute(mixed_batch())
+    plain_BD = block.feature_BD.astype(np.float64) * block.norm_B[:, None]
+    for module in range(8):
+        expected = torch.zeros(6, 32, dtype=torch.float64)
+        for weight in weights[2 * module : 2 * module + 2]:
+            here = slice(weight.offset, weight.offset + weight.size)
+            projector.add_slice(expected, gradient_BP[:, here], weight.offset)
+        part = plain_BD[:, 32 * module : 32 * module + 32]
+        np.testing.assert_allclose(part, expected, atol=1e-3 * float(block.norm_B.max()))
+
+
+def test_blocks_of_unequal_size_are_refused():
+    with pytest.raises(ConfigError, match=r"features\.projector\.dimension: 100 .* 8 LoRA modules.* take 96 or 104"):
+        GradientFeaturizer(adapted(), config("rademacher", 100, blocks="module"), None, "sgd")
+
+
 def test_the_same_batch_gives_the_same_bytes():
     blocks = []
     for _ in range(2):

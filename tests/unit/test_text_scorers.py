@@ -56,7 +56,7 @@ def lists(rows: FeatureRows) -> list[list[int]]:
 
 
 def made(**changes) -> Stores:
-    return Stores(**{"weights": (1.0,), "featurizer": "ngram", "direction": "", "dimension": V, **changes})
+    return Stores(**{"weights": (1.0,), "featurizer": "ngram", "direction": "", "bounds_K": ((0, V),), **changes})
 
 
 def scores(scorer, pool: FeatureRows, target: FeatureRows, parts: int = 1) -> np.ndarray:

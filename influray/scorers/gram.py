@@ -1,0 +1,62 @@
+"""Influence through the Gram matrix of the pool's gradients: TRAK, arXiv 2303.14186, as DsDm, 2401.12926, uses it.
+
+Shape suffixes: B pool rows of a block, T targets, D feature, K checkpoints.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from influray.protocols import Arrays, FeatureRows, Scorer, Stores
+from influray.scorers.options import number_above, require_plain_gradients
+from influray.scorers.products import add_products, plain_rows
+
+
+class Gram(Scorer):
+    """A = sum over checkpoints of w_k * G (G^T G + lambda I)^-1 V^T, of the plain gradients with their norms.
+
+    lambda = `ridge` * trace(G^T G) / D, so that the scale of the gradients does not matter to it. The larger it is, the
+    nearer is A to a multiple of the dot product.
+
+    Source: section 3 of TRAK. Gradients are those of the loss, which hold the factor (1 - p) of its Q already; a term
+    is computed per checkpoint and then averaged, where TRAK averages the factors first.
+
+    Cost: D^2 a row and D^3 / 3 once.
+
+    Raises:
+        ConfigError: a ridge that is not above 0.
+        ArtifactMismatch: pool rows that are not plain gradients.
+    """
+
+    passes = 1
+
+    def __init__(self, stores: Stores, ridge: float = 0.01) -> None:
+        require_plain_gradients("gram", stores)
+        self._weights = stores.weights
+        self._ridge = number_above(ridge, 0, "ridge")
+
+    def sums(self, number: int, pool: FeatureRows, target: FeatureRows, state: Arrays) -> dict[str, np.ndarray]:
+        """Return G^T G per checkpoint."""
+        found = {}
+        for k in range(len(self._weights)):
+            pool_BD = plain_rows(pool, k)
+            found[f"gram_{k}"] = pool_BD.T @ pool_BD
+        return found
+
+    def fit(self, number: int, sums: Arrays, target: FeatureRows, state: Arrays) -> dict[str, np.ndarray]:
+        """Return V (G^T G + lambda I)^-1 per checkpoint, [T, D] float32."""
+        fitted = {}
+        for k in range(len(self._weights)):
+            gram_DD = np.array(sums[f"gram_{k}"])
+            dimension = len(gram_DD)
+            gram_DD.flat[:: dimension + 1] += self._ridge * np.trace(gram_DD) / dimension
+            fitted[f"target_{k}"] = np.linalg.solve(gram_DD, plain_rows(target, k).T).T.astype(np.float32)
+        return fitted
+
+    def score(self, pool: FeatureRows, target: FeatureRows, state: Arrays) -> np.ndarray:
+        """Return A [B, T] float32."""
+        score_BT = np.zeros((len(pool), len(target)), np.float32)
+        for k, weight in enumerate(self._weights):
+            target_TD = state[f"target_{k}"] * np.float32(weight)
+            add_products(score_BT, pool.feature_KBD[k], target_TD, pool.facts_KB[k]["norm"])
+        return score_BT
