@@ -132,7 +132,7 @@ class Featurizer(Protocol):
 class Stores:
     """What the datastores of a run are: what a scorer is made for, known before a row of them is read."""
 
-    weights: tuple[float, ...]  # one per checkpoint, summing to 1
+    weights: tuple[float, ...]  # one per checkpoint, summing to 1; () before their number is known
     featurizer: str = "gradient"
     direction: str = "adam"  # of the gradients of pool rows: adam, sgd or sign; those of target rows are always plain
     blocks: str = "whole"  # module = a part of the D numbers for each LoRA module

@@ -152,7 +152,8 @@ class FeatureWorker:
             examples = self._catalogue(task.split).tokenized(task.start, task.stop)
             batches = plan_batches([example.tokens for example in examples], token_budget)
             blocks = [featurizer.compute([examples[i] for i in batch]) for batch in batches]
-        table = feature_table(blocks, featurizer.dimension)
+        encoding = self._config.features.store if task.split == POOL else "float16"
+        table = feature_table(blocks, featurizer.dimension, encoding)
         failures = {str(row): reason for block in blocks for row, reason in sorted(block.failures.items())}
         details = {
             "failures": failures,  # row -> reason; keys are text since JSON has no others

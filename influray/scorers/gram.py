@@ -21,7 +21,8 @@ class Gram(Scorer):
     Source: section 3 of TRAK. Gradients are those of the loss, which hold the factor (1 - p) of its Q already; a term
     is computed per checkpoint and then averaged, where TRAK averages the factors first.
 
-    Cost: D^2 a row and D^3 / 3 once.
+    Cost: D^2 a row, D^3 once, then T D a row. In bytes a checkpoint: 16 D^2 in a worker that takes sums (1 GB at
+    D = 8192), 8 D^2 on disk for each of them until the fit.
 
     Raises:
         ConfigError: a ridge that is not above 0.

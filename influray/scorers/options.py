@@ -31,9 +31,13 @@ def make_scorer(name: str, stores: Stores, options: Mapping[str, Any]) -> Scorer
         ArtifactMismatch: the stores cannot carry it.
     """
     kind = resolve("scorers", name, "attribution.scorer")
-    known = list(inspect.signature(kind).parameters)[1:]
+    parameters = list(inspect.signature(kind).parameters.values())[1:]
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    for parameter in parameters:
+        if parameter.name in known and parameter.default is parameter.empty and parameter.name not in options:
+            raise ConfigError(f"{KEY}.{parameter.name}: required by {name!r}, but not given")
     for option in options:
-        if option not in known:
+        if option not in known and len(known) == len(parameters):
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             right = f"known: {', '.join(known)}" if known else "it has none"
@@ -42,11 +46,13 @@ def make_scorer(name: str, stores: Stores, options: Mapping[str, Any]) -> Scorer
 
 
 def expected_stores(config: Config) -> Stores:
-    """Return what the stores of a run of `config` will be; weights are uniform, bounds unknown."""
-    features = config.features
-    reads = featurizer_reads(features.featurizer)
-    count = (len(config.warmup.checkpoints) or config.warmup.epochs) if reads == "checkpoints" else 1
-    return Stores((1 / count,) * count, features.featurizer, features.direction, features.blocks)
+    """Return what the stores of a run of `config` will be, as far as it tells: weights are uniform."""
+    warmup, features = config.warmup, config.features
+    # A warmup of so many steps has as many epochs, and so checkpoints, as the pool's size makes of them.
+    count = len(warmup.checkpoints) or (warmup.epochs if warmup.steps is None else 0)
+    if featurizer_reads(features.featurizer) != "checkpoints":
+        count = 1
+    return Stores((1 / count,) * count if count else (), features.featurizer, features.direction, features.blocks)
 
 
 def one_of(value: Any, known: Sequence[str], option: str) -> str:
@@ -117,7 +123,7 @@ def require_blocks(scorer: str, stores: Stores) -> None:
 
 def require_checkpoints(scorer: str, stores: Stores, least: int) -> None:
     """Raise ArtifactMismatch where there are fewer than `least` checkpoints."""
-    if len(stores.weights) < least:
+    if stores.weights and len(stores.weights) < least:
         raise ArtifactMismatch(
             f"attribution.scorer: {scorer!r} needs datastores of {least} checkpoints or more, and there are "
             f"{len(stores.weights)}; set warmup.epochs (or warmup.checkpoints) accordingly"

@@ -15,7 +15,8 @@ import pyarrow as pa
 from influray.data.catalogue import Catalogue
 from influray.protocols import FeatureRows, SparseRows
 from influray.store.artifact import map_table, part_paths
-from influray.store.datastore import Datastore, counts_of, features_of, joined_counts
+from influray.store.datastore import Datastore, counts_of, joined_counts
+from influray.store.encodings import decoded
 from influray.store.run_directory import RunDirectory
 
 GROUP = {"pool": "source", "target": "group"}  # the catalogue's column that a scorer sees as `group_B`
@@ -94,7 +95,7 @@ class _RangeReader:
                 if not pa.types.is_nested(field.type):
                     columns.setdefault(field.name, []).append(table[field.name].to_numpy()[low:high])
             if self._vectors:
-                features.append(features_of(table, self._dimension)[low:high])
+                features.append(decoded(table, self._dimension, int(low), int(high)))
             if self._counts:
                 counts.append(counts_of(table.slice(low, high - low), self._folder))
             if row_B[-1] >= stop - 1:

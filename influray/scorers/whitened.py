@@ -20,7 +20,8 @@ class Whitened(Scorer):
     Mean and covariance C (over N + T, not one less) are those of pool and targets together. Rows are the stored unit
     rows, so that `ridge` has a scale: the eigenvalues of C sum to 1 at most.
 
-    Cost: D^3 once, then D^2 a row; 12 D^2 bytes a checkpoint in each worker (0.8 GB at D = 8192).
+    Cost: D^2 a row, D^3 once, then D^2 a row. In bytes a checkpoint: 16 D^2 in a worker that takes sums (1 GB at
+    D = 8192), 8 D^2 on disk for each of them until the fit, 4 D^2 for the state, which workers of one machine share.
 
     Source: vita-epfl/TAROT wfd_estimator.py, get_wfd. There rows have their norms, which makes pool rows of another
     direction than the targets' incomparable; only the last checkpoint is used; and products are float16.

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from influray.protocols import DataError
+from influray.scorers.options import VECTORLESS
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import ShardStore, fingerprint, read_manifest
 from influray.store.run_directory import RunDirectory
@@ -154,6 +155,8 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
         "base": context.model_digest,
         "model": model.model_dump(mode="json", include={"dtype", "attention"}),
     }
+    if features.featurizer not in VECTORLESS:
+        facts["store"] = features.store if split == "pool" else "float16"
     if context.reads == "base":
         return facts, {**facts, **common, "token_budget": features.token_budget}
     from influray.model.checkpoints import load_checkpoint
@@ -164,8 +167,9 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
     return facts, {
         **common,
         "checkpoint": load_checkpoint(context.directory.checkpoint(number)).digest,
-        "features": features.model_dump(mode="json", exclude={"rows_per_shard", "direction"}),
+        "features": features.model_dump(mode="json", exclude={"rows_per_shard", "direction", "store"}),
         "direction": facts["direction"],
+        "store": facts["store"],
     }
 
 

@@ -15,23 +15,24 @@ import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, FeatureBlock, SparseRows
 from influray.store.artifact import map_table, part_paths, require_manifest
+from influray.store.encodings import decoded, encoded
 
 # One number a row; what a block has beside them follows.
 PLAIN: dict[str, type] = {"norm": np.float32, "grad_norm": np.float32, "loss": np.float32, "loss_tokens": np.int32}
 
 
-def feature_table(blocks: Sequence[FeatureBlock], dimension: int) -> pa.Table:
+def feature_table(blocks: Sequence[FeatureBlock], dimension: int, encoding: str = "float16") -> pa.Table:
     """Return the Arrow table of a shard: the rows of all blocks, ascending, in the columns that the blocks have.
 
-    Counts become two columns of lists, `bucket` and `count`, of the same lengths.
+    Vectors are kept as `encoding` says. Counts become two columns of lists, `bucket` and `count`, of equal lengths.
     """
     row_B = np.concatenate([block.row_B for block in blocks]).astype(np.int64, copy=False)
     order_B = np.argsort(row_B, kind="stable")
     columns: dict[str, pa.Array] = {"row": pa.array(row_B[order_B])}
     features = [block.feature_BD for block in blocks if block.feature_BD is not None]
     if features:
-        feature_BD = np.concatenate(features)[order_B]
-        columns["feature"] = pa.FixedSizeListArray.from_arrays(pa.array(feature_BD.reshape(-1)), dimension)
+        feature_BD = np.concatenate([np.zeros((0, dimension), np.float16), *features])[order_B]
+        columns |= encoded(feature_BD, encoding)
     for name, dtype in PLAIN.items():
         values = [value for block in blocks if (value := getattr(block, f"{name}_B")) is not None]
         if values:
@@ -62,9 +63,9 @@ class Datastore:
             yield map_table(path)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (row_B int64, feature_BD float16), read-only views of the files, rows ascending."""
+        """Yield (row_B int64, feature_BD float16), rows ascending; views of the files where nothing is to decode."""
         for table in self.parts():
-            yield table["row"].to_numpy(), features_of(table, self.dimension)
+            yield table["row"].to_numpy(), decoded(table, self.dimension)
 
     def column(self, name: str) -> np.ndarray:
         """Return a plain column (row, norm, loss_tokens ...; which there are depends on the featurizer), [N].
@@ -86,11 +87,6 @@ class Datastore:
             ArtifactMismatch: a datastore of this featurizer has none.
         """
         return joined_counts([counts_of(table, self.folder) for table in self.parts()])
-
-
-def features_of(table: pa.Table, dimension: int) -> np.ndarray:
-    """Return the feature column of a mapped part as [B, D] float16 without a copy."""
-    return _one_chunk(table["feature"]).flatten().to_numpy(zero_copy_only=True).reshape(-1, dimension)
 
 
 def plain_of(table: pa.Table, name: str, folder: str | Path) -> np.ndarray:

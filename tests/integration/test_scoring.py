@@ -16,7 +16,7 @@ from influray.runtime.cluster import ResolvedResources
 from influray.runtime.scoring import score
 from influray.runtime.tasks import ShardTask
 from influray.store.artifact import ShardStore, map_table
-from influray.store.datastore import feature_table
+from influray.store.datastore import Datastore, feature_table
 from influray.store.run_directory import RunDirectory
 from tests.tiny import byte_tokenizer, pool_rows, target_rows, write_jsonl
 
@@ -47,7 +47,9 @@ def write_catalogues(folder: Path) -> tuple[Config, RunDirectory]:
     return config, directory
 
 
-def write_datastore(folder: Path, rows: list[int], cuts: list[int], seed: int) -> dict[int, np.ndarray]:
+def write_datastore(
+    folder: Path, rows: list[int], cuts: list[int], seed: int, encoding: str = "float16"
+) -> dict[int, np.ndarray]:
     """A committed datastore of random unit rows whose parts begin at `cuts`; returns row -> feature."""
     generator = np.random.default_rng(seed)
     feature_ND = generator.standard_normal((len(rows), 16))
@@ -61,19 +63,21 @@ def write_datastore(folder: Path, rows: list[int], cuts: list[int], seed: int) -
             np.array([rows[i] for i in here]), feature_ND[here], plain, plain, plain, plain.astype(np.int32)
         )
         keys.append(f"part-{start}")
-        store.commit(keys[-1], feature_table([block], 16) if here else None, {})
+        store.commit(keys[-1], feature_table([block], 16, encoding) if here else None, {})
     store.freeze(keys, {"dimension": 16})
-    return {row: feature_ND[i].astype(np.float64) for i, row in enumerate(rows)}
+    return dict(zip(rows, Datastore(folder).features().astype(np.float64), strict=True))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_line_of_the_matrix_is_the_weighted_sum_over_checkpoints_of_rows_that_all_have(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "encoding"), [(1, "float16"), (2, "float16"), (2, "int8"), (1, "sign1")])
+def test_a_line_of_the_matrix_is_the_weighted_sum_over_checkpoints_of_rows_that_all_have(tmp_path, workers, encoding):
     config, directory = write_catalogues(tmp_path)
     weights = (0.75, 0.25)
     pool_rows_K = [[*range(0, 9), *range(12, 30)], [row for row in range(30) if row not in (3, 14, 29)]]
     target_rows_K = [[0, 1, 2, 4], [0, 2, 3, 4]]
     cuts_K = [[0, 9, 12, 20], [0, 7, 25]]
-    pool = [write_datastore(directory.features("pool", k), pool_rows_K[k - 1], cuts_K[k - 1], k) for k in (1, 2)]
+    pool = [
+        write_datastore(directory.features("pool", k), pool_rows_K[k - 1], cuts_K[k - 1], k, encoding) for k in (1, 2)
+    ]
     target = [write_datastore(directory.features("target", k), target_rows_K[k - 1], [0], 10 + k) for k in (1, 2)]
     bounds = [(0, 9), (9, 12), (12, 16), (16, 30)]  # the second has no row
     tasks = [ShardTask(f"a-{i}", "attribution", 0, *b, str(directory.attribution)) for i, b in enumerate(bounds)]

@@ -191,3 +191,38 @@ def test_a_store_of_something_else_has_no_gradients(monkeypatch):
 def test_wrong_options_are_named_by_their_key(scorer, options, said):
     with pytest.raises(ConfigError, match=said):
         make_scorer(scorer, MODULES, options)
+
+
+def test_from_a_config_as_much_is_refused_as_it_tells():
+    from influray.config import parse_config
+    from influray.scorers.options import expected_stores
+
+    def stores(**warmup):
+        tree = {"model": {"base": "m"}, "data": {"pool": "p", "targets": {"a": "t"}}, "features": {"direction": "sgd"}}
+        return expected_stores(
+            parse_config({**tree, "warmup": warmup, "selectors": [{"name": "s", "method": "sum", "budget": 1}]})
+        )
+
+    with pytest.raises(ArtifactMismatch, match="and there are 2"):
+        make_scorer("vog", stores(epochs=2), {})
+    for warmup in ({"epochs": 3}, {"epochs": 1, "steps": 500}):
+        assert make_scorer("vog", stores(**warmup), {})
+
+
+def test_a_plug_in_may_require_an_option_or_take_any(monkeypatch):
+    class Strict(GraNd):
+        def __init__(self, stores, power):
+            super().__init__(stores)
+
+    class Loose(GraNd):
+        def __init__(self, stores, **options):
+            super().__init__(stores)
+
+    monkeypatch.setattr("influray.scorers.grand.Strict", Strict, raising=False)
+    monkeypatch.setattr("influray.scorers.grand.Loose", Loose, raising=False)
+    with pytest.raises(
+        ConfigError, match=r"attribution\.options\.power: required by 'influray\.scorers\.grand:Strict'"
+    ):
+        make_scorer("influray.scorers.grand:Strict", made_for(), {})
+    assert make_scorer("influray.scorers.grand:Strict", made_for(), {"power": 2})
+    assert make_scorer("influray.scorers.grand:Loose", made_for(), {"anything": 2})

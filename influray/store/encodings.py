@@ -1,0 +1,65 @@
+"""How a feature row is kept: float16, one byte a number, or one bit.
+
+Only pool rows are kept in less than float16. Targets stay as they are, so that a product has the error of one side
+alone (asymmetric scoring).
+
+Shape suffixes: B rows of one part, D feature.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from influray.protocols import ArtifactMismatch
+
+ENCODINGS = ("float16", "int8", "sign1")
+
+
+def encoded(feature_BD: np.ndarray, encoding: str) -> dict[str, pa.Array]:
+    """Return the columns that keep unit rows [B, D] float16.
+
+    float16: the numbers as they are. int8: the nearest of 255 equal steps from -m to m, m the row's largest magnitude;
+    `scale` is the step. sign1: the sign alone, zero counting as positive, the first number in the highest bit.
+    """
+    B, D = feature_BD.shape
+    if encoding == "float16":
+        return {"feature": _lists(feature_BD)}
+    if encoding == "int8":
+        exact_BD = feature_BD.astype(np.float32)
+        scale_B = np.abs(exact_BD).max(axis=1, initial=0) / np.float32(127)
+        step_B = np.where(scale_B > 0, scale_B, np.float32(1))
+        number_BD = np.rint(exact_BD / step_B[:, None]).astype(np.int8)
+        return {"feature": _lists(number_BD), "scale": pa.array(scale_B)}
+    assert encoding == "sign1", encoding
+    return {"feature": _lists(np.packbits(feature_BD >= 0, axis=1).reshape(B, -(-D // 8)))}
+
+
+def decoded(table: pa.Table, dimension: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Return rows [start, stop) of a part as [B, D] float16: a view of the file, or decoded.
+
+    A row of signs comes back as +-1/sqrt(D), a unit row.
+
+    Raises:
+        ArtifactMismatch: the rows are kept in another way than these.
+    """
+    kind = table.schema.field("feature").type
+    chunks = table["feature"].chunks or [pa.array([], kind)]
+    assert len(chunks) == 1, "a part is one record batch"
+    values = chunks[0].slice(start, None if stop is None else stop - start)
+    stored_BD = values.flatten().to_numpy(zero_copy_only=True).reshape(len(values), kind.list_size)
+    if stored_BD.dtype == np.float16:
+        return stored_BD
+    if stored_BD.dtype == np.int8:
+        scale_B = table["scale"].to_numpy()[start:stop]
+        return (stored_BD * scale_B[:, None]).astype(np.float16)
+    if stored_BD.dtype == np.uint8:
+        sign_BD = np.unpackbits(stored_BD, axis=1, count=dimension)
+        return np.array([-1, 1], np.float16)[sign_BD] * np.float16(dimension**-0.5)
+    raise ArtifactMismatch(
+        f"features of type {kind.value_type}, expected one of {', '.join(ENCODINGS)}; featurize again"
+    )
+
+
+def _lists(value_BD: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(value_BD).reshape(-1)), value_BD.shape[1])
