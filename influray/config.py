@@ -136,13 +136,15 @@ class FeaturesConfig(Section):
     """What a feature row is."""
 
     featurizer: str = "gradient"
+    options: dict[str, Any] = {}  # of the featurizer, such as n of ngram; gradient has none
+    # The five that follow are those of gradient; other featurizers do not read them, nor do their fingerprints.
     direction: Literal["adam", "sgd", "sign"] = "adam"  # of pool rows; target rows are always plain
     adam_epsilon_mode: Literal["less", "adamw"] = "less"  # epsilon inside or outside the root
     adam_momentum: bool = True  # False drops the momentum term that all rows share
     projector: ProjectorConfig = ProjectorConfig()
-    store: Literal["float16", "int8", "sign1"] = "float16"  # of a pool row's numbers: 16, 8 or 1 bit; targets keep 16
     blocks: Literal["whole", "module"] = "whole"  # module = an equal part of the D numbers for each LoRA module
-    token_budget: Positive | Literal["auto"] = "auto"  # padded tokens a batch
+    store: Literal["float16", "int8", "sign1"] = "float16"  # of a pool row's vector: 16, 8 or 1 bit; targets keep 16
+    token_budget: Positive | Literal["auto"] = "auto"  # padded tokens a batch; ngram has no batches
     rows_per_shard: Positive = 512
 
 

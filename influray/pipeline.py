@@ -8,6 +8,7 @@ model are started by the first step that needs them, so repeating a finished run
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from influray.config import Config, dump_config, load_config, parse_config
 from influray.protocols import ArtifactMismatch, ConfigError, Selection
-from influray.registry import SEAMS
+from influray.registry import SEAMS, featurizer_reads
 from influray.store.run_directory import RunDirectory, now
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def resolve(
         if overrides:
             resolved = load_config_tree(config.model_dump(mode="json"), overrides)
     else:
-        resolved = load_config_tree(dict(config), overrides or {})
+        resolved = load_config_tree(copy.deepcopy(dict(config)), overrides or {})
     directory = RunDirectory(run_dir if run_dir is not None else resolved.run_dir)
     return Run(directory, resolved)
 
@@ -234,14 +235,12 @@ def plan(
     check_names(this.config)
     recorded = this.directory.read()["steps"]
     cfg = this.config
-    projector = cfg.features.projector
+    reads = featurizer_reads(cfg.features.featurizer)
     tests = sum(1 for target in cfg.data.targets.values() if target.test)
     what = {
         "data": f"{len(cfg.data.pool)} pool entries, {len(cfg.data.targets)} tasks, max_tokens {cfg.data.max_tokens}",
-        "warmup": f"{len(cfg.warmup.checkpoints)} imported checkpoints"
-        if cfg.warmup.checkpoints
-        else f"{cfg.warmup.fraction:.1%} of the pool, {cfg.warmup.epochs} epochs",
-        "featurize": f"{cfg.features.featurizer}, {cfg.features.direction}, {projector.name} {projector.dimension}",
+        "warmup": _warmup_plan(cfg) if reads == "checkpoints" else "not asked for",
+        "featurize": _features_plan(cfg) if reads == "checkpoints" else cfg.features.featurizer,
         "score": f"{cfg.attribution.scorer}, weights {cfg.attribution.weights}",
         "select": ", ".join(f"{s.name} ({s.method}, {s.budget})" for s in cfg.selectors),
         "tune": "not asked for" if cfg.tune is None else f"{cfg.tune.selections}, seeds {list(cfg.tune.seeds)}",
@@ -249,6 +248,17 @@ def plan(
         "report": str(this.directory.report),
     }
     return [(name, recorded.get(name, {}).get("status", "to do"), what[name]) for name in STEPS]
+
+
+def _warmup_plan(config: Config) -> str:
+    if config.warmup.checkpoints:
+        return f"{len(config.warmup.checkpoints)} imported checkpoints"
+    return f"{config.warmup.fraction:.1%} of the pool, {config.warmup.epochs} epochs"
+
+
+def _features_plan(config: Config) -> str:
+    projector = config.features.projector
+    return f"{config.features.featurizer}, {config.features.direction}, {projector.name} {projector.dimension}"
 
 
 def inspect(
@@ -280,12 +290,14 @@ def check_names(config: Config) -> None:
         ConfigError: a name, an option or its value.
         ArtifactMismatch: the scorer cannot use the datastores that the config will make.
     """
+    from influray.features.options import read_options
     from influray.registry import resolve as look_up
     from influray.registry import resolve_method
     from influray.scorers.options import expected_stores, make_scorer
     from influray.selectors.api import make_selector
 
-    look_up("featurizers", config.features.featurizer, "features.featurizer")
+    featurizer = look_up("featurizers", config.features.featurizer, "features.featurizer")
+    read_options(config.features.featurizer, config.features.options, getattr(featurizer, "OPTIONS", {}))
     look_up("projectors", config.features.projector.name, "features.projector.name")
     make_scorer(config.attribution.scorer, expected_stores(config), config.attribution.options)
     for index, selector in enumerate(config.selectors):

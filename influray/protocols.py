@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -56,16 +56,43 @@ class TokenizedExample:
 
 
 @dataclass(frozen=True, slots=True)
+class TextExample:
+    """One catalogue row as people read it: what users and assistants say, a line break between turns.
+
+    The text is whole; `tokens` and `loss_tokens` are counted after truncation, as the model sees the row.
+    """
+
+    row: int
+    text: str
+    tokens: int
+    loss_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRows:
+    """Rows of counts over buckets: row b has the entries [offset[b], offset[b + 1]), buckets ascending in it."""
+
+    offset: np.ndarray  # [B + 1], int32 on disk
+    bucket: np.ndarray  # int32
+    count: np.ndarray  # int32, 1 or more
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureBlock:
-    """One feature row per usable example of a batch, in the order of `row_B`, and why the others failed."""
+    """One feature row per usable example of a batch, in the order of `row_B`, and why the others failed.
+
+    What is None is a column that datastores of this featurizer do not have.
+    """
 
     row_B: np.ndarray  # int64, catalogue rows
-    feature_BD: np.ndarray  # float16, unit rows
-    norm_B: np.ndarray  # float32, L2 norm of the projected row before it was made a unit
-    grad_norm_B: np.ndarray  # float32, L2 norm of the plain, unprojected gradient
-    loss_B: np.ndarray  # float32, mean over the trained tokens
+    feature_BD: np.ndarray | None  # float16, unit rows
+    norm_B: np.ndarray | None  # float32, L2 norm of the row before it was made a unit (of the projected gradient)
+    grad_norm_B: np.ndarray | None  # float32, L2 norm of the plain, unprojected gradient
+    loss_B: np.ndarray | None  # float32, mean over the trained tokens
     loss_tokens_B: np.ndarray  # int32
     failures: Mapping[int, str] = field(default_factory=dict)  # row -> reason, for the quarantine
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)  # further columns of one number a row: tokens ...
+    counts: SparseRows | None = None  # of n-grams
 
 
 @runtime_checkable
@@ -83,12 +110,22 @@ class Projector(Protocol):
         ...
 
 
+Reads = Literal["checkpoints", "base", "records"]
+
+
 class Featurizer(Protocol):
-    """One batch of examples -> one feature row per example."""
+    """One batch of examples -> one feature row per example.
 
-    dimension: int
+    The class attribute `reads` says what it is made from, and so how it is constructed and what it is given:
+    "checkpoints" (where there is no such attribute) the base with each warmup adapter in turn, `(model,
+    features_config, moments, direction, device)`; "base" the base alone, `(model, device, **options)`, and no warmup
+    is carried out; "records" no model, `(**options)`, and TextExamples in place of TokenizedExamples. The class
+    attribute `OPTIONS` holds what `features.options` may say (influray.features.options); without it, nothing.
+    """
 
-    def compute(self, examples: Sequence[TokenizedExample]) -> FeatureBlock: ...
+    dimension: int  # D of its feature rows, buckets of its counts, 0 where it has neither
+
+    def compute(self, examples: Sequence[Any]) -> FeatureBlock: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +136,7 @@ class Stores:
     featurizer: str = "gradient"
     direction: str = "adam"  # of the gradients of pool rows: adam, sgd or sign; those of target rows are always plain
     blocks: str = "whole"  # module = a part of the D numbers for each LoRA module
-    bounds_K: tuple[tuple[int, ...], ...] = ()  # per checkpoint: where each part begins, and D; () before they are made
+    bounds_K: tuple[tuple[int, ...], ...] = ()  # per checkpoint: where parts begin, and D or buckets; () = not made yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +145,9 @@ class FeatureRows:
 
     row_B: np.ndarray  # int64, catalogue rows
     group_B: Sequence[str]  # the task of target rows, the source of pool rows
-    feature_KBD: Sequence[np.ndarray]  # float16, unit rows; may be read-only maps
+    feature_KBD: Sequence[np.ndarray]  # float16, unit rows; may be read-only maps; () where there are no vectors
     facts_KB: Sequence[Mapping[str, np.ndarray]]  # the other columns: norm, grad_norm, loss, loss_tokens ...
+    counts: SparseRows | None = None  # of n-grams, where the datastores hold them
 
     def __len__(self) -> int:
         return len(self.row_B)

@@ -11,7 +11,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from influray.protocols import ConfigError
+from influray.protocols import ConfigError, Reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,11 @@ class Entry:
 
 FEATURIZERS: dict[str, Entry] = {
     "gradient": Entry("influray.features.gradient:GradientFeaturizer", "projected per-example LoRA gradients (LESS)"),
+    "representation": Entry(
+        "influray.features.representation:RepresentationFeaturizer", "pooled last hidden states of the base (RDS+)"
+    ),
+    "loss": Entry("influray.features.loss:LossFeaturizer", "loss, EL2N and length under the base; one forward"),
+    "ngram": Entry("influray.features.ngram:NgramFeaturizer", "hashed n-gram counts of the text, no model (DSIR)"),
 }
 
 PROJECTORS: dict[str, Entry] = {
@@ -43,6 +48,11 @@ SCORERS: dict[str, Entry] = {
     "datainf": Entry("influray.scorers.datainf:DataInf", "closed-form inverse Hessian of each LoRA module (DataInf)"),
     "grand": Entry("influray.scorers.grand:GraNd", "norm of the plain gradient; asks for no target"),
     "vog": Entry("influray.scorers.vog:VoG", "spread of the gradient over checkpoints; asks for no target"),
+    "dsir": Entry("influray.scorers.dsir:DSIR", "log importance weight of hashed n-grams, one column a task (DSIR)"),
+    "bm25": Entry("influray.scorers.bm25:BM25", "the targets as queries, pool rows as documents (BM25)"),
+    "loss": Entry("influray.scorers.difficulty:MeanLoss", "mean answer loss, whatever the targets"),
+    "el2n": Entry("influray.scorers.difficulty:EL2N", "mean |softmax - one-hot|, whatever the targets (EL2N)"),
+    "length": Entry("influray.scorers.difficulty:Length", "tokens of the answers, whatever the targets"),
 }
 
 SELECTORS: dict[str, Entry] = {
@@ -115,6 +125,11 @@ def resolve(seam: str, name: str, key: str) -> Any:
         raise ConfigError(f"{key}: plug-in {name!r} cannot be imported: {error}") from error
     except AttributeError as error:
         raise ConfigError(f"{key}: module {module!r} has no {attribute!r}") from error
+
+
+def featurizer_reads(name: str) -> Reads:
+    """Return what a featurizer is made from (see protocols.Featurizer). Raises ConfigError as `resolve`."""
+    return getattr(resolve("featurizers", name, "features.featurizer"), "reads", "checkpoints")
 
 
 def resolve_method(name: str) -> tuple[str, dict[str, Any]]:

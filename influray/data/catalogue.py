@@ -25,7 +25,8 @@ from influray.data.chat import mask_of
 from influray.data.parts import SCHEMA, Encoder, FileJob, PartsBuilder
 from influray.data.quarantine import entry, write_quarantine
 from influray.data.readers import DataFile, file_digest
-from influray.protocols import DataError, TokenizedExample
+from influray.data.records import parse_record
+from influray.protocols import DataError, TextExample, TokenizedExample
 from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,27 @@ class Catalogue:
                 mask_S = mask_of(spans[spans_at[i] : spans_at[i + 1]], len(ids_S))
                 examples.append(TokenizedExample(first + i, ids_S, mask_S))
         return examples
+
+    def texts(self, start: int, stop: int) -> list[TextExample]:
+        """Return the rows [start, stop) as people read them."""
+        examples = []
+        for first, batch in self._slices(start, stop):
+            columns = (batch.column(name).to_pylist() for name in ("record", "tokens", "loss_tokens"))
+            for i, (record, tokens, loss_tokens) in enumerate(zip(*columns, strict=True)):
+                turns = parse_record(record).turns
+                text = "\n".join(turn.content for turn in turns if turn.role in ("user", "assistant"))
+                examples.append(TextExample(first + i, text, tokens, loss_tokens))
+        return examples
+
+    def record_digest(self, start: int, stop: int) -> str:
+        """Return what identifies the bytes of the records of rows [start, stop), 64 hex digits."""
+        digest = hashlib.sha256()
+        for _, batch in self._slices(start, stop):
+            for record in batch.column("record"):
+                view = record.as_buffer()
+                digest.update(len(view).to_bytes(8, "big"))
+                digest.update(view)
+        return digest.hexdigest()
 
     def content_digest(self, start: int, stop: int) -> str:
         """Return what identifies the tokens and trained spans of rows [start, stop), 64 hex digits.

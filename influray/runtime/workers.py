@@ -17,7 +17,7 @@ import ray
 
 from influray.config import Config, parse_config
 from influray.protocols import ConfigError, Featurizer
-from influray.registry import resolve
+from influray.registry import featurizer_reads, resolve
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.process import logged, prepare_process, process_name
 from influray.runtime.shards import ShardPool
@@ -48,7 +48,8 @@ def featurize(
     """
     # In this order a worker changes its adapter as seldom as it can.
     ordered = sorted(todo, key=lambda task: (task.checkpoint, task.split, task.start))
-    gpus = resources.gpus_per_worker
+    reads = featurizer_reads(config["features"]["featurizer"])
+    gpus = 0.0 if reads == "records" else resources.gpus_per_worker
     return run_pool(FeatureWorker, (config, str(run_dir)), ordered, resources, gpus, on_event, on_receipt)
 
 
@@ -77,7 +78,7 @@ def run_pool(
 
 
 class FeatureWorker:
-    """Gradient features of shards: pool rows along `features.direction`, target rows along the plain gradient.
+    """Feature rows of shards. Gradients: pool rows along `features.direction`, target rows along the plain one.
 
     The constructor only keeps its arguments: Ray rewraps what it raises, while errors of `ready` arrive as they are.
     """
@@ -92,13 +93,17 @@ class FeatureWorker:
         self._featurizer: Featurizer | None = None
 
     def ready(self) -> WorkerInfo:
-        """Load the base model and return what this worker is."""
+        """Load the base model, where the features are made from it, and return what this worker is."""
         from influray.features.gradient import resolve_token_budget
         from influray.model.loading import load_base
 
         name = prepare_process(self._directory.logs, self._threads)
-        device = _prepare_torch(self._threads)
         self._config: Config = parse_config(self._plain_config)
+        self._reads = featurizer_reads(self._config.features.featurizer)
+        self._token_budget: int | None = None
+        if self._reads == "records":
+            return WorkerInfo(name)
+        device = _prepare_torch(self._threads)
         device_map = self._config.resources.device_map if device != "cpu" else None
         self._model: Any = load_base(self._config.model, device=device, device_map=device_map)
         self._device = device
@@ -123,7 +128,7 @@ class FeatureWorker:
             with logged((task, attempt)):
                 receipt = self._compute(store, task, budget, attempt.shrunk)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if budget is None or not _out_of_memory(error):
                 raise
             message = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
@@ -133,15 +138,20 @@ class FeatureWorker:
         lengths = [example.tokens for example in self._catalogue(task.split).tokenized(task.start, task.stop)]
         raise ShardOutOfMemory(message, budget, divisible=_divisible(lengths, budget))
 
-    def _compute(self, store: ShardStore, task: ShardTask, token_budget: int, shrunk: bool) -> Receipt:
+    def _compute(self, store: ShardStore, task: ShardTask, token_budget: int | None, shrunk: bool) -> Receipt:
         from influray.data.batches import plan_batches
         from influray.store.datastore import feature_table
 
         started = time.perf_counter()
         featurizer = self._featurizer_for(task)
-        examples = self._catalogue(task.split).tokenized(task.start, task.stop)
-        batches = plan_batches([example.tokens for example in examples], token_budget)
-        blocks = [featurizer.compute([examples[i] for i in batch]) for batch in batches]
+        examples: list[Any]
+        if token_budget is None:
+            examples = self._catalogue(task.split).texts(task.start, task.stop)
+            blocks = [featurizer.compute(examples)]
+        else:
+            examples = self._catalogue(task.split).tokenized(task.start, task.stop)
+            batches = plan_batches([example.tokens for example in examples], token_budget)
+            blocks = [featurizer.compute([examples[i] for i in batch]) for batch in batches]
         encoding = self._config.features.store if task.split == POOL else "float16"
         table = feature_table(blocks, featurizer.dimension, encoding)
         failures = {str(row): reason for block in blocks for row, reason in sorted(block.failures.items())}
@@ -150,6 +160,7 @@ class FeatureWorker:
             "seconds": round(time.perf_counter() - started, 4),
             "rows": len(examples),
             "tokens": sum(example.tokens for example in examples),
+            "dimension": featurizer.dimension,
             "epsilon_share": getattr(featurizer, "epsilon_share", None),
             "bounds": getattr(featurizer, "bounds", (0, featurizer.dimension)),
             "token_budget": token_budget,
@@ -166,7 +177,16 @@ class FeatureWorker:
         return self._catalogues[split]
 
     def _featurizer_for(self, task: ShardTask) -> Featurizer:
-        if self._featurizer is not None and (self._checkpoint, self._split) == (task.checkpoint, task.split):
+        features = self._config.features
+        if self._featurizer is not None and (
+            self._reads != "checkpoints" or (self._checkpoint, self._split) == (task.checkpoint, task.split)
+        ):
+            return self._featurizer
+        kind = resolve("featurizers", features.featurizer, "features.featurizer")
+        if self._reads != "checkpoints":
+            model = () if self._reads == "records" else (self._model, self._device)
+            self._featurizer = kind(*model, **features.options)
+            assert self._featurizer is not None
             return self._featurizer
         from influray.model.checkpoints import load_checkpoint
         from influray.model.loading import attach_adapter, swap_adapter
@@ -177,10 +197,8 @@ class FeatureWorker:
             put_on = swap_adapter if self._checkpoint else attach_adapter
             self._model = put_on(self._model, checkpoint.adapter)
             self._checkpoint = task.checkpoint
-        features = self._config.features
         direction = features.direction if task.split == POOL else "sgd"
         moments = checkpoint.moments() if direction == "adam" else None
-        kind = resolve("featurizers", features.featurizer, "features.featurizer")
         self._featurizer = kind(self._model, features, moments, direction, self._device)
         self._split = task.split
         assert self._featurizer is not None

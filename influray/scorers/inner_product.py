@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import one_of
+from influray.scorers.options import one_of, require_vectors
 from influray.scorers.products import add_products
 
 
@@ -21,9 +21,11 @@ class InnerProduct(Scorer):
 
     Raises:
         ConfigError: another similarity.
+        ArtifactMismatch: the stores hold no vectors.
     """
 
     def __init__(self, stores: Stores, similarity: str = "cosine") -> None:
+        require_vectors("inner_product", stores)
         self._weights = stores.weights
         self._similarity = one_of(similarity, ("cosine", "dot"), "similarity")
 

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from influray.protocols import ArtifactMismatch, ConfigError, Scorer, Stores
-from influray.registry import FEATURIZERS, resolve
+from influray.registry import FEATURIZERS, featurizer_reads, resolve
 
 if TYPE_CHECKING:
     from influray.config import Config
 
 KEY = "attribution.options"
 GRADIENT = "gradient"
+VECTORLESS = ("loss", "ngram")  # featurizers that make plain numbers or counts
 
 
 def make_scorer(name: str, stores: Stores, options: Mapping[str, Any]) -> Scorer:
@@ -49,6 +50,8 @@ def expected_stores(config: Config) -> Stores:
     warmup, features = config.warmup, config.features
     # A warmup of so many steps has as many epochs, and so checkpoints, as the pool's size makes of them.
     count = len(warmup.checkpoints) or (warmup.epochs if warmup.steps is None else 0)
+    if featurizer_reads(features.featurizer) != "checkpoints":
+        count = 1
     return Stores((1 / count,) * count if count else (), features.featurizer, features.direction, features.blocks)
 
 
@@ -64,6 +67,30 @@ def number_above(value: Any, least: float, option: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least < value < math.inf:
         raise ConfigError(f"{KEY}.{option}: found {value!r}, expected a number above {least:g}")
     return float(value)
+
+
+def boolean(value: Any, option: str) -> bool:
+    """Return `value` if it is true or false. Raises ConfigError at the option."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{KEY}.{option}: found {value!r}, expected true or false")
+    return value
+
+
+def number_from(value: Any, low: float, option: str, most: float = math.inf) -> float:
+    """Return `value` as a float if it is a finite number in [low, most]. Raises ConfigError at the option."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= most or value == math.inf:
+        right = f"a number from {low:g} to {most:g}" if most < math.inf else f"a number of {low:g} or more"
+        raise ConfigError(f"{KEY}.{option}: found {value!r}, expected {right}")
+    return float(value)
+
+
+def require_vectors(scorer: str, stores: Stores) -> None:
+    """Raise ArtifactMismatch where rows have no feature vector. A plug-in's are taken for what it says."""
+    if stores.featurizer in VECTORLESS:
+        raise ArtifactMismatch(
+            f"attribution.scorer: {scorer!r} needs feature vectors, and these datastores hold {stores.featurizer!r} "
+            f"features; set features.featurizer: {GRADIENT} or representation"
+        )
 
 
 def require_gradients(scorer: str, stores: Stores) -> None:

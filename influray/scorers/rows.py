@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from influray.data.catalogue import Catalogue
-from influray.protocols import FeatureRows
+from influray.protocols import FeatureRows, SparseRows
 from influray.store.artifact import map_table, part_paths
-from influray.store.datastore import Datastore
+from influray.store.datastore import Datastore, counts_of, joined_counts
 from influray.store.encodings import decoded
 from influray.store.run_directory import RunDirectory
 
@@ -42,17 +42,19 @@ class SplitRows:
     def read(self, start: int, stop: int) -> FeatureRows:
         """Return the catalogue rows in [start, stop)."""
         found = [reader.read(start, stop) for reader in self._readers]
-        row_B = common_rows([columns["row"] for columns, _ in found])
+        row_B = common_rows([columns["row"] for columns, _, _ in found])
         features, facts = [], []
-        for columns, feature_BD in found:
+        for columns, feature_BD, _ in found:
             if len(columns["row"]) == len(row_B):
                 keep_B: slice | np.ndarray = slice(None)
             else:
                 keep_B = np.isin(columns["row"], row_B)
-            features.append(feature_BD[keep_B])
+            if feature_BD is not None:
+                features.append(feature_BD[keep_B])
             facts.append({name: column_B[keep_B] for name, column_B in columns.items() if name != "row"})
         groups = self._catalogue.values(GROUP[self._split], start, stop)
-        return FeatureRows(row_B, [groups[row - start] for row in row_B.tolist()], features, facts)
+        counts = found[0][2] if len(found) == 1 else None  # what counts depends on no checkpoint
+        return FeatureRows(row_B, [groups[row - start] for row in row_B.tolist()], features, facts, counts)
 
     @cached_property
     def _readers(self) -> list[_RangeReader]:
@@ -71,15 +73,20 @@ class _RangeReader:
     """Ranges of rows of one datastore."""
 
     def __init__(self, store: Datastore) -> None:
-        self._dimension = store.dimension
+        self._dimension, self._folder = store.dimension, store.folder
         self._paths = list(part_paths(store.folder, store.manifest))
+        names = map_table(self._paths[0]).column_names if self._paths else []
+        self._vectors, self._counts = "feature" in names, "bucket" in names
         # Rows ascend over the parts, so the last row of each is enough to find a range.
         self._last = np.array([map_table(path)["row"][-1].as_py() for path in self._paths], dtype=np.int64)
 
-    def read(self, start: int, stop: int) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
-        """Return the plain columns (row among them) and feature_BD of the rows in [start, stop), ascending."""
+    def read(self, start: int, stop: int) -> tuple[Mapping[str, np.ndarray], np.ndarray | None, SparseRows | None]:
+        """Return the plain columns (row among them), feature_BD and counts of the rows in [start, stop), ascending.
+
+        None stands for what the datastore does not hold.
+        """
         columns: dict[str, list[np.ndarray]] = {"row": [np.zeros(0, np.int64)]}
-        features = [np.zeros((0, self._dimension), np.float16)]
+        features, counts = [np.zeros((0, self._dimension), np.float16)] if self._vectors else [], []
         for path in self._paths[int(np.searchsorted(self._last, start)) :]:
             table = map_table(path)
             row_B = table["row"].to_numpy()
@@ -87,7 +94,15 @@ class _RangeReader:
             for field in table.schema:
                 if not pa.types.is_nested(field.type):
                     columns.setdefault(field.name, []).append(table[field.name].to_numpy()[low:high])
-            features.append(decoded(table, self._dimension, int(low), int(high)))
+            if self._vectors:
+                features.append(decoded(table, self._dimension, int(low), int(high)))
+            if self._counts:
+                counts.append(counts_of(table.slice(low, high - low), self._folder))
             if row_B[-1] >= stop - 1:
                 break
-        return {name: np.concatenate(found) for name, found in columns.items()}, np.concatenate(features)
+        plain = {name: np.concatenate(found) for name, found in columns.items()}
+        return (
+            plain,
+            np.concatenate(features) if self._vectors else None,
+            joined_counts(counts) if self._counts else None,
+        )

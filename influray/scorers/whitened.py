@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import number_above
+from influray.scorers.options import number_above, require_vectors
 from influray.scorers.products import add_products
 
 
@@ -28,11 +28,13 @@ class Whitened(Scorer):
 
     Raises:
         ConfigError: a ridge that is not above 0.
+        ArtifactMismatch: the stores hold no vectors.
     """
 
     passes = 1
 
     def __init__(self, stores: Stores, ridge: float = 1e-5) -> None:
+        require_vectors("whitened", stores)
         self._weights = stores.weights
         self._ridge = number_above(ridge, 0, "ridge")
 

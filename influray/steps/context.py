@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config
+from influray.protocols import Reads
+from influray.registry import featurizer_reads
 from influray.store.artifact import SCHEMA, fingerprint, require_manifest
 from influray.store.run_directory import RunDirectory, versions
 
@@ -76,8 +78,16 @@ class StepContext:
 
         return Catalogue(self.directory.data(split))
 
+    @cached_property
+    def reads(self) -> Reads:
+        """What the features are made from (see protocols.Featurizer)."""
+        return featurizer_reads(self.config.features.featurizer)
+
     @property
     def checkpoints(self) -> int:
+        """How many datastores each split has: one where no warmup is read."""
+        if self.reads != "checkpoints":
+            return 1
         return int(require_manifest(self.directory.warmup, "warmup")["checkpoints"])
 
     def identity(self, **parts: Any) -> str:

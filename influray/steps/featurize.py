@@ -1,7 +1,7 @@
 """featurize: which shards exist already, which are to be computed, and what their failures mean.
 
-A shard's key holds all that its bytes depend on: base, checkpoint, projector, direction, and the tokens of its rows.
-So a file added to the pool, or a new target, brings only shards of its own.
+A shard's key holds all that its bytes depend on, which for gradients is base, checkpoint, projector, direction and
+the tokens of its rows. So a file added to the pool, or a new target, brings only shards of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from influray.protocols import DataError
+from influray.scorers.options import VECTORLESS
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import ShardStore, fingerprint, read_manifest
 from influray.store.run_directory import RunDirectory
@@ -58,6 +59,7 @@ class FeatureStore:
         shares = [found["epsilon_share"] for found in details if found["epsilon_share"] is not None]
         facts = {
             **self.facts,
+            "dimension": details[0]["dimension"],
             "fingerprint": self.fingerprint,
             "split": self.split,
             "checkpoint": self.checkpoint,
@@ -118,41 +120,57 @@ def featurize(context: StepContext) -> StepResult:
 def plan(context: StepContext) -> list[FeatureStore]:
     """Return the datastores of the run in the order in which workers should make them."""
     from influray.data.batches import plan_shards
-    from influray.model.checkpoints import load_checkpoint
 
-    cfg = context.config
     splits = {}
     for split in ("target", "pool"):
         catalogue = context.catalogue(split)
-        shards = plan_shards(catalogue.file_lengths, cfg.features.rows_per_shard)
-        splits[split] = catalogue, [(s.start, s.stop, catalogue.content_digest(s.start, s.stop)) for s in shards]
+        shards = plan_shards(catalogue.file_lengths, context.config.features.rows_per_shard)
+        splits[split] = catalogue, [(s.start, s.stop, _content(context, catalogue, s.start, s.stop)) for s in shards]
     stores = []
     for number in range(1, context.checkpoints + 1):
-        checkpoint = load_checkpoint(context.directory.checkpoint(number))
         for split, (catalogue, shards) in splits.items():
-            facts = {
-                "featurizer": cfg.features.featurizer,
-                "direction": cfg.features.direction if split == "pool" else "sgd",
-                "blocks": cfg.features.blocks,
-                "store": cfg.features.store if split == "pool" else "float16",
-                "projector": cfg.features.projector.model_dump(mode="json"),
-                "dimension": cfg.features.projector.dimension,
-                "dtype": cfg.model.dtype,
-            }
-            common = {
-                "base": context.model_digest,
-                "checkpoint": checkpoint.digest,
-                "model": cfg.model.model_dump(mode="json", include={"dtype", "attention"}),
-                "features": cfg.features.model_dump(mode="json", exclude={"rows_per_shard", "direction", "store"}),
-                "direction": facts["direction"],
-                "store": facts["store"],
-            }
+            facts, common = _made_from(context, split, number)
             keyed = tuple(
                 (context.identity(step="featurize", **common, start=start, stop=stop, content=content), start, stop)
                 for start, stop, content in shards
             )
             stores.append(FeatureStore(context.directory, split, number, keyed, catalogue, facts))
     return stores
+
+
+def _content(context: StepContext, catalogue: Catalogue, start: int, stop: int) -> Any:
+    tokens = catalogue.content_digest(start, stop)
+    # The same tokens may stand for other text: templates trim, and long rows are cut.
+    return [tokens, catalogue.record_digest(start, stop)] if context.reads == "records" else tokens
+
+
+def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a datastore's manifest says of its making, and what the keys of its shards hold but their rows."""
+    features, model = context.config.features, context.config.model
+    facts: dict[str, Any] = {"featurizer": features.featurizer, "options": features.options}
+    if context.reads == "records":
+        return facts, facts
+    facts["dtype"] = model.dtype
+    common = {
+        "base": context.model_digest,
+        "model": model.model_dump(mode="json", include={"dtype", "attention"}),
+    }
+    if features.featurizer not in VECTORLESS:
+        facts["store"] = features.store if split == "pool" else "float16"
+    if context.reads == "base":
+        return facts, {**facts, **common, "token_budget": features.token_budget}
+    from influray.model.checkpoints import load_checkpoint
+
+    facts["direction"] = features.direction if split == "pool" else "sgd"
+    facts["blocks"] = features.blocks
+    facts["projector"] = features.projector.model_dump(mode="json")
+    return facts, {
+        **common,
+        "checkpoint": load_checkpoint(context.directory.checkpoint(number)).digest,
+        "features": features.model_dump(mode="json", exclude={"rows_per_shard", "direction", "store"}),
+        "direction": facts["direction"],
+        "store": facts["store"],
+    }
 
 
 def quarantine_failures(context: StepContext, stores: list[FeatureStore]) -> int:
@@ -182,7 +200,7 @@ def quarantine_failures(context: StepContext, stores: list[FeatureStore]) -> int
             row, reason = min(rows.items())
             raise DataError(
                 f"data: {bad} of {total} rows of the {split} cannot be used, more than data.max_bad_fraction = {limit} "
-                f"allows; {len(rows)} of them for their gradient, the first is row {row}: {reason}; see {path}"
+                f"allows; {len(rows)} of them for their feature, the first is row {row}: {reason}; see {path}"
             )
     return len(failed["pool"])
 

@@ -81,13 +81,15 @@ def _plan(context: StepContext) -> Plan:
 
     cfg, directory = context.config, context.directory
     numbers = range(1, context.checkpoints + 1)
-    rates = [load_checkpoint(directory.checkpoint(k)).mean_learning_rate for k in numbers]
+    rates = [1.0]
+    if context.reads == "checkpoints":
+        rates = [load_checkpoint(directory.checkpoint(k)).mean_learning_rate for k in numbers]
     made = {s: [require_manifest(directory.features(s, k), "featurize") for k in numbers] for s in ("target", "pool")}
     stores = Stores(
         weights=checkpoint_weights(cfg.attribution.weights, rates),
         featurizer=made["pool"][0]["featurizer"],
-        direction=made["pool"][0]["direction"],
-        blocks=made["pool"][0]["blocks"],
+        direction=made["pool"][0].get("direction", ""),  # only gradients have one, and blocks
+        blocks=made["pool"][0].get("blocks", "whole"),
         bounds_K=tuple(tuple(one["bounds"]) for one in made["pool"]),
     )
     parts = {split: [[part["sha256"] for part in one["parts"]] for one in found] for split, found in made.items()}
@@ -212,7 +214,7 @@ def _target_columns(context: StepContext, checkpoints: int) -> Columns:
     lost = sorted(set(known["group"]) - {known["group"][row] for row in row_T})
     if lost:
         raise DataError(
-            f"data.targets.{lost[0]}: none of its rows has a finite gradient at every checkpoint; "
+            f"data.targets.{lost[0]}: none of its rows has a finite feature at every checkpoint; "
             "the quarantine says why"
         )
     ids, tasks = (tuple(known[name][row] for row in row_T) for name in ("id", "group"))

@@ -24,8 +24,20 @@ def warmup(context: StepContext) -> StepResult:
     """Train the warmup checkpoints on a seeded subset of the pool, or import the user's.
 
     A pool that only grew keeps its warmup: the subset is drawn from the rows that were there when it was trained,
-    and the job's fingerprint holds the content of these rows, so a row that changed trains it again.
+    and the job's fingerprint holds the content of these rows, so a row that changed trains it again. Features that
+    read no checkpoint need no warmup; one that is there stays as it is.
+
+    Raises:
+        ConfigError: no warmup is needed, and it is the step that was asked for.
     """
+    if context.reads != "checkpoints":
+        featurizer = context.config.features.featurizer
+        if context.until == "warmup":
+            raise ConfigError(
+                f"features.featurizer: {featurizer!r} reads no checkpoint, so there is nothing to warm up"
+            )
+        logger.info("warmup: %s reads no checkpoint, nothing to do", featurizer)
+        return StepResult(fingerprint([]), skipped=True, facts={"checkpoints": 0})
     from influray.runtime.training_worker import committed
 
     rows = len(context.catalogue("pool"))

@@ -1,4 +1,6 @@
-"""The datastore: feature rows of one split at one checkpoint, in row order, memory-mapped.
+"""The datastore: what a featurizer makes of one split at one checkpoint, in row order, memory-mapped.
+
+Which columns a row has depends on the featurizer: a feature vector, plain numbers, or counts over buckets.
 
 Shape suffixes: N rows of the split, B rows of one part, D feature.
 """
@@ -11,32 +13,36 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from influray.protocols import FeatureBlock
+from influray.protocols import ArtifactMismatch, FeatureBlock, SparseRows
 from influray.store.artifact import map_table, part_paths, require_manifest
 from influray.store.encodings import decoded, encoded
 
+# One number a row; what a block has beside them follows.
+PLAIN: dict[str, type] = {"norm": np.float32, "grad_norm": np.float32, "loss": np.float32, "loss_tokens": np.int32}
+
 
 def feature_table(blocks: Sequence[FeatureBlock], dimension: int, encoding: str = "float16") -> pa.Table:
-    """Return the Arrow table of a shard: the rows of all blocks, ascending, features kept as `encoding` says."""
+    """Return the Arrow table of a shard: the rows of all blocks, ascending, in the columns that the blocks have.
 
-    def joined(name: str, dtype: type) -> np.ndarray:
-        return np.concatenate([np.zeros(0, dtype), *(getattr(block, name) for block in blocks)]).astype(
-            dtype, copy=False
-        )
-
-    row_B = joined("row_B", np.int64)
+    Vectors are kept as `encoding` says. Counts become two columns of lists, `bucket` and `count`, of equal lengths.
+    """
+    row_B = np.concatenate([block.row_B for block in blocks]).astype(np.int64, copy=False)
     order_B = np.argsort(row_B, kind="stable")
-    feature_BD = np.concatenate([np.zeros((0, dimension), np.float16), *(block.feature_BD for block in blocks)])[
-        order_B
-    ]
-    columns = {
-        "row": pa.array(row_B[order_B]),
-        **encoded(feature_BD, encoding),
-        "norm": pa.array(joined("norm_B", np.float32)[order_B]),
-        "grad_norm": pa.array(joined("grad_norm_B", np.float32)[order_B]),
-        "loss": pa.array(joined("loss_B", np.float32)[order_B]),
-        "loss_tokens": pa.array(joined("loss_tokens_B", np.int32)[order_B]),
-    }
+    columns: dict[str, pa.Array] = {"row": pa.array(row_B[order_B])}
+    features = [block.feature_BD for block in blocks if block.feature_BD is not None]
+    if features:
+        feature_BD = np.concatenate([np.zeros((0, dimension), np.float16), *features])[order_B]
+        columns |= encoded(feature_BD, encoding)
+    for name, dtype in PLAIN.items():
+        values = [value for block in blocks if (value := getattr(block, f"{name}_B")) is not None]
+        if values:
+            columns[name] = pa.array(np.concatenate(values).astype(dtype, copy=False)[order_B])
+    for name in blocks[0].extra:
+        columns[name] = pa.array(np.concatenate([block.extra[name] for block in blocks])[order_B])
+    counts = [block.counts for block in blocks if block.counts is not None]
+    for name in ("bucket", "count") if counts else ():
+        lists = [pa.ListArray.from_arrays(pa.array(c.offset), pa.array(getattr(c, name))) for c in counts]
+        columns[name] = pa.concat_arrays(lists).take(pa.array(order_B))
     return pa.table(columns)
 
 
@@ -62,11 +68,61 @@ class Datastore:
             yield table["row"].to_numpy(), decoded(table, self.dimension)
 
     def column(self, name: str) -> np.ndarray:
-        """Return a plain column (row, norm, grad_norm, loss, loss_tokens) of all rows, [N]."""
-        return np.concatenate(
-            [np.zeros(0, np.int64 if name == "row" else np.float32)] + [t[name].to_numpy() for t in self.parts()]
-        )
+        """Return a plain column (row, norm, loss_tokens ...; which there are depends on the featurizer), [N].
+
+        Raises:
+            ArtifactMismatch: a datastore of this featurizer has no such column.
+        """
+        found = [plain_of(table, name, self.folder) for table in self.parts()]
+        return np.concatenate(found or [np.zeros(0, np.int64 if name == "row" else np.float32)])
 
     def features(self) -> np.ndarray:
         """Return all feature rows, [N, D] float16, copied into memory."""
         return np.concatenate([np.zeros((0, self.dimension), np.float16)] + [block for _, block in self.blocks()])
+
+    def counts(self) -> SparseRows:
+        """Return the counts of all rows, copied into memory.
+
+        Raises:
+            ArtifactMismatch: a datastore of this featurizer has none.
+        """
+        return joined_counts([counts_of(table, self.folder) for table in self.parts()])
+
+
+def plain_of(table: pa.Table, name: str, folder: str | Path) -> np.ndarray:
+    """Return a plain column of a part. Raises ArtifactMismatch, naming `folder`, where there is none."""
+    _require(table, name, folder)
+    return table[name].to_numpy()
+
+
+def counts_of(table: pa.Table, folder: str | Path) -> SparseRows:
+    """Return the counts of a part, or of a slice of one. Raises ArtifactMismatch where there are none."""
+    _require(table, "bucket", folder)
+    bucket, count = (_one_chunk(table[name]) for name in ("bucket", "count"))
+    offset = bucket.offsets.to_numpy()  # of a slice too: they begin where it does
+    return SparseRows(offset - offset[0], bucket.flatten().to_numpy(), count.flatten().to_numpy())
+
+
+def joined_counts(parts: Sequence[SparseRows]) -> SparseRows:
+    """Return the rows of all parts, one after the other."""
+    empty = np.zeros(0, np.int32)
+    length = np.concatenate([empty, *(np.diff(part.offset) for part in parts)])
+    return SparseRows(
+        offset=np.concatenate([[0], np.cumsum(length, dtype=np.int64)]),
+        bucket=np.concatenate([empty, *(part.bucket for part in parts)]),
+        count=np.concatenate([empty, *(part.count for part in parts)]),
+    )
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    chunk = column.combine_chunks()
+    return chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
+
+
+def _require(table: pa.Table, name: str, folder: str | Path) -> None:
+    if name not in table.column_names:
+        there = ", ".join(table.column_names)
+        raise ArtifactMismatch(
+            f"{folder}: has no column {name!r}, only {there}; choose the features.featurizer that makes it, "
+            "and run `influray featurize` again"
+        )

@@ -18,7 +18,12 @@ POOL = make_rows(POOL_ROWS, 24, K, seed=0)
 TARGET = make_rows(TARGETS, 24, K, seed=1, groups=("sums", "reversals"))
 COLUMNS = Columns(tuple(range(TARGETS)), tuple("vwxyz"), tuple(TARGET.group_B))
 # What a scorer is made for where that is not the default; a new scorer that needs something else has a line here.
-STORES: dict[str, dict[str, Any]] = {"datainf": {"blocks": "module", "bounds_K": ((0, 6, 12, 18, 24),) * K}}
+STORES: dict[str, dict[str, Any]] = {
+    "datainf": {"blocks": "module", "bounds_K": ((0, 6, 12, 18, 24),) * K},
+    "dsir": {"featurizer": "ngram", "bounds_K": ((0, 24),)},
+    "bm25": {"featurizer": "ngram"},
+    "el2n": {"featurizer": "loss"},
+}
 
 
 def fitted(scorer: Scorer, pool: FeatureRows, cuts: tuple[int, ...] = (0, 13, 27)) -> Arrays:

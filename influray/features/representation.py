@@ -1,0 +1,95 @@
+"""Representation features: a pooled last hidden state for every row, from one forward pass (RDS+, arXiv 2503.01807).
+
+The base model as it stands, so there is nothing to warm up and nothing to project: D is the model's hidden size.
+
+Shape suffixes: B batch, S tokens, L tokens of one example, H = D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from influray.features.options import Option, one_of, read_options
+from influray.model.example_gradients import make_batch
+from influray.protocols import ConfigError, FeatureBlock, Reads, TokenizedExample
+
+_POOLINGS = ("position_weighted", "mean", "last_token")
+
+
+class RepresentationFeaturizer:
+    """Unit pooled hidden states of whole rows, prompt and answer, after the model's last norm.
+
+    `pooling` is "position_weighted" (weights 1..L over the row's own L tokens; RDS+), "mean", or "last_token" (RDS).
+    `norm` of the datastore is that of the pooled state.
+
+    Source: RDS+, arXiv 2503.01807; hamishivi/automated-instruction-selection compute_influence_cosinesim.py. Unlike
+    that code, padding has no weight, so a batch may hold more than one row; sums are float64 and not the model's dtype.
+
+    Raises:
+        ConfigError: an option is wrong, or the model's decoder cannot be told from its head.
+    """
+
+    reads: ClassVar[Reads] = "base"
+    OPTIONS: ClassVar[dict[str, Option]] = {"pooling": Option("position_weighted", one_of(*_POOLINGS))}
+
+    def __init__(self, model: nn.Module, device: str | torch.device = "cpu", **options: Any) -> None:
+        self._pooling: str = read_options("representation", options, self.OPTIONS)["pooling"]
+        self._device = torch.device(device)
+        whole: Any = model.eval()
+        self._decoder: Any = whole.get_decoder() if hasattr(whole, "get_decoder") else whole
+        if self._decoder is whole:
+            raise ConfigError(
+                f"model.base: the hidden states of {type(whole).__name__} cannot be told from its output; "
+                "representation needs a causal language model with a decoder of its own"
+            )
+        with torch.no_grad():
+            first = self._decoder(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self._device), use_cache=False)
+        self.dimension: int = first.last_hidden_state.shape[-1]
+
+    @torch.no_grad()
+    def compute(self, examples: Sequence[TokenizedExample]) -> FeatureBlock:
+        """Return the feature rows of one batch, in its order.
+
+        A row without a trained token, or whose pooled state is not finite or zero, goes to `failures`.
+        """
+        failures = {e.row: "no trained token" for e in examples if not e.loss_tokens}
+        examples = [e for e in examples if e.loss_tokens]
+        pooled_BD = np.zeros((len(examples), self.dimension))
+        if examples:
+            batch = make_batch(examples, self._device)
+            output = self._decoder(
+                input_ids=batch.input_ids_BS, attention_mask=batch.attention_mask_BS, use_cache=False
+            )
+            for b, example in enumerate(examples):
+                pooled_BD[b] = self._pool(output.last_hidden_state[b, : example.tokens]).cpu().numpy()
+        norm_B = np.linalg.norm(pooled_BD, axis=1)
+        usable_B = np.isfinite(norm_B) & (norm_B > 0)
+        for b in np.flatnonzero(~usable_B):
+            failures[examples[b].row] = "zero feature" if norm_B[b] == 0 else "non-finite feature"
+        kept = [examples[b] for b in np.flatnonzero(usable_B)]
+        unit_BD = pooled_BD[usable_B] / norm_B[usable_B, None]
+        return FeatureBlock(
+            row_B=np.array([e.row for e in kept], np.int64),
+            feature_BD=unit_BD.astype(np.float16),
+            norm_B=norm_B[usable_B].astype(np.float32),
+            grad_norm_B=None,
+            loss_B=None,
+            loss_tokens_B=np.array([e.loss_tokens for e in kept], np.int32),
+            extra={"tokens": np.array([e.tokens for e in kept], np.int32)},
+            failures=failures,
+        )
+
+    def _pool(self, hidden_LH: Tensor) -> Tensor:
+        """Return one row's pooled state, [H] float64; only its own tokens are looked at."""
+        if self._pooling == "last_token":
+            return hidden_LH[-1].double()
+        L = len(hidden_LH)
+        weight_L = torch.ones(L, dtype=torch.float64, device=hidden_LH.device)
+        if self._pooling == "position_weighted":
+            weight_L = torch.arange(1, L + 1, dtype=torch.float64, device=hidden_LH.device)
+        return (hidden_LH.double() * (weight_L / weight_L.sum())[:, None]).sum(0)
