@@ -30,11 +30,65 @@ def dense_rademacher(parameters: int, dimension: int, seed: int) -> np.ndarray:
 
 
 def dense_sparse_jl(parameters: int, dimension: int, seed: int, nonzeros: int) -> np.ndarray:
-    """Return R [P, D]: of each word the high half places the non-zero in its block, the lowest bit is the sign."""
+    """Return R [P, D]: coordinate i of block b has its k-th sign in column (i + offset_k(b)) mod D."""
     matrix = np.zeros((parameters, dimension))
-    width = dimension // nonzeros
     for i in range(parameters):
-        for k in range(nonzeros):
-            w = word(seed, i, k)
-            matrix[i, k * width + ((w >> 32) * width >> 32)] = 1.0 if w & 1 else -1.0
+        for k, offset in enumerate(different_columns(seed, i // dimension, dimension, nonzeros)):
+            matrix[i, (i + offset) % dimension] = sign(seed, i, k)
     return matrix / np.sqrt(nonzeros)
+
+
+def different_columns(seed: int, block: int, dimension: int, nonzeros: int) -> list[int]:
+    chosen: list[int] = []
+    for k in range(nonzeros):
+        left = [column for column in range(dimension) if column not in chosen]
+        chosen.append(left[(word(seed, block, nonzeros + k) >> 32) * len(left) >> 32])
+    return chosen
+
+
+def sign(seed: int, coordinate: int, row: int) -> float:
+    return 1.0 if word(seed, coordinate // 64, row) >> (coordinate % 64) & 1 else -1.0
+
+
+def dense_hadamard(parameters: int, dimension: int, seed: int, block: int) -> np.ndarray:
+    """Return R [P, D]: signs, the Hadamard matrix of every block, signs, rotation on the ring of columns."""
+    width = dimension // block
+    chunk = block * width
+    matrix = np.zeros((parameters, dimension))
+    for i in range(parameters):
+        m, within = divmod(i, chunk)
+        k, r = divmod(within, width)  # coordinate k of block r
+        offset = (word(seed, m, 2) >> 32) * dimension >> 32
+        for j in range(block):  # Sylvester's matrix has (-1)^(number of ones in k & j) at (k, j)
+            place = j * width + r
+            entry = (-1) ** (k & j).bit_count() * sign(seed, i, 0) * sign(seed, m * chunk + place, 1)
+            matrix[i, (place + offset) % dimension] = entry / np.sqrt(block)
+    return matrix
+
+
+def dense_variance(x: np.ndarray, y: np.ndarray, dimension: int) -> float:
+    """Return Var[xR . yR] for independent signs: (S - Q) / D."""
+    return (spread(x, y) - 2 * float((x**2 * y**2).sum())) / dimension
+
+
+def sparse_jl_variance(x: np.ndarray, y: np.ndarray, dimension: int, nonzeros: int) -> float:
+    """Return Var[xR . yR], pair by pair: two coordinates meet in s^2 / D columns on average, in one block in fewer."""
+    total = 0.0
+    for i in range(len(x)):
+        for j in range(i):
+            same = i // dimension == j // dimension
+            meetings = nonzeros * (nonzeros - 1) / (dimension - 1) if same else nonzeros**2 / dimension
+            total += meetings / nonzeros**2 * (x[i] * y[j] + x[j] * y[i]) ** 2
+    return total
+
+
+def hadamard_variance(x: np.ndarray, y: np.ndarray, dimension: int, block: int) -> float:
+    """Return Var[xR . yR], pair by pair: coordinates of one chunk are orthogonal."""
+    chunk = dimension // block * block
+    pairs = ((i, j) for i in range(len(x)) for j in range(i) if i // chunk != j // chunk)
+    return sum((x[i] * y[j] + x[j] * y[i]) ** 2 for i, j in pairs) / dimension
+
+
+def spread(x: np.ndarray, y: np.ndarray) -> float:
+    """Return S = |x|^2 |y|^2 + (x . y)^2."""
+    return float((x @ x) * (y @ y) + (x @ y) ** 2)

@@ -95,7 +95,7 @@ def test_sign_rows_have_one_magnitude():
     assert block.norm_B[4] == pytest.approx(len(values) ** 0.5)
 
 
-@pytest.mark.parametrize(("name", "options"), [("rademacher", {}), ("sparse_jl", {"nonzeros": 4})])
+@pytest.mark.parametrize(("name", "options"), [("rademacher", {}), ("sparse_jl", {"nonzeros": 4}), ("hadamard", {})])
 def test_inner_products_of_features_estimate_the_cosines_of_gradients(name, options):
     exact = GradientFeaturizer(adapted(), config(), None, "sgd").compute(mixed_batch())
     block = GradientFeaturizer(adapted(), config(name, 2048, options), None, "sgd").compute(mixed_batch())
