@@ -83,6 +83,19 @@ class Projector(Protocol):
         ...
 
 
+@runtime_checkable
+class FactorProjector(Projector, Protocol):
+    """A projector that can do without the gradient: sum_s grad_s x_s' of a linear layer comes as its two factors."""
+
+    def set_layout(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Say what the coordinates are: (offset, out, in) of every weight."""
+        ...
+
+    def add_factors(self, out_BD: Tensor, offset: int, grad_BSo: Tensor, x_BSi: Tensor) -> None:
+        """Add the projection of sum_s grad_s x_s', the gradient of the weight at `offset`, to `out_BD`, in place."""
+        ...
+
+
 class Featurizer(Protocol):
     """One batch of examples -> one feature row per example."""
 

@@ -36,6 +36,9 @@ PROJECTORS: dict[str, Entry] = {
     "hadamard": Entry(
         "influray.features.projectors.hadamard:HadamardProjector", "randomised Hadamard transforms of blocks, added up"
     ),
+    "factored": Entry(
+        "influray.features.projectors.factored:FactoredProjector", "layer inputs and output gradients first (LoGra)"
+    ),
     "identity": Entry(
         "influray.features.projectors.identity:IdentityProjector", "the gradient itself; D must equal P; for tests"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from influray.protocols import ConfigError, Projector
 from influray.registry import PROJECTORS, resolve
-from tests.reference.dense_projection import dense_variance, hadamard_variance, sparse_jl_variance
+from tests.reference.dense_projection import dense_variance, factored_variance, hadamard_variance, sparse_jl_variance
 
 P, D = 96, 96  # equal, so that the identity can be among them
 NAMES = sorted(PROJECTORS)
@@ -99,6 +100,7 @@ STATED = [  # projector, options, D, P, its variance
     ("sparse_jl", {"nonzeros": 3}, 19, 40, partial(sparse_jl_variance, nonzeros=3)),
     ("hadamard", {"block": 4}, 19, 60, partial(hadamard_variance, block=4)),
     ("hadamard", {"block": 16}, 16, 40, partial(hadamard_variance, block=16)),
+    ("factored", {"columns": 3}, 16, 24, partial(factored_variance, columns=3)),
 ]
 
 
@@ -119,7 +121,7 @@ def test_inner_products_have_the_mean_and_the_variance_of_the_docstring(name, op
         estimates.append(px @ py)
     found = torch.stack(estimates)
     variance = stated(x.numpy(), y.numpy(), dimension)
-    assert variance <= dense_variance(x.numpy(), y.numpy(), dimension) * (1 + 1e-12)
+    assert name == "factored" or variance <= dense_variance(x.numpy(), y.numpy(), dimension) * (1 + 1e-12)
     assert abs(found.mean() - x @ y) < 5 * (variance / n) ** 0.5
     fourth = ((found - found.mean()) ** 4).mean()
     assert abs(found.var() - variance) < 5 * ((fourth - found.var() ** 2) / n) ** 0.5
@@ -130,7 +132,8 @@ def test_inner_products_have_the_mean_and_the_variance_of_the_docstring(name, op
 def test_any_shape_keeps_the_norm_on_average(name, dimension, parameters):
     x = rows(1, parameters)
     squares = [float(project(make(name, seed, dimension, parameters), x).square().sum()) for seed in range(100)]
-    error = 5 * (2 / dimension / 100) ** 0.5  # the relative variance is at most 2 / D
+    columns = math.isqrt(dimension) if name == "factored" else dimension
+    error = 5 * (2 / columns / 100) ** 0.5  # the relative variance is at most 2 / D
     assert sum(squares) / 100 == pytest.approx(float(x.square().sum()), rel=error)
 
 
@@ -145,7 +148,8 @@ def test_no_rows_and_no_coordinates_change_nothing(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "options", [{"nonzero": 2}, {"cache_bytes": -1}, {"cache_bytes": "1G"}, {"nonzeros": 0}, {"block": 3}]
+    "options",
+    [{"nonzero": 2}, {"cache_bytes": -1}, {"cache_bytes": "1G"}, {"nonzeros": 0}, {"block": 3}, {"columns": 10}],
 )
 def test_a_wrong_option_is_refused_with_its_key(name, options):
     with pytest.raises(ConfigError, match=f"features.projector.options.{next(iter(options))}"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 WORD = 2**64
@@ -92,3 +94,52 @@ def hadamard_variance(x: np.ndarray, y: np.ndarray, dimension: int, block: int) 
 def spread(x: np.ndarray, y: np.ndarray) -> float:
     """Return S = |x|^2 |y|^2 + (x . y)^2."""
     return float((x @ x) * (y @ y) + (x @ y) ** 2)
+
+
+def dense_factored(shapes: list[tuple[int, int, int]], dimension: int, seed: int, columns: int) -> np.ndarray:
+    """Return R [P, D] for weights (offset, out, in): Kronecker products of two maps, one after the other on the ring."""
+    matrix, column = np.zeros((sum(out * inside for _, out, inside in shapes), dimension)), 0
+    for offset, out, inside in shapes:
+        product = np.kron(side(seed, offset, out, columns, 1), side(seed, offset, inside, columns, 0))
+        for k in range(product.shape[1]):
+            matrix[offset : offset + out * inside, (column + k) % dimension] += product[:, k]
+        column += product.shape[1]
+    return matrix
+
+
+def side(seed: int, offset: int, width: int, columns: int, which: int) -> np.ndarray:
+    words = -(-columns // 64)
+
+    def entry(n: int, k: int) -> float:
+        return 1.0 if word(seed, offset + n, which * words + k // 64) >> (k % 64) & 1 else -1.0
+
+    if width <= columns:
+        return np.diag([entry(n, 0) for n in range(width)])
+    return np.array([[entry(n, k) for k in range(columns)] for n in range(width)]) / np.sqrt(columns)
+
+
+def kronecker_variance(x: np.ndarray, y: np.ndarray, columns: int) -> float:
+    """Return the variance of <R_out' X R_in, R_out' Y R_in> for one weight, sums over pairs written out."""
+    (out, inside), total = x.shape, 0.0
+    a, b = (0.0 if width <= columns else 1 / columns for width in x.shape)
+    m, n = x @ y.T, x.T @ y
+    total += a * sum((m[o, u] + m[u, o]) ** 2 for o in range(out) for u in range(o))
+    total += b * sum((n[i, j] + n[j, i]) ** 2 for i in range(inside) for j in range(i))
+    for o, u, i, j in itertools.product(range(out), range(out), range(inside), range(inside)):
+        if u < o and j < i:
+            total += a * b * (x[o, i] * y[u, j] + x[u, i] * y[o, j] + x[o, j] * y[u, i] + x[u, j] * y[o, i]) ** 2
+    return total
+
+
+def factored_variance(x: np.ndarray, y: np.ndarray, dimension: int, columns: int, shapes=None) -> float:
+    """Return Var[xR . yR]: of every weight alone, and of pairs of coordinates of two weights that share columns."""
+    shapes = shapes or [(0, 1, len(x))]
+    square, total = dense_factored(shapes, dimension, 0, columns) ** 2, 0.0  # the squares are the same for all seeds
+    for w, (offset, out, inside) in enumerate(shapes):
+        own = slice(offset, offset + out * inside)
+        total += kronecker_variance(x[own].reshape(out, inside), y[own].reshape(out, inside), columns)
+        for other_offset, other_out, other_inside in shapes[:w]:
+            other = slice(other_offset, other_offset + other_out * other_inside)
+            meet = square[own] @ square[other].T
+            total += float((meet * (np.outer(x[own], y[other]) + np.outer(y[own], x[other])) ** 2).sum())
+    return total

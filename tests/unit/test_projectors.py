@@ -8,13 +8,22 @@ import numpy as np
 import pytest
 import torch
 
+from influray.features.projectors.factored import FactoredProjector
 from influray.features.projectors.hadamard import HadamardProjector, walsh_hadamard
 from influray.features.projectors.hashing import SignBits, coordinate_signs, mix64
 from influray.features.projectors.identity import IdentityProjector
 from influray.features.projectors.rademacher import RademacherProjector
 from influray.features.projectors.sparse_jl import SparseJLProjector
 from influray.protocols import ConfigError
-from tests.reference.dense_projection import dense_hadamard, dense_rademacher, dense_sparse_jl, mix, sign
+from tests.reference.dense_projection import (
+    dense_factored,
+    dense_hadamard,
+    dense_rademacher,
+    dense_sparse_jl,
+    factored_variance,
+    mix,
+    sign,
+)
 
 
 def project(projector, x_BP, cuts=()):
@@ -74,6 +83,55 @@ def test_walsh_hadamard_multiplies_by_the_matrix_of_sylvester(order):
 def test_signs_of_coordinates_are_those_of_the_hash_wherever_a_slice_begins():
     found = coordinate_signs(SignBits(1.0, torch.device("cpu")), 5, 50, 200, 2, torch.device("cpu"))
     assert found.tolist() == [[sign(5, i, k) for i in range(50, 200)] for k in range(2)]
+
+
+SHAPES = [(0, 3, 10), (30, 9, 4), (66, 8, 5)]  # more than D = 19 columns together; 106 coordinates
+
+
+def factored(seed, columns=4, dimension=19):
+    projector = FactoredProjector(dimension, 106, seed, columns=columns)
+    projector.set_layout(SHAPES)
+    return projector
+
+
+@pytest.mark.parametrize(("columns", "dimension"), [(4, 19), (1, 5), (9, 100), (70, 4900)])
+@pytest.mark.parametrize("seed", [0, 2**40 + 1, -2])
+def test_factored_is_the_dense_matrix_of_its_hash(columns, dimension, seed):
+    expected = dense_factored(SHAPES, dimension, seed, columns)
+    x = rows(3, 106)
+    found = project(factored(seed, columns, dimension), x, cuts=(11, 50))
+    np.testing.assert_allclose(found.numpy(), x.numpy() @ expected, rtol=1e-6, atol=1e-6)
+
+
+def test_factors_are_projected_as_the_gradient_that_they_make():
+    generator = torch.Generator().manual_seed(0)
+    for offset, out, inside in SHAPES:
+        grad_BSo = torch.randn(5, 7, out, generator=generator)
+        x_BSi = torch.randn(5, 7, inside, generator=generator)
+        block_Bp = torch.einsum("bso,bsi->boi", grad_BSo, x_BSi).flatten(1)
+        expected, found, alone = torch.zeros(3, 5, 19)
+        factored(0).add_slice(expected, block_Bp, offset)
+        factored(0).add_factors(found, offset, grad_BSo, x_BSi)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        for b in range(5):
+            factored(0).add_factors(alone[b : b + 1], offset, grad_BSo[b : b + 1], x_BSi[b : b + 1])
+        assert torch.equal(alone, found)
+
+
+def test_factored_inner_products_of_several_weights_have_the_stated_mean_and_variance():
+    n = 1000
+    x, y = rows(2, 106)
+    x[36:40] *= 3
+    y = x + 0.5 * y
+    found = []
+    for seed in range(n):
+        px, py = project(factored(seed), torch.stack([x, y]))
+        found.append(px @ py)
+    found = torch.stack(found)
+    variance = factored_variance(x.numpy(), y.numpy(), 19, 4, SHAPES)
+    assert abs(found.mean() - x @ y) < 5 * (variance / n) ** 0.5
+    fourth = ((found - found.mean()) ** 4).mean()
+    assert abs(found.var() - variance) < 5 * ((fourth - found.var() ** 2) / n) ** 0.5
 
 
 STREAMED = [
@@ -144,6 +202,8 @@ def test_columns_of_a_block_are_different_and_equally_likely():
 def test_options_that_do_not_fit_the_dimension_are_refused():
     with pytest.raises(ConfigError, match=r"features\.projector\.options\.nonzeros: 8 .* = 7 columns"):
         SparseJLProjector(7, 100, 0, nonzeros=8)
+    with pytest.raises(ConfigError, match=r"features\.projector\.options\.columns: found 5; .* = 24"):
+        FactoredProjector(24, 100, 0, columns=5)
     for block in (12, 32):
         with pytest.raises(ConfigError, match=rf"features\.projector\.options\.block: found {block}; .* = 20"):
             HadamardProjector(20, 100, 0, block=block)

@@ -43,7 +43,7 @@ class SignBits:
     def of_words(self, word_nw: Tensor) -> Tensor:
         """Return [n, 64 w] float32 of words [n, w]."""
         # A table lookup turns a byte into eight signs at once; single bits would take eight passes more.
-        byte = word_nw.reshape(-1).view(torch.uint8)
+        byte = word_nw.clone(memory_format=torch.contiguous_format).view(torch.uint8)
         return F.embedding(byte.int(), self._signs_of_byte).view(len(word_nw), -1)
 
 
