@@ -110,6 +110,19 @@ class Projector(Protocol):
         ...
 
 
+@runtime_checkable
+class FactorProjector(Projector, Protocol):
+    """A projector that can do without the gradient: sum_s grad_s x_s' of a linear layer comes as its two factors."""
+
+    def set_layout(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Say what the coordinates are: (offset, out, in) of every weight."""
+        ...
+
+    def add_factors(self, out_BD: Tensor, offset: int, grad_BSo: Tensor, x_BSi: Tensor) -> None:
+        """Add the projection of sum_s grad_s x_s', the gradient of the weight at `offset`, to `out_BD`, in place."""
+        ...
+
+
 Reads = Literal["checkpoints", "base", "records"]
 
 
@@ -222,7 +235,7 @@ class AttributionSource(Protocol):
         ...
 
 
-class FeatureRows(Protocol):
+class UnitRows(Protocol):
     """Feature rows whose inner products are cosines, by row number."""
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
@@ -259,7 +272,7 @@ class SelectionProblem:
     seed: int = 0
     facts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     limits: Limits = Limits()
-    features: FeatureRows | None = None  # for limits.near_duplicates
+    features: UnitRows | None = None  # for limits.near_duplicates
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,20 @@ FEATURIZERS: dict[str, Entry] = {
 }
 
 PROJECTORS: dict[str, Entry] = {
-    "rademacher": Entry("influray.features.projectors:RademacherProjector", "dense +-1 signs, streamed in blocks"),
-    "sparse_jl": Entry("influray.features.projectors:SparseJLProjector", "s signed non-zeros per coordinate"),
+    "rademacher": Entry(
+        "influray.features.projectors.rademacher:RademacherProjector", "dense +-1 signs, streamed in blocks"
+    ),
+    "sparse_jl": Entry(
+        "influray.features.projectors.sparse_jl:SparseJLProjector", "s signed non-zeros per coordinate; the fastest"
+    ),
+    "hadamard": Entry(
+        "influray.features.projectors.hadamard:HadamardProjector", "randomised Hadamard transforms of blocks, added up"
+    ),
+    "factored": Entry(
+        "influray.features.projectors.factored:FactoredProjector", "layer inputs and output gradients first (LoGra)"
+    ),
     "identity": Entry(
-        "influray.features.projectors:IdentityProjector", "the gradient itself; D must equal P; for tests"
+        "influray.features.projectors.identity:IdentityProjector", "the gradient itself; D must equal P; for tests"
     ),
 }
 

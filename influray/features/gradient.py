@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from influray.features.module_blocks import ModuleBlocks
 from influray.features.preconditioners import epsilon_share, make_direction
 from influray.model.example_gradients import ExampleGradients, TrackedWeight, lora_weights, make_batch
-from influray.protocols import FeatureBlock, Projector, TokenizedExample
+from influray.protocols import ConfigError, FactorProjector, FeatureBlock, Projector, TokenizedExample
 from influray.registry import resolve
 
 if TYPE_CHECKING:
@@ -82,6 +82,14 @@ class GradientFeaturizer:
             self._projector, self.bounds = blocks, blocks.bounds
         else:
             self._projector = make(settings.dimension)
+        self._factors = self._projector if isinstance(self._projector, FactorProjector) else None
+        if self._factors is not None:
+            if direction != "sgd":
+                raise ConfigError(
+                    f"features.direction: {direction!r} changes every coordinate of a gradient, and the projector "
+                    f"{settings.name!r} never forms one; set it to sgd, or take another features.projector.name"
+                )
+            self._factors.set_layout([(w.offset, w.module.weight.shape[0], w.module.weight.shape[1]) for w in weights])
         self.dimension = self._projector.dimension
         self._gradients = ExampleGradients(model, weights)  # last: what is refused above leaves the model alone
         self.head = self._gradients.head
@@ -106,7 +114,10 @@ class GradientFeaturizer:
         batch = make_batch(examples, self.device)
         sums = _Sums(self, len(examples))
         with _repeatable(self.device):
-            loss_B = self._gradients.run(batch, sums.consume)
+            if self._factors is None:
+                loss_B = self._gradients.run(batch, sums.consume)
+            else:
+                loss_B = self._gradients.run(batch, sums.consume, sums.consume_factors)
         feature_BD, square_B = sums.totals()
         norm_B = np.linalg.norm(feature_BD, axis=1)
         loss, grad_norm_B = loss_B.cpu().numpy(), np.sqrt(square_B)
@@ -120,6 +131,11 @@ class GradientFeaturizer:
         unit_BD = feature_BD[good] / norm_B[good, None]
         kept = [examples[b] for b in good]
         return _block(kept, unit_BD, norm_B[good], grad_norm_B[good], loss[good], failures)
+
+    def project_factors(self, weight: TrackedWeight, grad_BSo: Tensor, x_BSi: Tensor, out_BD: Tensor) -> None:
+        """Add the projection of one weight's gradient sum_s grad_s x_s', which is not formed, to `out_BD`."""
+        assert self._factors is not None
+        self._factors.add_factors(out_BD, weight.offset, grad_BSo, x_BSi)
 
     def project(self, weight: TrackedWeight, block_Bp: Tensor, out_BD: Tensor) -> None:
         """Add one weight's share of the feature, before it is made a unit, to `out_BD`."""
@@ -137,16 +153,25 @@ class _Sums:
         self._lock = threading.Lock()
 
     def consume(self, weight: TrackedWeight, block_Bp: Tensor) -> None:
-        owner = self._featurizer
         with self._lock:
-            if block_Bp.device not in self._by_device:
-                self._by_device[block_Bp.device] = (
-                    torch.zeros(self._B, owner.dimension, dtype=owner._dtype, device=owner.device),
-                    torch.zeros(self._B, dtype=torch.float64, device=block_Bp.device),
-                )
-            out_BD, square_B = self._by_device[block_Bp.device]
+            out_BD, square_B = self._of(block_Bp.device)
             square_B += block_Bp.double().square_().sum(1)
-            owner.project(weight, block_Bp, out_BD)
+            self._featurizer.project(weight, block_Bp, out_BD)
+
+    def consume_factors(self, weight: TrackedWeight, grad_BSo: Tensor, x_BSi: Tensor) -> None:
+        with self._lock:
+            out_BD, square_B = self._of(grad_BSo.device)
+            square_B += squared_norm(grad_BSo, x_BSi)
+            self._featurizer.project_factors(weight, grad_BSo, x_BSi, out_BD)
+
+    def _of(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._by_device:
+            owner = self._featurizer
+            self._by_device[device] = (
+                torch.zeros(self._B, owner.dimension, dtype=owner._dtype, device=owner.device),
+                torch.zeros(self._B, dtype=torch.float64, device=device),
+            )
+        return self._by_device[device]
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
         """Return features [B, D] and squared gradient norms [B], both float64."""
@@ -154,6 +179,19 @@ class _Sums:
         features = [out_BD.double().cpu().numpy() for out_BD, _ in ordered]
         squares = [square_B.cpu().numpy() for _, square_B in ordered]
         return np.sum(features, axis=0), np.sum(squares, axis=0)
+
+
+def squared_norm(grad_BSo: Tensor, x_BSi: Tensor) -> Tensor:
+    """Return |sum_s grad_s x_s'|^2 of every row, [B] float64.
+
+    It is the sum over tokens s, t of (grad_s . grad_t)(x_s . x_t), or that of the squares of the gradient's own
+    entries: whichever has fewer operations.
+    """
+    S, o, i = grad_BSo.shape[1], grad_BSo.shape[2], x_BSi.shape[2]
+    if o * i <= S * (o + i):
+        return torch.bmm(grad_BSo.transpose(1, 2), x_BSi).double().square_().sum((1, 2))
+    between_grads, between_inputs = (torch.bmm(t, t.transpose(1, 2)).double() for t in (grad_BSo, x_BSi))
+    return (between_grads * between_inputs).sum((1, 2)).clamp_(min=0)  # rounding may leave a zero below zero
 
 
 def resolve_token_budget(

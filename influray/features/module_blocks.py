@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from influray.model.example_gradients import TrackedWeight
-from influray.protocols import ConfigError, Projector
+from influray.protocols import ConfigError, FactorProjector, Projector
 
 
 class ModuleBlocks:
@@ -21,7 +21,7 @@ class ModuleBlocks:
     coordinates to d numbers: as entries belong to coordinates, one does for all modules, and the parts are independent.
 
     Raises:
-        ConfigError: D is no multiple of L.
+        ConfigError: D is no multiple of L, or the projector takes whole layers.
     """
 
     def __init__(
@@ -41,6 +41,11 @@ class ModuleBlocks:
         self.bounds = tuple(range(0, dimension + 1, self._width))
         self._offsets = [weights[i].offset for i in first]
         self._projector = make(self._width)
+        if isinstance(self._projector, FactorProjector):
+            raise ConfigError(
+                "features.blocks: module needs a projector of single coordinates, and "
+                f"{type(self._projector).__name__} takes whole layers; take another features.projector.name"
+            )
 
     def add_slice(self, out_BD: Tensor, block_Bp: Tensor, offset: int) -> None:
         """Add the projection of a slice that lies within one module to that module's part of `out_BD`, in place."""

@@ -59,6 +59,7 @@ class Batch:
 
 
 BlockConsumer = Callable[[TrackedWeight, Tensor], None]  # (weight, gradient block [B, p])
+FactorConsumer = Callable[[TrackedWeight, Tensor, Tensor], None]  # (weight, dL/dy [B, S, out], x [B, S, in])
 
 
 def lora_weights(model: nn.Module) -> tuple[TrackedWeight, ...]:
@@ -137,6 +138,8 @@ class ExampleGradients:
         self._partial: dict[str, Tensor] = {}  # sums of layers that are called more than once
         self._done: set[str] = set()
         self._consume: BlockConsumer = _ignore
+        self._consume_factors: FactorConsumer | None = None
+        self._factors: dict[str, list[tuple[Tensor, Tensor]]] = {}  # of layers that are called more than once
         self.masks_padding = False
         self.masks_padding = self._probe_padding()
         self.head: Literal["pieces", "whole"] = self._choose_head()
@@ -147,12 +150,15 @@ class ExampleGradients:
         for handle in self._handles:
             handle.remove()
 
-    def run(self, batch: Batch, consume: BlockConsumer) -> Tensor:
+    def run(self, batch: Batch, consume: BlockConsumer, consume_factors: FactorConsumer | None = None) -> Tensor:
         """Hand the gradients of a batch to `consume`, weight by weight, and return the mean losses [B] float64.
 
         `consume(weight, block)` is called once for every tracked weight, in the order of the backward, with a block
         [B, p] of float32 (float64 under a float64 model) that is dropped after the call. A layer that the loss does
         not depend on comes last with zeros. A row that is not finite leaves the others as they are.
+
+        With `consume_factors` no gradient is formed: it gets the two tensors whose products over tokens add up to it
+        (those of several calls of a layer one after the other), and `consume` only the zeros.
 
         Raises:
             ConfigError: a tracked layer does not see its input as [B, S, features].
@@ -160,14 +166,15 @@ class ExampleGradients:
         B, S = batch.input_ids_BS.shape
         self._shape_BS, self._consume = (B, S), consume
         self._calls, self._partial, self._done = {}, {}, set()
+        self._consume_factors, self._factors = consume_factors, {}
         try:
             with torch.enable_grad():
                 backward = self._backward_in_pieces if self.head == "pieces" else self._backward_whole
                 token_loss_n = backward(batch)
             self._flush(B)
         finally:
-            self._shape_BS, self._consume = None, _ignore
-            self._partial = {}
+            self._shape_BS, self._consume, self._consume_factors = None, _ignore, None
+            self._partial, self._factors = {}, {}
         return _sum_by_example(token_loss_n, batch) / batch.loss_tokens_B.double()
 
     def _backward_in_pieces(self, batch: Batch) -> Tensor:
@@ -287,6 +294,13 @@ class ExampleGradients:
 
     @torch.no_grad()
     def _on_gradient(self, weight: TrackedWeight, x_BSi: Tensor, grad_BSo: Tensor) -> None:
+        if self._consume_factors is not None:
+            factors = _at_least_float32(grad_BSo) / self._scale, _at_least_float32(x_BSi)
+            self._factors.setdefault(weight.name, []).append(factors)
+            self._calls[weight.name] -= 1
+            if not self._calls[weight.name]:
+                self._hand_on_factors(weight)
+            return
         block_Bp = torch.bmm(_at_least_float32(grad_BSo).transpose(1, 2), _at_least_float32(x_BSi)).flatten(1)
         if self._scale != 1.0:
             block_Bp /= self._scale
@@ -300,10 +314,18 @@ class ExampleGradients:
             self._done.add(weight.name)
             self._consume(weight, block_Bp)
 
+    def _hand_on_factors(self, weight: TrackedWeight) -> None:
+        assert self._consume_factors is not None
+        grads, inputs = zip(*self._factors.pop(weight.name), strict=True)
+        self._done.add(weight.name)
+        self._consume_factors(weight, torch.cat(grads, 1), torch.cat(inputs, 1))
+
     @torch.no_grad()
     def _flush(self, B: int) -> None:
         """Hand on what the backward has not reached, or not on all of its calls."""
         for weight in self.weights:
+            if weight.name in self._factors:
+                self._hand_on_factors(weight)
             if weight.name not in self._done:
                 block_Bp = self._partial.pop(weight.name, None)
                 if block_Bp is None:

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from influray.protocols import FeatureRows
+from influray.protocols import UnitRows
 
 START = 256  # chosen rows that there is room for at first
 
@@ -21,7 +21,7 @@ class NearDuplicates:
     over a few evenly spaced coordinates rules out nearly all chosen rows, and the others are looked at whole.
     """
 
-    def __init__(self, features: FeatureRows, threshold: float) -> None:
+    def __init__(self, features: UnitRows, threshold: float) -> None:
         self._features = features
         self._threshold = threshold
         self._rows: list[int] = []

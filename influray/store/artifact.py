@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch
 
-SCHEMA = 1  # of every manifest; a reader refuses another one
+SCHEMA = 2  # of every manifest; a reader refuses another one
 MANIFEST = "manifest.json"
 RECEIPTS = "_receipts"
 

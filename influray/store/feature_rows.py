@@ -18,7 +18,8 @@ import numpy as np
 from influray.protocols import ArtifactMismatch, DataError
 from influray.store.artifact import map_table, part_paths
 from influray.store.attribution import Attribution
-from influray.store.datastore import Datastore, features_of
+from influray.store.datastore import Datastore
+from influray.store.encodings import decoded
 
 
 class ArrayFeatures:
@@ -70,7 +71,8 @@ class StoredFeatures:
             place_B = np.searchsorted(known, rows[here_B])
             if table is None or not np.array_equal(known[np.minimum(place_B, len(known) - 1)], rows[here_B]):
                 raise DataError(f"features: a row of {rows[here_B].tolist()[:3]} has no feature at checkpoint {k + 1}")
-            out_BD[here_B] = features_of(table, self._dimensions[k])[place_B]
+            found = [decoded(table, self._dimensions[k], place, place + 1) for place in place_B.tolist()]
+            out_BD[here_B] = np.concatenate(found)
         return out_BD
 
 
@@ -78,13 +80,20 @@ def run_features(attribution: Attribution) -> StoredFeatures:
     """Return the pool's features of the run that an attribution matrix belongs to, with its checkpoint weights.
 
     Raises:
-        ArtifactMismatch: the datastores are not there.
+        ArtifactMismatch: the datastores are not there, or hold no vectors.
     """
     weights = [float(weight) for weight in attribution.manifest["weights"]]
     pool = attribution.folder.parent / "features" / "pool"
     stores = [Datastore(Path(pool) / f"checkpoint-{k}") for k in range(1, len(weights) + 1)]
     if not stores:
         raise ArtifactMismatch(f"{attribution.folder}: names no checkpoint; run `influray score` again")
+    for store in stores:
+        first = next(store.parts(), None)
+        if first is not None and "feature" not in first.column_names:
+            raise ArtifactMismatch(
+                f"{store.folder}: holds no feature vectors, which constraints.near_duplicates compares; "
+                "take features.featurizer: gradient or representation"
+            )
     return StoredFeatures(stores, weights)
 
 

@@ -292,6 +292,23 @@ def test_a_layer_that_is_called_twice_is_handed_on_once_with_the_sum():
     assert_rows(found, expected, 1e-12)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_factors_multiply_to_the_gradient_whether_a_layer_is_called_once_or_twice(shared):
+    base = tiny_llama(dtype=torch.float64)
+    if shared:
+        base.model.layers[1] = base.model.layers[0]
+    model = with_lora(base, ATTENTION)
+    expected, gradients = loop_gradients(model, mixed_batch()), ExampleGradients(model)
+    found = torch.zeros(len(expected), gradients.parameters, dtype=torch.float64)
+
+    def consume_factors(weight, grad_BSo, x_BSi):
+        block = torch.einsum("bso,bsi->boi", grad_BSo, x_BSi).flatten(1)
+        found[:, weight.offset : weight.offset + weight.size] += block
+
+    gradients.run(make_batch(mixed_batch(), "cpu"), lambda *_: pytest.fail("a gradient was formed"), consume_factors)
+    assert_rows(found, expected, 1e-12)
+
+
 def test_a_layer_that_the_loss_does_not_need_gets_zeros():
     model = with_lora(tiny_llama(dtype=torch.float64), ["v_proj"])
     spare = torch.nn.Linear(3, 2, bias=False)

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from influray.config import FeaturesConfig
-from influray.features.gradient import GradientFeaturizer, resolve_token_budget
+from influray.features.gradient import GradientFeaturizer, resolve_token_budget, squared_norm
 from influray.model.checkpoints import AdamMoments
 from influray.model.example_gradients import lora_weights
 from influray.protocols import ArtifactMismatch, ConfigError, TokenizedExample
 from influray.registry import resolve
 from tests.reference.adam_direction import adam_number
+from tests.reference.dense_projection import dense_factored
 from tests.reference.loop_gradients import loop_gradient
 from tests.tiny import tiny_llama
 from tests.unit.test_example_gradients import ATTENTION, example, mixed_batch, with_lora
@@ -95,7 +96,7 @@ def test_sign_rows_have_one_magnitude():
     assert block.norm_B[4] == pytest.approx(len(values) ** 0.5)
 
 
-@pytest.mark.parametrize(("name", "options"), [("rademacher", {}), ("sparse_jl", {"nonzeros": 4})])
+@pytest.mark.parametrize(("name", "options"), [("rademacher", {}), ("sparse_jl", {"nonzeros": 4}), ("hadamard", {})])
 def test_inner_products_of_features_estimate_the_cosines_of_gradients(name, options):
     exact = GradientFeaturizer(adapted(), config(), None, "sgd").compute(mixed_batch())
     block = GradientFeaturizer(adapted(), config(name, 2048, options), None, "sgd").compute(mixed_batch())
@@ -140,6 +141,42 @@ def test_with_blocks_each_lora_pair_is_projected_to_a_part_of_its_own(name, opti
 def test_blocks_of_unequal_size_are_refused():
     with pytest.raises(ConfigError, match=r"features\.projector\.dimension: 100 .* 8 LoRA modules.* take 96 or 104"):
         GradientFeaturizer(adapted(), config("rademacher", 100, blocks="module"), None, "sgd")
+    with pytest.raises(ConfigError, match=r"features\.blocks: module needs a projector of single coordinates"):
+        GradientFeaturizer(adapted(), config("factored", 800, {"columns": 4}, blocks="module"), None, "sgd")
+
+
+@pytest.mark.parametrize("columns", [2, 20])
+def test_factored_rows_are_those_of_the_gradient_that_is_not_formed(columns):
+    featurizer = GradientFeaturizer(adapted(), config("factored", 400, {"columns": columns}), None, "sgd")
+    shapes = [(w.offset, *w.module.weight.shape) for w in lora_weights(adapted())]
+    matrix = dense_factored(shapes, 400, 0, columns)
+    reference = with_lora(tiny_llama(dtype=torch.float64), ATTENTION)
+    exact = torch.stack([loop_gradient(reference, e)[0] for e in mixed_batch()])
+    block = featurizer.compute(mixed_batch())
+    assert not block.failures
+    expected = exact.numpy() @ matrix
+    np.testing.assert_allclose(block.norm_B, np.linalg.norm(expected, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(block.grad_norm_B, exact.norm(dim=1).numpy(), rtol=1e-4)
+    assert (cosine(block.feature_BD, expected) > 1 - 1e-6).all()
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(3, 4), (40, 50)])
+def test_the_norm_of_a_product_is_that_of_its_entries(outputs, inputs):
+    generator = torch.Generator().manual_seed(0)
+    grad_BSo = torch.randn(4, 6, outputs, generator=generator, dtype=torch.float64)
+    x_BSi = torch.randn(4, 6, inputs, generator=generator, dtype=torch.float64)
+    expected = [
+        float(sum(torch.outer(g, x) for g, x in zip(gs, xs, strict=True)).norm() ** 2)
+        for gs, xs in zip(grad_BSo, x_BSi, strict=True)
+    ]
+    np.testing.assert_allclose(squared_norm(grad_BSo, x_BSi).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("direction", ["adam", "sign"])
+def test_factored_takes_the_plain_gradient_only(direction):
+    model = adapted()
+    with pytest.raises(ConfigError, match=rf"features\.direction: '{direction}' .* 'factored' never forms one"):
+        GradientFeaturizer(model, config("factored", 64), moments_of(model), direction)
 
 
 def test_the_same_batch_gives_the_same_bytes():
@@ -161,7 +198,7 @@ def test_a_row_does_not_depend_on_its_company():
         assert alone.norm_B[0] == pytest.approx(together.norm_B[b], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["rademacher", "sparse_jl"])
+@pytest.mark.parametrize("name", ["rademacher", "sparse_jl", "hadamard", "factored"])
 def test_a_row_that_fails_is_named_and_the_others_keep_their_bits(name):
     model = adapted(tie_word_embeddings=False)
     with torch.no_grad():

@@ -1,0 +1,32 @@
+"""No projection at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influray.features.projectors.options import KEY, read_options
+from influray.protocols import ConfigError
+
+
+class IdentityProjector:
+    """x -> x: the gradient itself, exactly (variance zero). D must equal P."""
+
+    def __init__(
+        self, dimension: int, parameters: int, seed: int, device: str | torch.device = "cpu", **options: Any
+    ) -> None:
+        read_options("identity", options, {})
+        if dimension != parameters:
+            raise ConfigError(
+                f"{KEY}.dimension: {dimension}, but the identity projector keeps all {parameters} coordinates; "
+                "set it to that, or use another projector"
+            )
+        self.dimension, self.parameters, self.seed = dimension, parameters, seed
+        self.device = torch.device(device)
+
+    @torch.no_grad()
+    def add_slice(self, out_BD: Tensor, block_Bp: Tensor, offset: int) -> None:
+        """Add coordinates [offset, offset + p) of each row to `out_BD`, in place."""
+        out_BD[:, offset : offset + block_Bp.shape[1]] += block_Bp.to(self.device, out_BD.dtype)
