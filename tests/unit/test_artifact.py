@@ -14,6 +14,7 @@ import pytest
 
 from influray.protocols import ArtifactMismatch, ConfigError, FeatureBlock
 from influray.store.artifact import (
+    SCHEMA,
     ShardStore,
     fingerprint,
     hash_file,
@@ -102,7 +103,7 @@ def test_freezing_keeps_the_named_shards_and_sweeps_the_rest(tmp_path):
 
 def test_a_manifest_of_another_schema_is_refused(tmp_path):
     write_manifest(tmp_path, {"x": 1})
-    assert read_manifest(tmp_path) == {"schema": 1, "x": 1}
+    assert read_manifest(tmp_path) == {"schema": SCHEMA, "x": 1}
     (tmp_path / "manifest.json").write_text('{"schema": 99}')
     with pytest.raises(ArtifactMismatch, match="schema 99"):
         read_manifest(tmp_path)
