@@ -13,7 +13,7 @@ import numpy as np
 
 from influray.protocols import Selection, SelectionProblem
 from influray.selectors.admission import Admission
-from influray.selectors.heads import ColumnHeads
+from influray.selectors.candidates import CandidateHeads
 from influray.selectors.normalisers import NORMALISERS, normalise
 from influray.selectors.options import boolean, look_up, positive_weights
 
@@ -47,7 +47,7 @@ class Balanced:
         source, rows = problem.attribution, problem.attribution.rows
         normalised = normalise(self._normaliser, source, problem.groups, self._task_weights)
         admission = Admission(problem)
-        heads = ColumnHeads(source, normalised, first_depth(admission.expected, len(normalised.column_C)))
+        heads = CandidateHeads(source, normalised, self._iterate)
         merit: list[float] = []
         place: list[int] = []
         sum_C = np.zeros(len(normalised.column_C))
@@ -58,28 +58,21 @@ class Balanced:
             merit.append(utility)
             place.append(column)
             if self._iterate:
-                sum_C += normalised.lines(source.gather(rows[position : position + 1]))[0]
+                sum_C += heads.line(position)
                 mean_C = sum_C / len(merit)
 
         for position in admission.forced.tolist():
-            utility_C = normalised.lines(source.gather(rows[position : position + 1]))[0] - mean_C
+            utility_C = heads.line(position) - mean_C
             admission.take(position)
             chosen(position, int(utility_C.argmax()), float(utility_C.max()))
         heads.remove(admission.forced)
         heads.remove(admission.newly_barred())
         while not admission.full and heads.left:
-            position, column, utility = heads.best(mean_C)
+            wanted = max(1, admission.expected - len(merit))
+            position, column, utility = heads.best(mean_C, len(merit), wanted)
             if admission.take(position):
                 heads.remove(np.array([position]))
                 chosen(position, column, utility)
             heads.remove(admission.newly_barred())
         admission.finish()
         return Selection(rows[admission.chosen], np.array(merit), normalised.column_C[place])
-
-
-def first_depth(budget: int, columns: int) -> int:
-    """Return how long the columns' lists start: several times a column's fair share of the picks.
-
-    Correlated columns walk over each other's picks, so a floor grows with the budget itself.
-    """
-    return max(8 * budget // columns, budget // 32)
