@@ -26,6 +26,7 @@ MOST_SAMPLE_ROWS = 65536
 SAMPLE_PICKS = 1000  # that a sample should be large enough for: their means have to be near the real ones
 RUN_ROWS = 8  # of the sample that are neighbours: a disk reads them as fast as one
 SPARE = 1.5  # times the rows that are still to be chosen
+MARGIN = 2.0  # standard errors of a mean over the picks of the sample
 MAX_HELD = 2**30  # bytes of candidates; a selection of more is made in several passes
 BISECTIONS = 48
 
@@ -99,7 +100,7 @@ class CandidateHeads:
             sample_ST = self._sample(SAMPLE_PICKS * self.left // want)
             for _ in range(3):
                 bar_C = self._bars(sample_ST, mean_C, done, want)
-                if self._collect(bar_C, 2 * want):
+                if self._collect(bar_C, min(2 * most, 4 * want)):
                     return
                 want = max(1, want // 2)
         depth = first_depth(wanted, len(self._normalised.column_C))
@@ -107,7 +108,7 @@ class CandidateHeads:
 
     def _sample(self, rows: int) -> np.ndarray:
         free = np.flatnonzero(~self._out_N)
-        rows = min(MOST_SAMPLE_ROWS, max(SAMPLE_ROWS, rows))
+        rows = min(MOST_SAMPLE_ROWS, max(SAMPLE_ROWS, min(rows, len(free) // 16)))
         runs = np.linspace(0, max(0, len(free) - RUN_ROWS), max(1, rows // RUN_ROWS)).astype(np.int64)
         place = np.unique(np.minimum(runs[:, None] + np.arange(RUN_ROWS), len(free) - 1))
         return self._source.gather(self._source.rows[free[place]])
@@ -120,8 +121,9 @@ class CandidateHeads:
         sample_SC = sample_ST[:, self._normalised.column_C]
         rank = len(sample_ST) - steps - 1  # no column can be asked for more
         heads = HeldHeads(sample_ST, self._normalised, np.partition(sample_SC, rank, axis=0)[rank], self._threads)
-        count = done * share
+        count = before = done * share
         sum_C, bar_C = mean_C * count, np.full(len(mean_C), np.inf)
+        square_C = np.zeros_like(sum_C)
         for _ in range(steps):
             try:
                 position, _, utility = heads.best(mean_C)
@@ -130,9 +132,13 @@ class CandidateHeads:
             np.minimum(bar_C, mean_C + utility, out=bar_C)
             heads.remove(np.array([position]))
             if self._iterate:
-                sum_C += self._normalised.lines(sample_ST[position : position + 1])[0]
+                z_C = self._normalised.lines(sample_ST[position : position + 1])[0]
+                sum_C += z_C
+                square_C += z_C * z_C
                 count += 1
                 mean_C = sum_C / count
+        if count > before:
+            bar_C -= MARGIN * np.sqrt(square_C) / count
         # In scores, so that a pass has only to compare. Any value is right: bisection wants no inverse.
         low_C, high_C = sample_SC.min(axis=0).astype(np.float64), sample_SC.max(axis=0).astype(np.float64)
         for _ in range(BISECTIONS):

@@ -7,7 +7,6 @@ Shape suffixes: U lines, T target columns, C columns in use, E entries of all li
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -61,9 +60,9 @@ class HeldHeads:
         top = utility_C[column]
         equal_C = utility_C == top
         if np.count_nonzero(equal_C) == 1:
-            return self._lowest_tied(column, mean_C[column], top), column, float(top)
+            return self._lowest_tied(column, float(mean_C[column]), float(top)), column, float(top)
         tied = equal_C.nonzero()[0].tolist()
-        return *min((self._lowest_tied(column, mean_C[column], top), column) for column in tied), float(top)
+        return *min((self._lowest_tied(column, float(mean_C[column]), top), column) for column in tied), float(top)
 
     def remove(self, lines: np.ndarray) -> None:
         """Take lines out of every column; none of them may be out already."""
@@ -123,7 +122,7 @@ class HeldHeads:
     def _lengths(self, columns: np.ndarray) -> np.ndarray:
         return (self._scores(columns) >= self._floor_C[columns, None]).sum(axis=1)
 
-    def _sort(self, columns: Iterable[int]) -> None:
+    def _sort(self, columns: np.ndarray) -> None:
         for column, score_U in zip(columns, self._scores(columns), strict=True):
             line_E = np.flatnonzero(score_U >= self._floor_C[column])
             line_E = line_E[_falling(score_U[line_E])]
@@ -135,7 +134,7 @@ class HeldHeads:
             np.negative(z_E, out=self._minus_z[start:end])
             self._line[start:end] = line_E
 
-    def _scores(self, columns: Iterable[int]) -> np.ndarray:
+    def _scores(self, columns: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(self._line_UT[:, self._normalised.column_C[columns]].T)
 
 

@@ -79,9 +79,13 @@ class Attribution:
     def shape(self) -> tuple[int, int]:
         return int(self.manifest["rows"]), len(self.groups)
 
-    @cached_property
+    @property
     def rows(self) -> np.ndarray:
         """The catalogue rows of the matrix, int64 [N], ascending; read from all parts when first asked for."""
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
         return np.concatenate([np.zeros(0, np.int64), *(part.row_numbers(0, part.rows) for part in self._parts)])
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:

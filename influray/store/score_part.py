@@ -52,7 +52,7 @@ class ScorePart:
     def _read(self, out: np.ndarray, offset: int) -> None:
         if not out.size:
             return
-        view = memoryview(out.reshape(-1)).cast("B")
+        view = out.reshape(-1).view(np.uint8).data
         try:
             with open(self.path, "rb", buffering=0) as file:
                 done = 0
