@@ -9,7 +9,7 @@ Shape suffixes: N pool rows, T target columns, B batch, S tokens, P parameters, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -119,6 +119,28 @@ class AttributionSource(Protocol):
         ...
 
 
+class Journal(Protocol):
+    """Where a selector that chooses one by one notes what it has chosen, and finds it after a kill."""
+
+    def restore(self) -> Mapping[str, np.ndarray] | None:
+        """Return what was recorded last by a selection of the same problem and options, or None."""
+        ...
+
+    def record(self, done: int, total: int, state: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """Take note that `done` of about `total` rows are chosen; `state` is called only when it is to be kept."""
+        ...
+
+
+class NoJournal:
+    """Keeps nothing."""
+
+    def restore(self) -> None:
+        return None
+
+    def record(self, done: int, total: int, state: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class SelectionProblem:
     """What every selector is given.
@@ -132,6 +154,7 @@ class SelectionProblem:
     budget: int  # examples
     seed: int = 0
     facts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    journal: Journal = field(default_factory=NoJournal)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from influray.store.artifact import fingerprint, read_manifest, require_manifest
 def select(context: StepContext) -> StepResult:
     """Carry out every selector of the config whose selection is not there yet."""
     directory = context.directory
-    matrix = require_manifest(directory.attribution, "score")["fingerprint"]
+    attribution = require_manifest(directory.attribution, "score")
+    matrix, rows, columns = attribution["fingerprint"], attribution["rows"], attribution["targets"]
     pool = context.catalogue("pool").digest
     todo, made = [], {}
     for selector in context.config.selectors:
@@ -22,12 +23,21 @@ def select(context: StepContext) -> StepResult:
         if manifest is None or manifest["fingerprint"] != made[name]:
             todo.append((name, {"run_dir": str(directory.path), "selector": plain, "fingerprint": made[name]}))
     if todo:
+        from influray.runtime.columns import worth_workers
         from influray.runtime.selection import SelectionJob, run_selection
 
-        jobs = [SelectionJob(name, "influray.selectors.output:select_and_write", arguments) for name, arguments in todo]
-        cpus = min(1.0, context.cluster.cpus)
+        function = "influray.selectors.output:select_and_write"
+        jobs = [SelectionJob(name, function, arguments, helped=True) for name, arguments in todo]
+        workers = context.resources.workers if worth_workers(rows, columns) else 0
+        # On a private cluster the workers share all CPUs, and the driver waits while they read.
+        cpus = 0.0 if workers > 1 and context.cluster.owned else min(1.0, context.cluster.cpus)
         context.progress.current.expect(len(jobs), "selections")
-        run_selection(directory.path, jobs, context.progress.current.on_status, cpus=cpus)
+        run_selection(
+            *(directory.path, jobs, context.progress.current.on_status),
+            cpus=cpus,
+            workers=workers,
+            cpus_per_worker=context.resources.cpus_per_worker,
+        )
         for name, _ in todo:  # a verdict on rows that are no longer chosen must not stand beside the new ones
             shutil.rmtree(directory.path / "evaluation" / name, ignore_errors=True)
     return StepResult(fingerprint(made), skipped=not todo, facts={"selections": len(made), "carried_out": len(todo)})
