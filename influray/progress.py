@@ -114,7 +114,10 @@ class StepProgress:
         """Show what the selection driver is at."""
         with self._lock:
             self._done = self._before + len(status.done)
-            self._note = f"{status.running} for {clock(status.seconds)}" if status.running else ""
+            parts = [f"{status.running} for {clock(status.seconds)}"] if status.running else []
+            if status.running and status.budget:
+                parts.append(f"{status.chosen}/{status.budget} rows chosen, {status.rows_per_second:.0f} rows/s")
+            self._note = ", ".join(parts)
 
     def snapshot(self) -> Snapshot:
         """Return the numbers as they are now."""

@@ -1,26 +1,40 @@
-"""How long BIDS takes: influray's selector on a matrix in memory, and the plain loop for the ratio.
+"""How long BIDS takes: influray's selector on a matrix in memory, and the plain loop for the ratio; or on a disk.
 
     python jobs/benchmark_selection.py [--rows 288000] [--columns 350] [--budget 0.15] [--loop-rows 4000]
+    python jobs/benchmark_selection.py --disk FOLDER --rows 10000000 --columns 512 --budget 0.01 [--keep]
 
 The defaults are the size of the paper (arXiv 2501.12147). The plain loop would take hours there: it is run on fewer
 rows, where both must choose the same, and its time at full size is extrapolated by budget x rows x columns.
+
+On a disk a matrix of tasks with much in common is written first, as `influray score` leaves one. Then its parts are
+read plainly, its moments are taken, which `score` does once, and BIDS is carried out, each in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import os
 import platform
 import resource
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
 from influray.protocols import SelectionProblem
 from influray.selectors.api import resolve_budget, run_selector
-from influray.store.attribution import ArrayAttribution
+from influray.store.artifact import write_manifest, write_table
+from influray.store.attribution import ArrayAttribution, Attribution, attribution_table, write_targets
+from influray.store.moments import merge_in_order, moments_of, range_moments
+from influray.store.ranges import RANGE_ROWS, Threads, map_ranges
 
 TASKS = 7
+PART_ROWS = 4 * RANGE_ROWS
 KINDS = ("independent", "correlated", "one direction")
 
 
@@ -64,13 +78,115 @@ def bids(score_NT: np.ndarray, budget: int) -> np.ndarray:
     return run_selector(SelectionProblem(ArrayAttribution(score_NT), groups, budget), "bids", {}).rows
 
 
+def write_matrix(folder: Path, rows: int, columns: int) -> None:
+    """Write parts of a matrix, the same for the same size; its targets with their moments come last."""
+    rng = np.random.default_rng(0)
+    base_BT = rng.standard_normal((PART_ROWS, columns), dtype=np.float32)
+    task_T = np.arange(columns) * TASKS // columns
+    part_BT, parts = np.empty_like(base_BT), []
+    for number, start in enumerate(range(0, rows, PART_ROWS)):
+        count = min(PART_ROWS, rows - start)
+        # Drawing 5e9 numbers would take longer than all the rest: other lines of one draw, and other tasks' shares.
+        score_BT = np.take(base_BT, rng.permutation(PART_ROWS)[:count], axis=0, out=part_BT[:count])
+        for low, high in itertools.pairwise(np.searchsorted(task_T, range(TASKS + 1))):
+            score_BT[:, low:high] += rng.standard_normal((count, 1), dtype=np.float32)
+        name = f"part-{number:05d}.arrow"
+        write_table(folder / name, attribution_table(np.arange(start, start + count), score_BT))
+        parts.append({"key": str(number), "file": name, "sha256": "", "rows": count})
+    tasks = [f"task {j}" for j in task_T]
+    ids = [f"target {j}" for j in range(columns)]
+    manifest = {"fingerprint": "benchmark", "parts": parts, "rows": rows, "targets": columns}
+    write_targets(folder, range(columns), ids, tasks, moments_of(base_BT, np.arange(PART_ROWS)))  # for now
+    write_manifest(folder, manifest)
+
+
+def plain_read(folder: Path) -> None:
+    buffer = memoryview(bytearray(2**22))
+    for path in sorted(folder.glob("part-*.arrow")):
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def take_moments(folder: Path) -> None:
+    source = Attribution(folder)
+    moments = merge_in_order(map_ranges(source, range_moments))
+    write_targets(folder, source.target_rows, source.target_ids, source.groups, moments)
+
+
+class CountingThreads(Threads):
+    """Counts the passes over the matrix."""
+
+    passes = 0
+
+    def map(self, source, calls):
+        self.passes += source.shape[0] > RANGE_ROWS
+        return super().map(source, calls)
+
+
+def select_from_disk(folder: Path, budget: int) -> int:
+    mapper = CountingThreads()
+    source = Attribution(folder, mapper)
+    problem = SelectionProblem(source, source.groups, budget)
+    assert len(run_selector(problem, "bids", {}).rows) == budget
+    return mapper.passes
+
+
+def on_disk(folder: Path, rows: int, columns: int, budget: int, keep: bool) -> None:
+    """Print what each stage takes; peak memory is VmHWM: anonymous memory and what is mapped of files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, NumPy {np.__version__}")
+    print(f"BIDS, {rows:,} x {columns} float32 on disk, {4e-9 * rows * columns:.1f} GB, {budget:,} chosen\n")
+    print(f"{'':>10} {'passes':>6} {'seconds':>8} {'CPU s':>7} {'MB/s':>6} {'peak GiB':>9}")
+    try:
+        for stage in ("write", "read", "moments", "select"):
+            command = [sys.executable, __file__, "--disk", str(folder), "--stage", stage]
+            command += ["--rows", str(rows), "--columns", str(columns), "--budget", str(budget)]
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603
+            found = json.loads(answer)
+            rate = found["passes"] * 4e-6 * rows * columns / found["wall"]
+            print(
+                f"{stage:>10} {found['passes']:6} {found['wall']:8.1f} {found['cpu']:7.1f} {rate:6.0f} "
+                f"{found['peak'] / 2**30:9.2f}",
+                flush=True,
+            )
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def one_stage(stage: str, folder: Path, rows: int, columns: int, budget: int) -> None:
+    calls = {
+        "write": (write_matrix, folder, rows, columns),
+        "read": (plain_read, folder),
+        "moments": (take_moments, folder),
+        "select": (select_from_disk, folder, budget),
+    }
+    passes, wall, processor = timed(*calls[stage])
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+    print(json.dumps({"passes": passes or 1, "wall": wall, "cpu": processor, "peak": peak}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="How long BIDS takes, beside the plain loop.")
     parser.add_argument("--rows", type=int, default=288_000)
     parser.add_argument("--columns", type=int, default=350)
     parser.add_argument("--budget", type=float, default=0.15, help="fraction of the rows")
     parser.add_argument("--loop-rows", type=int, default=4_000, help="rows on which the plain loop is run")
+    parser.add_argument("--disk", type=Path, help="an empty or new folder: measure a matrix on this disk instead")
+    parser.add_argument("--keep", action="store_true", help="leave what was written there")
+    parser.add_argument("--stage", choices=("write", "read", "moments", "select"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.stage:
+        one_stage(args.stage, args.disk, args.rows, args.columns, int(args.budget))
+        return
+    if args.disk:
+        if args.disk.exists() and any(args.disk.iterdir()):
+            parser.error(f"--disk: {args.disk} is not empty")
+        budget = resolve_budget(int(args.budget) if args.budget > 1 else args.budget, args.rows)
+        on_disk(args.disk, args.rows, args.columns, budget, args.keep)
+        return
     budget, loop_budget = (resolve_budget(args.budget, rows) for rows in (args.rows, args.loop_rows))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, NumPy {np.__version__}")
     print(f"BIDS, {args.rows:,} x {args.columns} float32 in memory, {budget:,} chosen; moments included\n")

@@ -22,8 +22,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from influray.protocols import USER_ERRORS
 from influray.runtime.cluster import NAMESPACE, interrupt_on_sigterm
+from influray.runtime.columns import ColumnWorkers
 from influray.runtime.process import logged, prepare_process
 from influray.store.artifact import read_json, write_json
+from influray.store.ranges import Mapper, Threads
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class SelectionJob:
     name: str  # of the selection
     function: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    helped: bool = False  # the function also takes `mapper` and `on_progress`
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,9 @@ class SelectionStatus:
     done: tuple[str, ...]
     running: str  # "" between jobs
     seconds: float  # of the running one
+    chosen: int = 0  # rows of the running one, where its method chooses one by one
+    budget: int = 0
+    rows_per_second: float = 0.0  # since it began, or went on
 
 
 class SelectionError(RuntimeError):
@@ -58,10 +64,14 @@ def run_selection(
     jobs: Sequence[SelectionJob],
     on_status: Callable[[SelectionStatus], None] = lambda status: None,
     cpus: float = 1.0,
+    workers: int = 0,
+    cpus_per_worker: float = 1.0,
 ) -> dict[str, Any]:
     """Carry out the jobs one after another in the named driver actor and return name -> what its function returned.
 
     What a function returns must be JSON. The actor takes `cpus` of the cluster: no pool may hold them all meanwhile.
+    With `workers` > 1 the passes over the matrix are carried out by as many actors of `cpus_per_worker` each, without
+    by threads of the driver, one for each of its CPUs.
 
     Raises:
         ConfigError, DataError, ArtifactMismatch: a job raised it; unchanged.
@@ -81,7 +91,7 @@ def run_selection(
     actor: Any = ray.remote(**options)(SelectionDriver)
     logs = Path(run_dir).resolve() / "logs"
     driver = actor.options(name=driver_name(run_dir), namespace=NAMESPACE).remote(
-        str(marks), str(logs), max(1, int(cpus))
+        str(marks), str(logs), max(1, int(cpus)), workers, cpus_per_worker
     )
     try:
         with interrupt_on_sigterm():
@@ -127,32 +137,50 @@ def _follow(driver: Any, jobs: list[SelectionJob], on_status: Callable[[Selectio
 class SelectionDriver:
     """Runs jobs in order; `run` may be called again after a kill and goes on with the first that has no mark."""
 
-    def __init__(self, marks: str, logs: str, threads: int) -> None:
+    def __init__(self, marks: str, logs: str, threads: int, workers: int = 0, cpus_per_worker: float = 1.0) -> None:
         prepare_process(logs, threads)
         self._marks = Path(marks)
+        many = workers > 1
+        self._workers = ColumnWorkers(workers, cpus_per_worker, logs, threads) if many else None
+        self._mapper: Mapper = self._workers or Threads(threads)
         self._done: list[str] = []
         self._running = ""
         self._since = time.monotonic()
+        self._begin()
 
     @ray.method(concurrency_group="run")
     def run(self, jobs: Sequence[SelectionJob]) -> dict[str, Any]:
         """Carry out the jobs that have no mark and return name -> result of all."""
         results: dict[str, Any] = {}
         for job in jobs:
+            self._begin()
             mark = self._marks / f"{job.name}.json"
             if not mark.exists():
                 self._running, self._since = job.name, time.monotonic()
                 module, _, attribute = job.function.partition(":")
                 function = getattr(importlib.import_module(module), attribute)
+                help_with = {"mapper": self._mapper, "on_progress": self._note} if job.helped else {}
                 with logged(f"selection {job.name}"):
-                    write_json(mark, function(**job.arguments))
+                    write_json(mark, function(**job.arguments, **help_with))
                 self._running = ""
             results[job.name] = read_json(mark)
             self._done.append(job.name)
+        if self._workers is not None:
+            self._workers.close()
         return results
 
     @ray.method(concurrency_group="status")
     def status(self) -> SelectionStatus:
         """Return how far `run` is, also while it runs."""
         seconds = time.monotonic() - self._since if self._running else 0.0
-        return SelectionStatus(tuple(self._done), self._running, seconds)
+        first, began, chosen, budget, now = self._rows
+        rate = (chosen - first) / (now - began) if now > began else 0.0
+        return SelectionStatus(tuple(self._done), self._running, seconds, chosen, budget, rate)
+
+    def _begin(self) -> None:
+        self._rows = (0, 0.0, 0, 0, 0.0)  # rows chosen and the time when it was first heard of, rows, budget, time
+
+    def _note(self, chosen: int, budget: int) -> None:
+        first, began, _, total, _ = self._rows
+        now = time.monotonic()
+        self._rows = (first, began, chosen, budget, now) if total else (chosen, now, chosen, budget, now)

@@ -188,11 +188,11 @@ def _ids(key: str, given: tuple[str, ...] | str, root: Path) -> tuple[str, ...]:
 def _facts(source: AttributionSource, rows: Mapping[str, Sequence[Any]] | None) -> dict[str, Sequence[Any]]:
     if rows is not None or not isinstance(source, Attribution):
         return dict(rows or {})
-    from influray.data.catalogue import Catalogue  # with it come tokenizers, which a plain array has no use for
-
     folder = source.folder.parent / "data" / "pool"
     if read_manifest(folder) is None:
         return {}
+    from influray.data.catalogue import Catalogue  # with it come tokenizers, which a matrix alone has no use for
+
     return pool_facts(Catalogue(folder), source.rows)
 
 

@@ -7,15 +7,17 @@ Shape suffixes: C columns in use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from influray.protocols import Selection, SelectionProblem
+from influray.protocols import AttributionSource, Selection, SelectionProblem
 from influray.selectors.admission import Admission
-from influray.selectors.heads import ColumnHeads
-from influray.selectors.normalisers import NORMALISERS, normalise
+from influray.selectors.candidates import CandidateHeads
+from influray.selectors.normalisers import NORMALISERS, Normalised, normalise
 from influray.selectors.options import boolean, look_up, positive_weights
+
+REPLAY_ROWS = 4096  # read at a time
 
 
 class Balanced:
@@ -47,7 +49,7 @@ class Balanced:
         source, rows = problem.attribution, problem.attribution.rows
         normalised = normalise(self._normaliser, source, problem.groups, self._task_weights)
         admission = Admission(problem)
-        heads = ColumnHeads(source, normalised, first_depth(admission.expected, len(normalised.column_C)))
+        heads = CandidateHeads(source, normalised, self._iterate)
         merit: list[float] = []
         place: list[int] = []
         sum_C = np.zeros(len(normalised.column_C))
@@ -58,28 +60,44 @@ class Balanced:
             merit.append(utility)
             place.append(column)
             if self._iterate:
-                sum_C += normalised.lines(source.gather(rows[position : position + 1]))[0]
+                sum_C += heads.line(position)
                 mean_C = sum_C / len(merit)
 
-        for position in admission.forced.tolist():
-            utility_C = normalised.lines(source.gather(rows[position : position + 1]))[0] - mean_C
-            admission.take(position)
-            chosen(position, int(utility_C.argmax()), float(utility_C.max()))
-        heads.remove(admission.forced)
+        def state() -> dict[str, np.ndarray]:
+            return {"position": admission.chosen, "merit": np.array(merit), "place": np.array(place)}
+
+        kept = problem.journal.restore()
+        if kept is None:
+            for position in admission.forced.tolist():
+                utility_C = heads.line(position) - mean_C
+                admission.take(position)
+                chosen(position, int(utility_C.argmax()), float(utility_C.max()))
+        else:
+            merit, place = kept["merit"].tolist(), kept["place"].tolist()
+            for line_C in replayed(admission, kept["position"], source, normalised):
+                sum_C += line_C
+            mean_C = sum_C / len(merit) if self._iterate and merit else mean_C
+        heads.remove(admission.chosen)
         heads.remove(admission.newly_barred())
         while not admission.full and heads.left:
-            position, column, utility = heads.best(mean_C)
+            wanted = max(1, admission.expected - len(merit))
+            position, column, utility = heads.best(mean_C, len(merit), wanted)
             if admission.take(position):
                 heads.remove(np.array([position]))
                 chosen(position, column, utility)
             heads.remove(admission.newly_barred())
+            problem.journal.record(len(merit), admission.expected, state)
         admission.finish()
         return Selection(rows[admission.chosen], np.array(merit), normalised.column_C[place])
 
 
-def first_depth(budget: int, columns: int) -> int:
-    """Return how long the columns' lists start: several times a column's fair share of the picks.
-
-    Correlated columns walk over each other's picks, so a floor grows with the budget itself.
-    """
-    return max(8 * budget // columns, budget // 32)
+def replayed(
+    admission: Admission, positions: np.ndarray, source: AttributionSource, normalised: Normalised
+) -> Iterator[np.ndarray]:
+    """Take rows again that were chosen before, in their order, and yield z of each, [C]."""
+    for start in range(0, len(positions), REPLAY_ROWS):
+        block = positions[start : start + REPLAY_ROWS]
+        for position, line_C in zip(block, normalised.lines(source.gather(source.rows[block])), strict=True):
+            taken = admission.take(int(position))
+            assert taken, "what was chosen before can be chosen again"
+            yield line_C

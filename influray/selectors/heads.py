@@ -16,6 +16,7 @@ import numpy as np
 from influray.protocols import AttributionSource
 from influray.selectors.normalisers import Normalised
 from influray.selectors.top_lists import TopList, top_lists
+from influray.store.ranges import Blocks, map_ranges
 
 MIN_DEPTH = 64
 MAX_ENTRIES = 2**22  # over all lists, about 32 bytes each: deeper lists are read in several passes instead
@@ -43,15 +44,19 @@ class ColumnHeads:
 
     Rows are positions 0..N-1 in the order of the source's blocks. `depth`, the first length of the lists, decides
     the number of passes over the source and no result. Memory: columns x depth, except where more scores than that
-    are distinct before a mean is subtracted and equal after it, by rounding.
+    are distinct before a mean is subtracted and equal after it, by rounding. Rows of `out_N` are out from the start.
     """
 
-    def __init__(self, source: AttributionSource, normalised: Normalised, depth: int) -> None:
+    def __init__(
+        self, source: AttributionSource, normalised: Normalised, depth: int, out_N: np.ndarray | None = None
+    ) -> None:
         self._source = source
         self._normalised = normalised
         self._rows = source.shape[0]
-        self.left = self._rows  # rows that are still in
         self._out = np.zeros(self._rows + 1, bool)  # the last one stands for the end of a list: never chosen
+        if out_N is not None:
+            self._out[: self._rows] = out_N
+        self.left = self._rows - int(self._out.sum())  # rows that are still in
         columns = len(normalised.column_C)
         self._cap = max(MIN_DEPTH, MAX_ENTRIES // columns)
         self._depth_C = np.full(columns, min(self._cap, max(MIN_DEPTH, depth)))
@@ -145,18 +150,17 @@ class ColumnHeads:
         order_E = np.argsort(-z_E, kind="stable")
         under = np.nextafter(top.limit, -np.inf, dtype=top.limit.dtype)
         rest, below = self._normalised.values(np.array([top.limit, under]), column)
-        return _List(z_E[order_E], top.position_E[order_E], top.limit, float(rest), float(below))
+        # Different scores of one z, and the limit lies between them: a row outside may stand before one of the list.
+        torn = bool(((z_E == rest) & (top.score_E > top.limit)).any())
+        below = rest if torn else below
+        return _List(z_E[order_E], top.position_E[order_E], top.limit, float(rest), float(below), settled=torn)
 
     def _settle(self, column: int) -> None:
         """Look up the highest free score under the limit of a list: one pass over one column."""
         listed = self._lists[column]
-        highest, offset = -np.inf, 0
-        for _, block_BT in self._source.blocks():
-            score_B = block_BT[:, self._normalised.column_C[column]]
-            under_B = ~self._out[offset : offset + len(score_B)] & (score_B < listed.limit)
-            highest = max(highest, float(score_B[under_B].max(initial=-np.inf)))
-            offset += len(score_B)
-        listed.below = float(self._normalised.values(np.array(highest), column))
+        target = int(self._normalised.column_C[column])
+        parts = map_ranges(self._source, highest_under, target, listed.limit, by_row=(self._out[: self._rows],))
+        listed.below = float(self._normalised.values(np.array(max(parts)), column))
         listed.settled = True
         self._lay_out()
 
@@ -187,3 +191,14 @@ class ColumnHeads:
         self._head_C[columns] = self._flat_z[pointer]
         self._next_C[columns] = self._flat_next[pointer]
         self._position_C[columns] = self._flat_position[pointer]
+
+
+def highest_under(blocks: Blocks, start: int, out_N: np.ndarray, target: int, limit: np.floating) -> float:
+    """Return the highest score below `limit` of a column, over the rows of a range that are not out; -inf = none."""
+    highest, offset = -np.inf, 0
+    for _, block_BT in blocks:
+        score_B = block_BT[:, target]
+        under_B = ~out_N[offset : offset + len(score_B)] & (score_B < limit)
+        highest = max(highest, float(score_B[under_B].max(initial=-np.inf)))
+        offset += len(score_B)
+    return highest

@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from influray.data.catalogue import Catalogue
 from influray.evaluation.balance import Balance, measure_balance
 from influray.protocols import ArtifactMismatch, Selection, SelectionProblem
 from influray.selectors.api import pool_facts, resolve_limits, run_selector
+from influray.selectors.journal import FileJournal
 from influray.store.artifact import hash_file, read_json, replace_folder, require_manifest, write_json, write_manifest
 from influray.store.attribution import Attribution
 from influray.store.feature_rows import run_features
+from influray.store.ranges import Mapper
 from influray.store.run_directory import RunDirectory
 
 RECORDS, TABLE, SUMMARY = "selected.jsonl", "selection.parquet", "selection.json"
@@ -33,20 +35,27 @@ QUANTILES = {"min": 0.0, "p10": 0.1, "p25": 0.25, "median": 0.5, "p75": 0.75, "p
 
 
 def select_and_write(
-    run_dir: str | Path, selector: Mapping[str, Any], fingerprint: str, id_root: str | Path = "."
+    run_dir: str | Path,
+    selector: Mapping[str, Any],
+    fingerprint: str,
+    id_root: str | Path = ".",
+    mapper: Mapper | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Run one selector of the config over RUN/attribution, commit RUN/selection/NAME, and return its summary.
 
     `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix),
     seed, options, constraints, whose files of ids lie under `id_root`. An older selection of that name stays until the
-    new one is complete. AID and THI are those of the z-scored matrix whatever the method.
+    new one is complete. AID and THI are those of the z-scored matrix whatever the method. `mapper`
+    carries out the passes over the matrix; `on_progress(chosen, budget)` hears of a method that chooses one by one,
+    which after a kill goes on where its journal ends.
 
     Raises:
         ConfigError, DataError: as `influray.select`.
         ArtifactMismatch: attribution or catalogue are not there, or not of one run.
     """
     run = RunDirectory(run_dir)
-    attribution = Attribution(run.attribution)
+    attribution = Attribution(run.attribution, mapper)
     catalogue = Catalogue(run.data("pool"))
     rows_N = attribution.rows
     if len(rows_N) and rows_N[-1] >= len(catalogue):
@@ -58,13 +67,16 @@ def select_and_write(
     constraints = parse_constraints(selector["constraints"])
     budget, limits = resolve_limits(selector["budget"], constraints, len(rows_N), id_root)
     features = None if limits.near_duplicates is None else run_features(attribution)
-    problem = SelectionProblem(attribution, attribution.groups, budget, selector["seed"], facts, limits, features)
+    folder = run.selection(selector["name"])
+    journal = FileJournal(folder.with_name(f".{folder.name}.journal"), fingerprint, on_progress)
+    problem = SelectionProblem(
+        attribution, attribution.groups, budget, selector["seed"], facts, limits, features, journal
+    )
     selection = run_selector(problem, selector["method"], selector["options"])
     place_n = np.searchsorted(rows_N, selection.rows).tolist()
     chosen = {name: [values[place] for place in place_n] for name, values in facts.items()}
     balance = measure_balance(attribution, attribution.stats, attribution.groups, selection.rows)
     summary = _summary(selector, attribution, selection, chosen, balance)
-    folder = run.selection(selector["name"])
     scratch = _scratch(folder)
     try:
         _write_records(scratch / RECORDS, catalogue, selection.rows)
@@ -76,6 +88,7 @@ def select_and_write(
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+    journal.discard()
     return summary
 
 

@@ -12,7 +12,8 @@ from influray.store.artifact import fingerprint, hash_file, read_manifest, requi
 def select(context: StepContext) -> StepResult:
     """Carry out every selector of the config whose selection is not there yet."""
     directory = context.directory
-    matrix = require_manifest(directory.attribution, "score")["fingerprint"]
+    attribution = require_manifest(directory.attribution, "score")
+    matrix, rows, columns = attribution["fingerprint"], attribution["rows"], attribution["targets"]
     pool = context.catalogue("pool").digest
     todo, made = [], {}
     root = Path(context.config.data.root)
@@ -31,12 +32,21 @@ def select(context: StepContext) -> StepResult:
             arguments = {"run_dir": str(directory.path), "selector": plain, "fingerprint": made[name]}
             todo.append((name, {**arguments, "id_root": str(root.resolve())}))
     if todo:
+        from influray.runtime.columns import worth_workers
         from influray.runtime.selection import SelectionJob, run_selection
 
-        jobs = [SelectionJob(name, "influray.selectors.output:select_and_write", arguments) for name, arguments in todo]
-        cpus = min(1.0, context.cluster.cpus)
+        function = "influray.selectors.output:select_and_write"
+        jobs = [SelectionJob(name, function, arguments, helped=True) for name, arguments in todo]
+        workers = context.resources.workers if worth_workers(rows, columns) else 0
+        # On a private cluster the workers share all CPUs, and the driver waits while they read.
+        cpus = 0.0 if workers > 1 and context.cluster.owned else min(1.0, context.cluster.cpus)
         context.progress.current.expect(len(jobs), "selections")
-        run_selection(directory.path, jobs, context.progress.current.on_status, cpus=cpus)
+        run_selection(
+            *(directory.path, jobs, context.progress.current.on_status),
+            cpus=cpus,
+            workers=workers,
+            cpus_per_worker=context.resources.cpus_per_worker,
+        )
         for name, _ in todo:  # a verdict on rows that are no longer chosen must not stand beside the new ones
             shutil.rmtree(directory.path / "evaluation" / name, ignore_errors=True)
     return StepResult(fingerprint(made), skipped=not todo, facts={"selections": len(made), "carried_out": len(todo)})

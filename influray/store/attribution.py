@@ -1,7 +1,7 @@
 """The attribution matrix A [N, T], on disk or in memory, read in blocks of ascending rows.
 
 On disk: parts of (row, A[row, :]) written per shard, and targets.arrow, which names the columns and keeps their
-moments. A part is mapped, never copied.
+moments. The matrix may be far larger than memory.
 
 Shape suffixes: N rows of the matrix, T target columns, B rows of one block.
 """
@@ -18,8 +18,19 @@ import numpy as np
 import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, AttributionSource, DataError
-from influray.store.artifact import ShardStore, map_table, part_paths, require_manifest, write_table
-from influray.store.moments import ColumnMoments, ColumnStats, column_moments, column_stats, merge, moments_of
+from influray.store.artifact import ShardStore, map_table, require_manifest, write_table
+from influray.store.moments import (
+    ColumnMoments,
+    ColumnStats,
+    column_moments,
+    column_stats,
+    merge,
+    merge_in_order,
+    moments_of,
+    range_moments,
+)
+from influray.store.ranges import Mapper, Threads, map_ranges
+from influray.store.score_part import ScorePart
 
 __all__ = [
     "ArrayAttribution",
@@ -40,17 +51,21 @@ logger = logging.getLogger(__name__)
 
 TARGETS = "targets.arrow"
 BLOCK_ROWS = 2048  # of an array in memory: what a pass works on stays in the cache
+READ_BYTES = 2**22  # of a matrix on disk, for the same reason
 
 
 class Attribution:
-    """A committed attribution matrix, mapped. `groups` is the task of each column; `stats` its moments.
+    """A committed attribution matrix. `groups` is the task of each column; `stats` its moments.
+
+    `mapper` carries out its passes (`map_ranges`); by default threads of this process do.
 
     Raises:
         ArtifactMismatch: there is none at `folder`, or its parts do not fit its targets.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, mapper: Mapper | None = None) -> None:
         self.folder = Path(folder)
+        self.mapper: Mapper = mapper or Threads()
         self.manifest = require_manifest(self.folder, "score")
         targets = map_table(self.folder / TARGETS)
         self.target_ids: tuple[str, ...] = tuple(targets["id"].to_pylist())
@@ -66,12 +81,28 @@ class Attribution:
 
     @property
     def rows(self) -> np.ndarray:
-        """The catalogue rows of the matrix, int64 [N], ascending."""
+        """The catalogue rows of the matrix, int64 [N], ascending; read from all parts when first asked for."""
         return self._rows
 
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.int64), *(part.row_numbers(0, part.rows) for part in self._parts)])
+
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (row_B int64, A_BT float32), read-only views of the files, rows ascending."""
-        yield from self._parts
+        """Yield (row_B int64, A_BT float32), some MiB each, rows ascending; memory does not grow with the matrix."""
+        return self.range_blocks(0, self.shape[0])
+
+    def range_blocks(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the blocks of the lines at positions [start, stop)."""
+        step = max(1, READ_BYTES // (4 * max(1, len(self.groups))))
+        number = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            part, first = self._parts[number], int(self._starts[number])
+            end = min(stop, first + part.rows)
+            for low in range(start, end, step):
+                high = min(low + step, end)
+                yield part.row_numbers(low - first, high - first), part.scores(low - first, high - first)
+            start, number = max(start, end), number + 1
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Return the lines of these catalogue rows in the order given, [len(rows), T] float32.
@@ -80,33 +111,36 @@ class Attribution:
             DataError: a row that the matrix does not hold.
         """
         rows = np.asarray(rows, np.int64)
-        place_B = np.searchsorted(self._rows, rows)
-        known_B = place_B < len(self._rows)
-        known_B[known_B] = self._rows[place_B[known_B]] == rows[known_B]
+        place_B = np.searchsorted(self.rows, rows)
+        known_B = place_B < len(self.rows)
+        known_B[known_B] = self.rows[place_B[known_B]] == rows[known_B]
         if not known_B.all():
             raise DataError(f"{self.folder}: row {int(rows[~known_B][0])} is not in the attribution matrix")
-        part_B = np.searchsorted(self._starts, place_B, side="right") - 1
-        if len(rows) == 1:
-            part = int(part_B[0])
-            offset = int(place_B[0] - self._starts[part])
-            return self._parts[part][1][offset : offset + 1]
-        out_BT = np.empty((len(rows), len(self.groups)), np.float32)
-        for part in np.unique(part_B):
-            here_B = part_B == part
-            out_BT[here_B] = self._parts[part][1][place_B[here_B] - self._starts[part]]
-        return out_BT
+        line, back_B = np.unique(place_B, return_inverse=True)
+        number = np.searchsorted(self._starts, line, side="right") - 1
+        # Neighbours within a part are one read.
+        cuts = np.flatnonzero((np.diff(line) != 1) | (np.diff(number) != 0)) + 1
+        runs = []
+        for run in np.split(np.arange(len(line)), cuts) if len(line) else []:
+            part = self._parts[number[run[0]]]
+            first = int(line[run[0]] - self._starts[number[run[0]]])
+            runs.append((part, first, first + len(run)))
+        if len(runs) > 1:
+            for part, first, last in runs:
+                part.announce(first, last)
+        read = [part.scores(first, last) for part, first, last in runs]
+        lines = np.concatenate([np.empty((0, len(self.groups)), np.float32), *read]) if len(read) != 1 else read[0]
+        return lines if len(rows) == 1 else lines[back_B]
 
     @cached_property
-    def _parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [_scores(path, len(self.groups)) for path in part_paths(self.folder, self.manifest)]
-
-    @cached_property
-    def _rows(self) -> np.ndarray:
-        return np.concatenate([np.zeros(0, np.int64), *(row_B for row_B, _ in self._parts)])
+    def _parts(self) -> list[ScorePart]:
+        parts = self.manifest["parts"]
+        width = len(self.groups)
+        return [ScorePart(self.folder / part["file"], part["rows"], width) for part in parts if part["file"]]
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        return np.cumsum([0, *(len(row_B) for row_B, _ in self._parts)])[:-1]
+        return np.cumsum([0, *(part.rows for part in self._parts)])[:-1]
 
 
 class ArrayAttribution:
@@ -124,6 +158,7 @@ class ArrayAttribution:
         self._array = _real_matrix(scores)
         self._rows = np.arange(len(self._array), dtype=np.int64)
         self._block_rows = block_rows
+        self.mapper: Mapper = Threads()
         kind = self._array.dtype
         self._dtype = np.dtype(np.float64 if kind.kind in "iu" or kind.itemsize == 8 else np.float32)
 
@@ -139,13 +174,17 @@ class ArrayAttribution:
     @cached_property
     def stats(self) -> ColumnStats:
         """The moments of the columns; one pass, when first asked for."""
-        return column_stats(column_moments(self.blocks()))
+        return column_stats(merge_in_order(map_ranges(self, range_moments)))
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (row_B int64, A_BT float32 or float64) of `block_rows` rows, contiguous; views where they can be."""
-        for start in range(0, len(self._array), self._block_rows):
-            stop = min(start + self._block_rows, len(self._array))
-            yield self._rows[start:stop], np.ascontiguousarray(self._array[start:stop], dtype=self._dtype)
+        return self.range_blocks(0, len(self._array))
+
+    def range_blocks(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the blocks of the lines [start, stop)."""
+        for low in range(start, stop, self._block_rows):
+            high = min(low + self._block_rows, stop)
+            yield self._rows[low:high], np.ascontiguousarray(self._array[low:high], dtype=self._dtype)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Return these lines in the order given, [len(rows), T]."""
@@ -159,7 +198,9 @@ def stats_of(source: AttributionSource) -> ColumnStats:
         DataError: a row has no finite value, or there is no row.
     """
     stats = getattr(source, "stats", None)
-    return stats if isinstance(stats, ColumnStats) else column_stats(column_moments(source.blocks()))
+    if isinstance(stats, ColumnStats):
+        return stats
+    return column_stats(merge_in_order(map_ranges(source, range_moments)))
 
 
 def attribution_table(row_B: np.ndarray, score_BT: np.ndarray) -> pa.Table:

@@ -109,9 +109,26 @@ def column_moments(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> ColumnMom
     Raises:
         DataError: the matrix has no row, or a row with no finite value.
     """
-    waiting: list[ColumnMoments] = []  # one per set bit of the number of chunks so far
-    for number, (row_B, chunk_BT) in enumerate(_chunks(blocks), start=1):
-        total, pairs = moments_of(chunk_BT, row_B), number
+    return merge_in_order(moments_of(chunk_BT, row_B) for row_B, chunk_BT in _chunks(blocks))
+
+
+def range_moments(blocks: Iterable[tuple[np.ndarray, np.ndarray]], start: int) -> ColumnMoments:
+    """Return the moments of a range of rows, for `map_ranges`. Raises as `column_moments`."""
+    return column_moments(blocks)
+
+
+def merge_in_order(parts: Iterable[ColumnMoments]) -> ColumnMoments:
+    """Return the moments of all parts together, merged as a binary tree.
+
+    The parts are chunks, or ranges of chunks: of a power of two of them each, but for the last, they are whole
+    branches of the tree over the chunks, and the bits are the same.
+
+    Raises:
+        DataError: there is no part.
+    """
+    waiting: list[ColumnMoments] = []  # one per set bit of the number of parts so far
+    for number, part in enumerate(parts, start=1):
+        total, pairs = part, number
         while pairs % 2 == 0:
             total, pairs = merge(waiting.pop(), total), pairs // 2
         waiting.append(total)

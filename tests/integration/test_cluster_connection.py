@@ -130,7 +130,7 @@ def cluster(cpus: float, gpus: float = 0, owned: bool = True) -> ClusterInfo:
         ({}, cluster(8, 4), 4, 1, 1, 4),
         ({"gpus_per_worker": 0.5}, cluster(8, 4), 8, 1, 0.5, 4),
         ({"gpus_per_worker": 2}, cluster(8, 4), 2, 1, 2, 4),
-        ({"gpus_per_worker": 0}, cluster(8, 4), 8, 1, 0, 4),
+        ({"gpus_per_worker": 0}, cluster(8, 4), 8, 1, 0, 1),
         ({"gpus_per_worker": 0.1}, cluster(64, 1), 10, 1, 0.1, 1),
         ({"gpus_per_worker": 1}, cluster(8, owned=False), 1, 1, 1, 1),
         ({"training_workers": 2}, cluster(8, 4), 4, 1, 1, 2),

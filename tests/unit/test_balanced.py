@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influray.protocols import DataError, SelectionProblem
-from influray.selectors import heads, top_lists
+from influray.selectors import candidates, heads, held_heads, top_lists
 from influray.selectors.api import select
 from influray.selectors.balanced import Balanced
 from influray.selectors.normalisers import NORMALISERS, normalise
+from influray.store import ranges
 from influray.store.attribution import ArrayAttribution
 from tests.reference.bids_loop import bids_loop
 
@@ -85,6 +86,42 @@ def test_it_equals_the_plain_loop(kind, n, t, seed, share, wide, small):
         patch.setattr(top_lists, "SAMPLE_ROWS", small)
         patch.setattr(top_lists, "MIN_RANK", 1)
         patch.setattr(top_lists, "ROOM", 1 + small % 3)
+        patch.setattr(ranges, "RANGE_ROWS", 1 + seed % 9)
+        assert_equals_the_loop(score_NT, max(1, int(share * n)), block_rows=small)
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(KINDS),
+    n=st.integers(10, 120),
+    t=st.integers(1, 7),
+    seed=st.integers(0, 2**32),
+    share=st.floats(0, 0.4),
+    wide=st.booleans(),
+    small=st.integers(2, 9),
+    held=st.integers(1, 40),
+    spare=st.sampled_from((1.0, 1.5, 3.0)),
+)
+def test_candidates_that_run_out_and_are_gathered_anew_give_the_plain_loop(
+    kind, n, t, seed, share, wide, small, held, spare
+):
+    score_NT = scores(kind, n, t, np.random.default_rng(seed)).astype(np.float64 if wide else np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        # Samples of a few rows, which mislead, few candidates, and ranges of a few rows.
+        patch.setattr(candidates, "SAMPLE_ROWS", small)
+        patch.setattr(candidates, "MOST_SAMPLE_ROWS", small)
+        patch.setattr(candidates, "RUN_ROWS", 1 + small % 3)
+        patch.setattr(candidates, "SPARE", spare)
+        patch.setattr(candidates, "MAX_HELD", 8 * t * held)
+        patch.setattr(held_heads, "WIDTH", small)
+        patch.setattr(held_heads, "FEW", small % 4)
+        patch.setattr(held_heads, "GROUP", 2)
+        patch.setattr(heads, "MIN_DEPTH", 1 + small % 4)
+        patch.setattr(top_lists, "SAMPLE_ROWS", small)
+        patch.setattr(top_lists, "MIN_RANK", 1)
+        patch.setattr(top_lists, "ROOM", 1 + small % 3)
+        patch.setattr(ranges, "RANGE_ROWS", 1 + small)
+        patch.setattr(ranges, "SMALL", 0 if small % 4 else 2**22)
         assert_equals_the_loop(score_NT, max(1, int(share * n)), block_rows=small)
 
 

@@ -72,8 +72,12 @@ def test_retries_are_counted_and_other_events_are_not(now):
 def test_the_selection_driver_shows_what_it_is_at(now):
     step = StepProgress("select")
     step.expect(3, "selections")
-    step.on_status(SimpleNamespace(done=("bids",), running="less", seconds=61.0))
-    assert step.snapshot().line().startswith("select: 1/3 selections, less for 1:01")
+    status = SimpleNamespace(done=("bids",), running="less", seconds=61.0, chosen=0, budget=0, rows_per_second=0.0)
+    step.on_status(status)
+    assert step.snapshot().line().startswith("select: 1/3 selections, less for 1:01, ETA")
+    status.chosen, status.budget, status.rows_per_second = 1280, 5000, 21.3
+    step.on_status(status)
+    assert "less for 1:01, 1280/5000 rows chosen, 21 rows/s" in step.snapshot().line()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(7, "0:07"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03")])
