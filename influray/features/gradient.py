@@ -137,6 +137,10 @@ class GradientFeaturizer:
         assert self._factors is not None
         self._factors.add_factors(out_BD, weight.offset, grad_BSo, x_BSi)
 
+    def add_square(self, square_B: Tensor, block_Bp: Tensor) -> None:
+        """Add one weight's share of the squared gradient norms to `square_B` float64."""
+        square_B += block_Bp.double().square_().sum(1)
+
     def project(self, weight: TrackedWeight, block_Bp: Tensor, out_BD: Tensor) -> None:
         """Add one weight's share of the feature, before it is made a unit, to `out_BD`."""
         self._projector.add_slice(out_BD, self._direction(weight, block_Bp), weight.offset)
@@ -155,7 +159,7 @@ class _Sums:
     def consume(self, weight: TrackedWeight, block_Bp: Tensor) -> None:
         with self._lock:
             out_BD, square_B = self._of(block_Bp.device)
-            square_B += block_Bp.double().square_().sum(1)
+            self._featurizer.add_square(square_B, block_Bp)
             self._featurizer.project(weight, block_Bp, out_BD)
 
     def consume_factors(self, weight: TrackedWeight, grad_BSo: Tensor, x_BSi: Tensor) -> None:
