@@ -46,7 +46,7 @@ from influray.data.readers import read_rows, resolve_files
 from influray.data.records import BadRow, Record, parse_record
 from influray.features.gradient import GradientFeaturizer, resolve_token_budget
 from influray.features.preconditioners import make_direction
-from influray.features.projectors import RademacherProjector
+from influray.features.projectors.rademacher import RademacherProjector
 from influray.model.checkpoints import AdamMoments
 from influray.model.example_gradients import lora_weights, make_batch
 from influray.model.loading import attach_new_adapter, load_base, load_tokenizer
