@@ -54,7 +54,7 @@ def select(run_dir: str, selector: dict, die_at: int | None = None, mapper=None,
         if chosen == die_at and len({line.split()[0] for line in heard.read_text().splitlines()}) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return output.select_and_write(run_dir, selector, "f" * 64, mapper, note)
+    return output.select_and_write(run_dir, selector, "f" * 64, mapper=mapper, on_progress=note)
 
 
 def total(blocks, start: int, mark: str = "") -> tuple[int, float, int]:

@@ -72,7 +72,7 @@ def test_a_job_that_always_kills_the_driver_ends_the_run(tmp_path):
 
 
 ROWS, COLUMNS = 2100, 12
-SELECTOR = {"name": "even", "method": "bids", "budget": 400, "seed": 0, "options": {}}
+SELECTOR = {"name": "even", "method": "bids", "budget": 400, "seed": 0, "options": {}, "constraints": {}}
 
 
 @pytest.fixture(scope="module")
