@@ -185,7 +185,7 @@ def _ids(key: str, given: tuple[str, ...] | str, root: Path) -> tuple[str, ...]:
     return tuple(line.removesuffix("\r") for line in lines if line.strip())
 
 
-def _facts(source: AttributionSource, rows: Mapping[str, Sequence[Any]] | None) -> dict[str, Sequence[Any]]:
+def _facts(source: AttributionSource, rows: Mapping[str, Sequence[Any]] | None) -> Mapping[str, Sequence[Any]]:
     if rows is not None or not isinstance(source, Attribution):
         return dict(rows or {})
     folder = source.folder.parent / "data" / "pool"
