@@ -294,7 +294,7 @@ def check_names(config: Config) -> None:
     from influray.registry import resolve as look_up
     from influray.registry import resolve_method
     from influray.scorers.options import expected_stores, make_scorer
-    from influray.selectors.api import make_selector
+    from influray.selectors.api import check_method, make_selector
 
     featurizer = look_up("featurizers", config.features.featurizer, "features.featurizer")
     read_options(config.features.featurizer, config.features.options, getattr(featurizer, "OPTIONS", {}))
@@ -303,6 +303,7 @@ def check_names(config: Config) -> None:
     for index, selector in enumerate(config.selectors):
         name, preset = resolve_method(selector.method)
         try:
+            check_method(selector.method)
             make_selector(name, {**preset, **selector.options})
         except ConfigError as error:
             raise ConfigError(f"selectors.{index}.{error}") from error

@@ -95,16 +95,21 @@ def run_selector(problem: SelectionProblem, method: str, options: Mapping[str, A
     Raises:
         ConfigError: an unknown method or option, or a plug-in whose result is no selection of this problem.
     """
-    if ":" not in method and method not in SELECTORS and method not in METHODS:
-        known = {**METHODS, **SELECTORS}
-        raise ConfigError(
-            f"method: no method is called {method!r}{near(method, known)} (known: {', '.join(sorted(known))})"
-        )
+    check_method(method)
     name, preset = resolve_method(method)
     merged = {**preset, **options}
     selection = make_selector(name, merged).select(problem)
     _check(selection, problem, method)
     return replace(selection, method=method, options=merged)
+
+
+def check_method(method: str) -> None:
+    """Raise ConfigError where this is neither a method's or a selector's name nor a plug-in, with the nearest name."""
+    if ":" not in method and method not in SELECTORS and method not in METHODS:
+        known = {**METHODS, **SELECTORS}
+        raise ConfigError(
+            f"method: no method is called {method!r}{near(method, known)} (known: {', '.join(sorted(known))})"
+        )
 
 
 def make_selector(name: str, options: Mapping[str, Any]) -> Selector:
