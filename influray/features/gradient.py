@@ -112,6 +112,10 @@ class GradientFeaturizer:
         kept = [examples[b] for b in good]
         return _block(kept, unit_BD, norm_B[good], grad_norm_B[good], loss[good], failures)
 
+    def add_square(self, square_B: Tensor, block_Bp: Tensor) -> None:
+        """Add one weight's share of the squared gradient norms to `square_B` float64."""
+        square_B += block_Bp.double().square_().sum(1)
+
     def project(self, weight: TrackedWeight, block_Bp: Tensor, out_BD: Tensor) -> None:
         """Add one weight's share of the feature, before it is made a unit, to `out_BD`."""
         self._projector.add_slice(out_BD, self._direction(weight, block_Bp), weight.offset)
@@ -136,7 +140,7 @@ class _Sums:
                     torch.zeros(self._B, dtype=torch.float64, device=block_Bp.device),
                 )
             out_BD, square_B = self._by_device[block_Bp.device]
-            square_B += block_Bp.double().square_().sum(1)
+            owner.add_square(square_B, block_Bp)
             owner.project(weight, block_Bp, out_BD)
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:

@@ -173,22 +173,27 @@ class ExampleGradients:
     def _backward_in_pieces(self, batch: Batch) -> Tensor:
         output = self._decode(batch)
         hidden_BSH = output.last_hidden_state
+        grad_BSH, loss_n = self._head_gradient(type(output), hidden_BSH.detach(), batch)
+        hidden_BSH.backward(grad_BSH)
+        return loss_n
+
+    def _head_gradient(self, output_type: type, hidden_BSH: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the gradient of the batch's loss in the decoder's output and the loss of each trained token."""
         H = hidden_BSH.shape[-1]
-        hidden_nH = _at_trained(hidden_BSH.detach(), batch)
+        hidden_nH = _at_trained(hidden_BSH, batch)
         label_n, weight_n = batch.label_n, self._token_weights(batch)
         grad_nH, losses = torch.empty_like(hidden_nH), []
         step = self._piece(hidden_BSH.device)
         for start in range(0, len(hidden_nH), step):
             part = slice(start, start + step)
             piece = hidden_nH[part].requires_grad_()
-            logits = _at_least_float32(self._apply_head(type(output), piece))
+            logits = _at_least_float32(self._apply_head(output_type, piece))
             loss = F.cross_entropy(logits, label_n[part].to(logits.device), reduction="none")
             (grad_nH[part],) = torch.autograd.grad(loss, piece, weight_n[part].to(loss))
             losses.append(loss.detach())
         grad_BSH = torch.zeros_like(hidden_BSH)
         grad_BSH.view(-1, H).index_copy_(0, batch.position_n.to(grad_nH.device), grad_nH)  # each position once
-        hidden_BSH.backward(grad_BSH)
-        return torch.cat(losses)
+        return grad_BSH, torch.cat(losses)
 
     def _backward_whole(self, batch: Batch) -> Tensor:
         logits_nV = _at_least_float32(_at_trained(self._whole_logits(batch), batch))
