@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from influray.model import example_gradients
 from influray.model.example_gradients import ExampleGradients, lora_weights, make_batch, track
 from influray.protocols import ConfigError, TokenizedExample
 from tests.reference.loop_gradients import loop_gradient, loop_gradients
@@ -95,14 +96,22 @@ def assert_rows(found, expected, tolerance):
         assert error < tolerance, f"row {b} is off by {error:.2e} of its norm"
 
 
+def by_hooks(monkeypatch):
+    """Let no layer run merged: what half precision, GPUs and layers that are not plain LoRA take."""
+    monkeypatch.setattr(example_gradients, "merge_lora", lambda *_: [])
+
+
 @pytest.mark.parametrize("targets", [ATTENTION, MLP, ["v_proj"], "all-linear"], ids=str)
-@pytest.mark.parametrize("tied", [True, False])
-def test_rows_are_those_of_a_loop_in_float64(targets, tied):
+@pytest.mark.parametrize(("tied", "merged"), [(True, True), (True, False), (False, True)])
+def test_rows_are_those_of_a_loop_in_float64(targets, tied, merged, monkeypatch):
+    if not merged:
+        by_hooks(monkeypatch)
     model = with_lora(tiny_llama(dtype=torch.float64, tie_word_embeddings=tied), targets)
     expected = [loop_gradient(model, e) for e in mixed_batch()]
     gradients = ExampleGradients(model)
     found, loss, _ = collected(gradients, mixed_batch())
     assert gradients.head == "pieces"
+    assert bool(gradients.merged) == merged
     assert_rows(found, [g for g, _ in expected], 1e-12)
     assert loss.tolist() == pytest.approx([value for _, value in expected], rel=1e-12)
 
@@ -282,7 +291,10 @@ def test_a_model_that_looks_ahead_gets_a_mask_and_rows_stay_their_own():
     assert_rows(found, alone, 1e-6)  # its softmax is in float32
 
 
-def test_a_layer_that_is_called_twice_is_handed_on_once_with_the_sum():
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_layer_that_is_called_twice_is_handed_on_once_with_the_sum(merged, monkeypatch):
+    if not merged:
+        by_hooks(monkeypatch)
     base = tiny_llama(dtype=torch.float64)
     base.model.layers[1] = base.model.layers[0]
     model = with_lora(base, ATTENTION)
@@ -337,9 +349,31 @@ def test_an_adapter_with_more_than_linear_weights_is_refused():
         ExampleGradients(tiny_llama())
 
 
-def test_closing_takes_the_hooks_away():
+def test_only_plain_lora_on_linear_layers_in_full_precision_runs_merged():
+    assert len(ExampleGradients(with_lora(tiny_llama(), ATTENTION)).merged) == 8
+    assert not ExampleGradients(with_lora(tiny_llama(dtype=torch.bfloat16), ATTENTION)).merged
+    settings = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    assert not ExampleGradients(with_lora(family("gpt2", **settings), ["c_attn"])).merged  # its layers are transposed
     model = with_lora(tiny_llama(), ATTENTION)
-    ExampleGradients(model).close()
+    model.get_submodule("base_model.model.model.layers.0.self_attn.v_proj").register_forward_hook(lambda *_: None)
+    assert len(ExampleGradients(model).merged) == 7
+
+
+def test_after_a_batch_the_model_is_as_it_was():
+    model = with_lora(tiny_llama(), ATTENTION)
+    ids = torch.arange(5, 15)[None]
+    before = model(input_ids=ids).logits
+    gradients = ExampleGradients(model)
+    collected(gradients, mixed_batch())
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_closing_takes_the_hooks_away():
+    model = with_lora(tiny_llama(dtype=torch.bfloat16), ATTENTION)
+    gradients = ExampleGradients(model)
+    assert any(module._forward_hooks for module in model.modules())
+    gradients.close()
     assert not any(module._forward_hooks for module in model.modules())
 
 
