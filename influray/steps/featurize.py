@@ -138,7 +138,7 @@ def plan(context: StepContext) -> list[FeatureStore]:
             common = {
                 "base": context.model_digest,
                 "checkpoint": checkpoint.digest,
-                "model": cfg.model.model_dump(mode="json", include={"dtype", "attention"}),
+                "model": cfg.model.model_dump(mode="json", include={"dtype", "attention", "quantization"}),
                 "features": cfg.features.model_dump(mode="json", exclude={"rows_per_shard", "direction"}),
                 "direction": facts["direction"],
             }
