@@ -11,8 +11,8 @@ Shape suffixes: B batch, S tokens, P parameters (p of one weight), H hidden, V v
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from influray.model.checkpointing import calling, checkpointed_layers, run_checkpointed
 from influray.model.merged_lora import MergedLora, merge_lora
 from influray.protocols import ConfigError, TokenizedExample
 
@@ -124,14 +125,21 @@ class ExampleGradients:
     to logits (scaling, soft caps), is applied to trained positions a piece at a time. "whole": the model runs as it
     stands and makes all B x S logits; used where a probe at construction finds the two unequal, or where the head
     itself is tracked. `masks_padding` is False where a probe shows that real tokens do not see padding anyway.
+    With `checkpointing` only the input of each decoder layer is kept, and its forward is run again in the backward.
+
+    Raises:
+        ConfigError: `checkpointing` of a model whose layers transformers cannot checkpoint.
     """
 
-    def __init__(self, model: nn.Module, weights: Sequence[TrackedWeight] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, weights: Sequence[TrackedWeight] | None = None, *, checkpointing: bool = False
+    ) -> None:
         self.weights = tuple(weights) if weights is not None else lora_weights(model)
         self.parameters = sum(weight.size for weight in self.weights)
         self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore
         self.model.requires_grad_(False)
         self.model.eval()
+        self._checkpointed = checkpointed_layers(self.model) if checkpointing else []
         self._scale = _LOSS_SCALE.get(self.model.dtype, 1.0)
         self._shape_BS: tuple[int, int] | None = None  # of the batch under way
         self._calls: dict[str, int] = {}  # forward calls whose gradient has not come yet
@@ -171,7 +179,9 @@ class ExampleGradients:
         try:
             with torch.enable_grad(), ExitStack() as replaced:
                 for layer in self.merged:
-                    replaced.enter_context(_calling(layer.layer, partial(self._run_merged, layer)))
+                    replaced.enter_context(calling(layer.layer, partial(self._run_merged, layer)))
+                for block in self._checkpointed:
+                    replaced.enter_context(calling(block, partial(run_checkpointed, block.forward)))
                 backward = self._backward_in_pieces if self.head == "pieces" else self._backward_whole
                 token_loss_n = backward(batch)
             self._flush(B)
@@ -226,7 +236,7 @@ class ExampleGradients:
     def _apply_head(self, output_type: type, hidden_nH: Tensor) -> Tensor:
         # The model's own forward, with a decoder that answers with the states that we already have.
         answer = output_type(last_hidden_state=hidden_nH[None])
-        with _calling(self.model.get_decoder(), lambda *_, **__: answer):
+        with calling(self.model.get_decoder(), lambda *_, **__: answer):
             return self.model(input_ids=None, use_cache=False).logits[0]
 
     def _token_weights(self, batch: Batch) -> Tensor:
@@ -342,20 +352,6 @@ class ExampleGradients:
                     dtype = torch.promote_types(parameter.dtype, torch.float32)
                     block_Bp = torch.zeros(B, weight.size, dtype=dtype, device=parameter.device)
                 self._consume(weight, block_Bp)
-
-
-@contextmanager
-def _calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module run `forward` in place of its own."""
-    before = module.__dict__.get("forward")  # accelerate puts one there
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
 
 
 def _sum_by_example(value_n: Tensor, batch: Batch) -> Tensor:

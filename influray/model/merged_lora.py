@@ -76,7 +76,7 @@ def merge_lora(model: nn.Module, weights: Iterable[TrackedWeight], deliver: Deli
             continue
         adapter = layer.active_adapters[0]
         base: Any = layer.base_layer
-        factors = [by_module.get(table[adapter]) for table in (layer.lora_A, layer.lora_B) if adapter in table]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        down, up = (by_module.get(dict(table.items()).get(adapter)) for table in (layer.lora_A, layer.lora_B))  # pyright: ignore[reportArgumentType]
         plain = (
             type(base) is nn.Linear
             and base not in by_module
@@ -85,8 +85,7 @@ def merge_lora(model: nn.Module, weights: Iterable[TrackedWeight], deliver: Deli
             and not (layer.merged or layer.disable_adapters or layer.lora_variant or layer.fan_in_fan_out)
             and not any(part._forward_hooks or part._forward_pre_hooks for part in layer.modules())
         )
-        if plain and len(factors) == 2 and factors[0] and factors[1]:
-            down, up = factors
+        if plain and down is not None and up is not None:
             same = all(f.module.weight.dtype == base.weight.dtype and f.module.bias is None for f in (down, up))
             if same and "forward" not in vars(layer):
                 merged.append(MergedLora(layer, down, up, deliver))
