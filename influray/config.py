@@ -44,6 +44,7 @@ class ModelConfig(Section):
     base: str  # a folder or a hub id of a transformers causal LM
     revision: str = "main"  # hub revision; not used for a folder
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"  # of the frozen base weights
+    quantization: Literal["none", "nf4", "fp4"] = "none"  # of the frozen base: 4 bits through bitsandbytes
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     trust_remote_code: bool = False  # runs code of the model's author
     chat_template: str | Literal["auto"] = "auto"  # auto = the tokenizer's own, else a plain Tulu-style one; or a file
@@ -139,6 +140,9 @@ class FeaturesConfig(Section):
     options: dict[str, Any] = {}  # of the featurizer, such as n of ngram; gradient has none
     # The five that follow are those of gradient; other featurizers do not read them, nor do their fingerprints.
     direction: Literal["adam", "sgd", "sign"] = "adam"  # of pool rows; target rows are always plain
+    # "lora" = the adapter's matrices; else name endings of linear layers whose own weights are taken, without biases
+    weights: Literal["lora"] | Annotated[tuple[str, ...], Field(min_length=1)] = "lora"
+    gradient_checkpointing: bool = False  # runs each layer's forward twice and keeps its input alone
     adam_epsilon_mode: Literal["less", "adamw"] = "less"  # epsilon inside or outside the root
     adam_momentum: bool = True  # False drops the momentum term that all rows share
     projector: ProjectorConfig = ProjectorConfig()
@@ -146,6 +150,11 @@ class FeaturesConfig(Section):
     store: Literal["float16", "int8", "sign1"] = "float16"  # of a pool row's vector: 16, 8 or 1 bit; targets keep 16
     token_budget: Positive | Literal["auto"] = "auto"  # padded tokens a batch; ngram has no batches
     rows_per_shard: Positive = 512
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "lora" else value
 
 
 class AttributionConfig(Section):

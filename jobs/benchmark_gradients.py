@@ -152,6 +152,8 @@ class Ours:
         stages.wrap(engine, "_decode", "forward")
         stages.wrap(engine, "_head_gradient", "head")
         stages.wrap(engine, "_on_gradient", "products")
+        for layer in engine.merged:
+            stages.wrap(layer, "products", "products")
         stages.wrap(self.featurizer, "add_square", "norms")
         stages.wrap(self.featurizer, "_direction", "direction")
         stages.wrap(self.featurizer._projector, "add_slice", "projection")
@@ -337,7 +339,10 @@ class Benchmark:
         lengths = [example.tokens for example in self.examples]
         budget = resolve_token_budget(args.token_budget or "auto", adapted, self.device, max(lengths))
         self.budget = budget
-        self.batches = [[self.examples[i] for i in batch] for batch in plan_batches(lengths, budget)]
+        planned = plan_batches(lengths, budget)  # of a whole shard, so that padding is what it is there
+        at = np.unique(np.linspace(0, len(planned) - 1, min(args.batches, len(planned))).round().astype(int))
+        self.batches = [[self.examples[i] for i in planned[n]] for n in at]
+        self.examples = [example for batch in self.batches for example in batch]
         options = dict(part.split("=") for part in args.options.split(",") if part)
         self.features = FeaturesConfig.model_validate(
             {
@@ -481,7 +486,8 @@ def main() -> None:
     parser.add_argument("--projector", default="sparse_jl")
     parser.add_argument("--options", default="", help="of the projector: nonzeros=1,cache_bytes=0")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--rows", type=int, default=512, help="of a shard")
+    parser.add_argument("--batches", type=int, default=5, help="of the shard, spread over all lengths: those are run")
     parser.add_argument("--loop-rows", type=int, default=16, help="of the rows, for the loop, spread over all lengths")
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--token-budget", type=int, default=0, help="padded tokens a batch; 0 = auto")

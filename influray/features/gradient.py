@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from influray.features.module_blocks import ModuleBlocks
 from influray.features.preconditioners import epsilon_share, make_direction
 from influray.model.example_gradients import ExampleGradients, TrackedWeight, lora_weights, make_batch
+from influray.model.linear_weights import linear_weights
 from influray.protocols import ConfigError, FactorProjector, FeatureBlock, Projector, TokenizedExample
 from influray.registry import resolve
 
@@ -36,8 +37,9 @@ _GPU_SHARE = 0.7  # of a GPU's memory for weights and a batch; the rest is fragm
 
 
 class GradientFeaturizer:
-    """Projected gradients of LoRA matrices at one checkpoint. Takes the model over: freezes it and hooks into it.
+    """Projected gradients of LoRA matrices, or of chosen linear layers, at one checkpoint.
 
+    Takes the model over: freezes it and hooks into it.
     `direction` is "adam" (needs `moments`), "sgd" or "sign". `bounds` are where the part of the D numbers of each LoRA
     module begins, and D; (0, D) where they share all. `head` says how logits are made (see ExampleGradients),
     `epsilon_share` how much of Adam's denominator is epsilon (None for other directions).
@@ -58,7 +60,8 @@ class GradientFeaturizer:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may change its sums
-        weights = lora_weights(model)
+        chosen = features_config.weights
+        weights = lora_weights(model) if chosen == "lora" else linear_weights(model, chosen)
         self._direction = make_direction(
             direction,
             weights,
@@ -91,7 +94,13 @@ class GradientFeaturizer:
                 )
             self._factors.set_layout([(w.offset, w.module.weight.shape[0], w.module.weight.shape[1]) for w in weights])
         self.dimension = self._projector.dimension
-        self._gradients = ExampleGradients(model, weights)  # last: what is refused above leaves the model alone
+        # Last: what is refused above leaves the model alone.
+        self._gradients = ExampleGradients(
+            model,
+            weights,
+            checkpointing=features_config.gradient_checkpointing,
+            merging=self._factors is None,
+        )
         self.head = self._gradients.head
         dtypes = {weight.module.weight.dtype for weight in weights}
         self._dtype = torch.float64 if torch.float64 in dtypes else torch.float32

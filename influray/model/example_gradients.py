@@ -11,8 +11,8 @@ Shape suffixes: B batch, S tokens, P parameters (p of one weight), H hidden, V v
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from influray.model.checkpointing import calling, checkpointed_layers, run_checkpointed
+from influray.model.merged_lora import MergedLora, merge_lora
 from influray.protocols import ConfigError, TokenizedExample
 
 log = logging.getLogger(__name__)
@@ -124,14 +126,25 @@ class ExampleGradients:
     to logits (scaling, soft caps), is applied to trained positions a piece at a time. "whole": the model runs as it
     stands and makes all B x S logits; used where a probe at construction finds the two unequal, or where the head
     itself is tracked. `masks_padding` is False where a probe shows that real tokens do not see padding anyway.
+    `checkpointing` keeps only the input of each decoder layer and runs its forward again in the backward; without
+    `merging` LoRA layers stay apart from their bases, as `run` with `consume_factors` needs them.
+    Raises ConfigError for `checkpointing` of a model whose layers transformers cannot checkpoint.
     """
 
-    def __init__(self, model: nn.Module, weights: Sequence[TrackedWeight] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Sequence[TrackedWeight] | None = None,
+        *,
+        checkpointing: bool = False,
+        merging: bool = True,
+    ) -> None:
         self.weights = tuple(weights) if weights is not None else lora_weights(model)
         self.parameters = sum(weight.size for weight in self.weights)
         self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore
         self.model.requires_grad_(False)
         self.model.eval()
+        self._checkpointed = checkpointed_layers(self.model) if checkpointing else []
         self._scale = _LOSS_SCALE.get(self.model.dtype, 1.0)
         self._shape_BS: tuple[int, int] | None = None  # of the batch under way
         self._calls: dict[str, int] = {}  # forward calls whose gradient has not come yet
@@ -143,12 +156,19 @@ class ExampleGradients:
         self.masks_padding = False
         self.masks_padding = self._probe_padding()
         self.head: Literal["pieces", "whole"] = self._choose_head()
-        self._handles = [w.module.register_forward_hook(partial(self._on_forward, w)) for w in self.weights]
+        self.merged = merge_lora(self.model, self.weights, self._deliver) if merging else []
+        by_itself = {weight.name for layer in self.merged for weight in (layer.down, layer.up)}
+        self._handles = [
+            weight.module.register_forward_hook(partial(self._on_forward, weight))
+            for weight in self.weights
+            if weight.name not in by_itself
+        ]
 
     def close(self) -> None:
-        """Remove the hooks from the model."""
+        """Remove the hooks from the model and drop the merged weights."""
         for handle in self._handles:
             handle.remove()
+        self.merged = []
 
     def run(self, batch: Batch, consume: BlockConsumer, consume_factors: FactorConsumer | None = None) -> Tensor:
         """Hand the gradients of a batch to `consume`, weight by weight, and return the mean losses [B] float64.
@@ -163,12 +183,17 @@ class ExampleGradients:
         Raises:
             ConfigError: a tracked layer does not see its input as [B, S, features].
         """
+        assert consume_factors is None or not self.merged, "merged layers have no factors to hand on"
         B, S = batch.input_ids_BS.shape
         self._shape_BS, self._consume = (B, S), consume
         self._calls, self._partial, self._done = {}, {}, set()
         self._consume_factors, self._factors = consume_factors, {}
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), ExitStack() as replaced:
+                for layer in self.merged:
+                    replaced.enter_context(calling(layer.layer, partial(self._run_merged, layer)))
+                for block in self._checkpointed:
+                    replaced.enter_context(calling(block, partial(run_checkpointed, block.forward)))
                 backward = self._backward_in_pieces if self.head == "pieces" else self._backward_whole
                 token_loss_n = backward(batch)
             self._flush(B)
@@ -222,7 +247,8 @@ class ExampleGradients:
 
     def _apply_head(self, output_type: type, hidden_nH: Tensor) -> Tensor:
         # The model's own forward, with a decoder that answers with the states that we already have.
-        with _answering(self.model.get_decoder(), output_type(last_hidden_state=hidden_nH[None])):
+        answer = output_type(last_hidden_state=hidden_nH[None])
+        with calling(self.model.get_decoder(), lambda *_, **__: answer):
             return self.model(input_ids=None, use_cache=False).logits[0]
 
     def _token_weights(self, batch: Batch) -> Tensor:
@@ -283,19 +309,30 @@ class ExampleGradients:
         return make_batch(examples, embedding.device)
 
     def _on_forward(self, weight: TrackedWeight, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if self._shape_BS is None:
+        if self._shape_BS is None or not torch.is_grad_enabled():
             return
         x_BSi = inputs[0]
+        self._require_examples(weight, x_BSi)
+        if not output.requires_grad:
+            output.requires_grad_()  # the backward ends here: nothing below this layer is tracked
+        self._calls[weight.name] = self._calls.get(weight.name, 0) + 1
+        output.register_hook(partial(self._on_gradient, weight, x_BSi.detach()))
+
+    def _run_merged(self, layer: MergedLora, x_BSi: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            self._require_examples(layer.down, x_BSi)
+            for weight in (layer.down, layer.up):
+                self._calls[weight.name] = self._calls.get(weight.name, 0) + 1
+        return layer.forward(x_BSi)
+
+    def _require_examples(self, weight: TrackedWeight, x_BSi: Tensor) -> None:
+        assert self._shape_BS is not None
         if x_BSi.dim() != 3 or tuple(x_BSi.shape[:2]) != self._shape_BS:
             raise ConfigError(
                 f"model.lora.targets: {weight.name} sees its input as {list(x_BSi.shape)}, not as [batch, tokens, "
                 f"features] = [{self._shape_BS[0]}, {self._shape_BS[1]}, ...], so its gradient cannot be told apart by "
                 "example (experts and routers do so); leave it out of the targets"
             )
-        if not output.requires_grad:
-            output.requires_grad_()  # the backward ends here: nothing below this layer is tracked
-        self._calls[weight.name] = self._calls.get(weight.name, 0) + 1
-        output.register_hook(partial(self._on_gradient, weight, x_BSi.detach()))
 
     @torch.no_grad()
     def _on_gradient(self, weight: TrackedWeight, x_BSi: Tensor, grad_BSo: Tensor) -> None:
@@ -309,6 +346,10 @@ class ExampleGradients:
         block_Bp = torch.bmm(_at_least_float32(grad_BSo).transpose(1, 2), _at_least_float32(x_BSi)).flatten(1)
         if self._scale != 1.0:
             block_Bp /= self._scale
+        self._deliver(weight, block_Bp)
+
+    def _deliver(self, weight: TrackedWeight, block_Bp: Tensor) -> None:
+        """Hand on the gradients of a weight when those of all its calls have come."""
         self._calls[weight.name] -= 1
         earlier = self._partial.pop(weight.name, None)
         if earlier is not None:
@@ -338,20 +379,6 @@ class ExampleGradients:
                     dtype = torch.promote_types(parameter.dtype, torch.float32)
                     block_Bp = torch.zeros(B, weight.size, dtype=dtype, device=parameter.device)
                 self._consume(weight, block_Bp)
-
-
-@contextmanager
-def _answering(module: nn.Module, answer: Any) -> Iterator[None]:
-    """Let a module return `answer` without running."""
-    before = module.__dict__.get("forward")  # accelerate puts one there
-    module.forward = lambda *_, **__: answer
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
 
 
 def _sum_by_example(value_n: Tensor, batch: Batch) -> Tensor:

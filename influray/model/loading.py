@@ -64,8 +64,8 @@ def load_base(
     `device` puts all of it on one device; `device_map` (such as "auto") spreads it over those that accelerate sees.
 
     Raises:
-        ConfigError: no such model, no safetensors, weights that do not cover the model, or an attention kernel that
-            is not installed.
+        ConfigError: no such model, no safetensors, weights that do not cover the model, or an attention kernel or
+            quantization that is not installed.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -76,6 +76,10 @@ def load_base(
         settings["attn_implementation"] = model_config.attention
     if device_map is not None:
         settings["device_map"] = device_map
+    if model_config.quantization != "none":
+        settings["quantization_config"] = _quantization(model_config)
+        if device_map is None and device is not None:
+            settings["device_map"] = {"": str(device)}  # quantized while loading: it cannot be moved afterwards
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_config.base,
@@ -101,10 +105,27 @@ def load_base(
             f"model.base: the weights of {model_config.base!r} lack {len(missing)} tensors of "
             f"{type(model).__name__}, such as {missing[0]}; it must hold a complete causal language model"
         )
-    if device is not None and device_map is None:
+    if device is not None and "device_map" not in settings:
         model = model.to(device)
     model.config.use_cache = False
     return model.eval()
+
+
+def _quantization(model_config: ModelConfig) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+    except ImportError as error:
+        raise ConfigError(
+            f"model.quantization: {model_config.quantization!r} needs bitsandbytes, which cannot be imported "
+            f'({_line(error)}); pip install "bitsandbytes>=0.46", or set it to none'
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=model_config.quantization,
+        bnb_4bit_compute_dtype=getattr(torch, model_config.dtype),
+    )
 
 
 def check_lora_targets(model_config: ModelConfig) -> None:

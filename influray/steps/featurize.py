@@ -153,7 +153,7 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
     facts["dtype"] = model.dtype
     common = {
         "base": context.model_digest,
-        "model": model.model_dump(mode="json", include={"dtype", "attention"}),
+        "model": model.model_dump(mode="json", include={"dtype", "attention", "quantization"}),
     }
     if features.featurizer not in VECTORLESS:
         facts["store"] = features.store if split == "pool" else "float16"

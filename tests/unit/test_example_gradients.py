@@ -8,10 +8,14 @@ import numpy as np
 import peft
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from influray.model import example_gradients
 from influray.model.example_gradients import ExampleGradients, lora_weights, make_batch, track
+from influray.model.linear_weights import linear_weights
 from influray.protocols import ConfigError, TokenizedExample
 from tests.reference.loop_gradients import loop_gradient, loop_gradients
 from tests.tiny import tiny_llama
@@ -42,9 +46,9 @@ def mixed_batch():
     ]
 
 
-def with_lora(model, targets, seed=3):
+def with_lora(model, targets, seed=3, r=3):
     """The model with random LoRA matrices: B is not zero, so that A has gradients too."""
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=6, lora_dropout=0.1, target_modules=targets))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=6, lora_dropout=0.1, target_modules=targets))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -55,7 +59,7 @@ def with_lora(model, targets, seed=3):
 
 def family(name, **changes):
     """A tiny random model of another family, from its transformers config."""
-    settings = {
+    shape = {
         "vocab_size": VOCAB,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -70,7 +74,7 @@ def family(name, **changes):
         **changes,
     }
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**settings))
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**shape))
 
 
 def collected(gradients, examples):
@@ -95,14 +99,22 @@ def assert_rows(found, expected, tolerance):
         assert error < tolerance, f"row {b} is off by {error:.2e} of its norm"
 
 
+def by_hooks(monkeypatch):
+    """Let no layer run merged: what half precision, GPUs and layers that are not plain LoRA take."""
+    monkeypatch.setattr(example_gradients, "merge_lora", lambda *_: [])
+
+
 @pytest.mark.parametrize("targets", [ATTENTION, MLP, ["v_proj"], "all-linear"], ids=str)
-@pytest.mark.parametrize("tied", [True, False])
-def test_rows_are_those_of_a_loop_in_float64(targets, tied):
+@pytest.mark.parametrize(("tied", "merged"), [(True, True), (True, False), (False, True)])
+def test_rows_are_those_of_a_loop_in_float64(targets, tied, merged, monkeypatch):
+    if not merged:
+        by_hooks(monkeypatch)
     model = with_lora(tiny_llama(dtype=torch.float64, tie_word_embeddings=tied), targets)
     expected = [loop_gradient(model, e) for e in mixed_batch()]
     gradients = ExampleGradients(model)
     found, loss, _ = collected(gradients, mixed_batch())
     assert gradients.head == "pieces"
+    assert bool(gradients.merged) == merged
     assert_rows(found, [g for g, _ in expected], 1e-12)
     assert loss.tolist() == pytest.approx([value for _, value in expected], rel=1e-12)
 
@@ -282,7 +294,10 @@ def test_a_model_that_looks_ahead_gets_a_mask_and_rows_stay_their_own():
     assert_rows(found, alone, 1e-6)  # its softmax is in float32
 
 
-def test_a_layer_that_is_called_twice_is_handed_on_once_with_the_sum():
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_layer_that_is_called_twice_is_handed_on_once_with_the_sum(merged, monkeypatch):
+    if not merged:
+        by_hooks(monkeypatch)
     base = tiny_llama(dtype=torch.float64)
     base.model.layers[1] = base.model.layers[0]
     model = with_lora(base, ATTENTION)
@@ -298,7 +313,7 @@ def test_factors_multiply_to_the_gradient_whether_a_layer_is_called_once_or_twic
     if shared:
         base.model.layers[1] = base.model.layers[0]
     model = with_lora(base, ATTENTION)
-    expected, gradients = loop_gradients(model, mixed_batch()), ExampleGradients(model)
+    expected, gradients = loop_gradients(model, mixed_batch()), ExampleGradients(model, merging=False)
     found = torch.zeros(len(expected), gradients.parameters, dtype=torch.float64)
 
     def consume_factors(weight, grad_BSo, x_BSi):
@@ -346,6 +361,71 @@ def test_a_layer_that_loses_the_batch_is_refused_by_name_and_the_next_batch_is_n
     assert model(input_ids=ids).logits.shape == (1, 10, VOCAB)  # outside of a batch the hooks do nothing
 
 
+@pytest.mark.parametrize("merged", [True, False])
+def test_checkpointing_changes_no_row(merged, monkeypatch):
+    if not merged:
+        by_hooks(monkeypatch)
+    model = with_lora(tiny_llama(dtype=torch.float64), ATTENTION)
+    plain, _, _ = collected(ExampleGradients(model), mixed_batch())
+    calls = []
+    model.get_submodule("base_model.model.model.layers.0.mlp").register_forward_hook(lambda *_: calls.append(1))
+    gradients = ExampleGradients(model, checkpointing=True)
+    calls.clear()
+    found, _, _ = collected(gradients, mixed_batch())
+    assert len(calls) == 2, "the layer was not run again"
+    assert torch.equal(found, plain)
+    with pytest.raises(ConfigError, match="has no layers that transformers can checkpoint"):
+        ExampleGradients(torch.nn.Linear(2, 2), [], checkpointing=True)
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_own_weights_of_linear_layers_are_taken_with_and_without_an_adapter(adapted):
+    model = tiny_llama(dtype=torch.float64)
+    if adapted:
+        model = with_lora(model, ["q_proj"])
+    weights = linear_weights(model, ["q_proj", "layers.1.mlp.down_proj"])
+    assert len(weights) == 3
+    found, _, _ = collected(ExampleGradients(model, weights), mixed_batch())
+    for w in weights:
+        w.module.weight.requires_grad_()
+    for e, row in zip(mixed_batch(), found, strict=True):
+        ids, at = torch.from_numpy(e.input_ids_S).long(), torch.from_numpy(np.flatnonzero(e.loss_mask_S))
+        loss = torch.nn.functional.cross_entropy(model(input_ids=ids[None]).logits[0, at - 1], ids[at])
+        expected = torch.autograd.grad(loss, [w.module.weight for w in weights])
+        assert_rows(row[None], torch.cat([g.reshape(-1) for g in expected])[None], 1e-12)
+
+
+def test_own_weights_that_are_not_there_or_not_linear_are_refused():
+    with pytest.raises(ConfigError, match="features.weights: no linear layer .* is called 'c_attn'"):
+        linear_weights(tiny_llama(), ["q_proj", "c_attn"])
+    with pytest.raises(ConfigError, match="features.weights: model.norm is a LlamaRMSNorm"):
+        linear_weights(tiny_llama(), ["norm"])
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(
+    st.sampled_from([(4, 4), (4, 2), (4, 1)]),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.booleans(),
+    st.lists(st.tuples(st.integers(2, 40), st.floats(0, 1), st.integers(0, 99)), min_size=1, max_size=6),
+)
+def test_rows_of_random_shapes_are_those_of_a_loop_in_float64(heads, layers, rank, all_linear, sizes):
+    """In float32 to 1e-5, or to what a plain float32 loop loses where a random model is badly conditioned.
+
+    That is 1e-4 at worst: at rank 1 a norm divides by an embedding that is nearly zero.
+    """
+    shape = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], "num_hidden_layers": layers}
+    targets = "all-linear" if all_linear else ATTENTION
+    batch = [example(seed, n, [(1 + int(share * (n - 2)), n)]) for n, share, seed in sizes]
+    exact, single = (with_lora(tiny_llama(dtype=d, **shape), targets, r=rank) for d in (torch.float64, torch.float32))
+    expected, plain = loop_gradients(exact, batch), loop_gradients(single, batch).double()
+    assert_rows(collected(ExampleGradients(exact), batch)[0], expected, 1e-9)
+    found, _, _ = collected(ExampleGradients(single), batch)
+    lost = float(((plain - expected).norm(dim=1) / expected.norm(dim=1)).max())
+    assert_rows(found, expected, max(1e-5, 8 * lost))
+
+
 def test_an_adapter_with_more_than_linear_weights_is_refused():
     model = peft.get_peft_model(tiny_llama(), peft.LoraConfig(r=2, target_modules=["embed_tokens"]))
     with pytest.raises(ConfigError, match="lora_embedding_A.*not the weight of a linear layer"):
@@ -354,9 +434,31 @@ def test_an_adapter_with_more_than_linear_weights_is_refused():
         ExampleGradients(tiny_llama())
 
 
-def test_closing_takes_the_hooks_away():
+def test_only_plain_lora_on_linear_layers_in_full_precision_runs_merged():
+    assert len(ExampleGradients(with_lora(tiny_llama(), ATTENTION)).merged) == 8
+    assert not ExampleGradients(with_lora(tiny_llama(dtype=torch.bfloat16), ATTENTION)).merged
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    assert not ExampleGradients(with_lora(family("gpt2", **shape), ["c_attn"])).merged  # its layers are transposed
     model = with_lora(tiny_llama(), ATTENTION)
-    ExampleGradients(model).close()
+    model.get_submodule("base_model.model.model.layers.0.self_attn.v_proj").register_forward_hook(lambda *_: None)
+    assert len(ExampleGradients(model).merged) == 7
+
+
+def test_after_a_batch_the_model_is_as_it_was():
+    model = with_lora(tiny_llama(), ATTENTION)
+    ids = torch.arange(5, 15)[None]
+    before = model(input_ids=ids).logits
+    gradients = ExampleGradients(model)
+    collected(gradients, mixed_batch())
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_closing_takes_the_hooks_away():
+    model = with_lora(tiny_llama(dtype=torch.bfloat16), ATTENTION)
+    gradients = ExampleGradients(model)
+    assert any(module._forward_hooks for module in model.modules())
+    gradients.close()
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -299,8 +299,31 @@ def test_wrong_moments_and_projectors_are_refused():
         GradientFeaturizer(model, config("rademacher", options={"colour": 1}), None, "sgd")
 
 
-def test_a_featurizer_that_is_refused_or_closed_leaves_no_hooks():
+def test_own_weights_have_plain_directions_and_adam_only_with_their_moments():
     model = adapted()
+    own = config("sparse_jl", 64, weights=["q_proj"])
+    featurizer = GradientFeaturizer(model, own, None, "sgd")
+    assert featurizer.parameters == 2 * 32 * 32
+    assert featurizer.compute(mixed_batch()).feature_BD.shape == (6, 64)
+    featurizer.close()
+    with pytest.raises(ArtifactMismatch, match=r"no exp_avg of .*q_proj\.base_layer\.weight"):
+        GradientFeaturizer(model, own, moments_of(model), "adam")
+
+
+@pytest.mark.parametrize("tokens", [2, 32_768])
+def test_one_token_and_very_long_examples_give_a_finite_row_of_their_own(tokens):
+    narrow = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
+    base = tiny_llama(num_hidden_layers=1, max_position_embeddings=32_768, **narrow)
+    model = with_lora(base, ["v_proj"], r=1)
+    featurizer = GradientFeaturizer(model, config("sparse_jl", 64), None, "sgd")
+    block = featurizer.compute([example(0, tokens, [(tokens - 1, tokens)])])
+    assert block.failures == {}
+    assert np.isfinite(block.feature_BD).all()
+    assert np.linalg.norm(block.feature_BD.astype(np.float64)) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_featurizer_that_is_refused_or_closed_leaves_no_hooks():
+    model = adapted(dtype=torch.bfloat16)  # in float32 its layers run merged, without hooks
     with pytest.raises(ConfigError):
         GradientFeaturizer(model, config("rademacher", options={"colour": 1}), None, "sgd")
     assert not any(module._forward_hooks for module in model.modules())

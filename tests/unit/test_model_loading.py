@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import peft
 import pytest
@@ -68,6 +69,13 @@ def test_a_base_comes_in_eval_mode_in_its_dtype_without_a_cache(folder):
 
 def test_an_attention_kernel_can_be_chosen(folder):
     assert load_base(model_config(folder, attention="eager")).config._attn_implementation == "eager"
+
+
+def test_a_quantized_base_names_what_it_needs(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    wanted = ModelConfig(base=str(folder), quantization="nf4")
+    with pytest.raises(ConfigError, match=r"model\.quantization: 'nf4' needs bitsandbytes.*pip install"):
+        load_base(wanted)
 
 
 def test_weights_in_pickles_are_not_read(copy):
