@@ -96,7 +96,8 @@ def write_matrix(folder: Path, rows: int, columns: int) -> None:
     tasks = [f"task {j}" for j in task_T]
     ids = [f"target {j}" for j in range(columns)]
     manifest = {"fingerprint": "benchmark", "parts": parts, "rows": rows, "targets": columns}
-    write_targets(folder, range(columns), ids, tasks, moments_of(base_BT, np.arange(PART_ROWS)))  # for now
+    # The moments of one draw, so that the folder opens; the stage `moments` puts those of all rows in their place.
+    write_targets(folder, range(columns), ids, tasks, moments_of(base_BT, np.arange(PART_ROWS)))
     write_manifest(folder, manifest)
 
 
