@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import logging
 import math
 import statistics
@@ -35,6 +36,7 @@ from influray.runtime.tasks import (
     WorkerStartError,
     label,
 )
+from influray.store.artifact import full_disk
 
 if TYPE_CHECKING:
     from influray.store.artifact import Receipt
@@ -286,6 +288,10 @@ class ShardPool:
         cause = error.cause
         if isinstance(cause, USER_ERRORS):
             raise cause from None
+        if (
+            isinstance(cause, OSError) and cause.errno == errno.ENOSPC
+        ):  # of a log, say; commits name the disk themselves
+            raise full_disk(cause.filename or "the run directory") from cause
         if isinstance(cause, ShardOutOfMemory) and worker.item is not None:
             worker.ref = None
             item = self._take_back(worker)

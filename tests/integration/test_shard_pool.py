@@ -105,9 +105,9 @@ def test_rows_that_kill_their_process_are_left_out_of_their_shard_and_no_other_r
 
 def test_a_shard_that_dies_whatever_its_rows_fails_and_says_that_it_is_not_a_row(tmp_path):
     tasks = plan(tmp_path / "store", 2)
-    with scripted_pool(tmp_path, 1, {"key-01": "kill"}, max_attempts=1, isolate=True) as pool:
-        with pytest.raises(PoolError, match="die whatever row they compute"):
-            pool.run(tasks)
+    pool = scripted_pool(tmp_path, 1, {"key-01": "kill"}, max_attempts=1, isolate=True)
+    with pytest.raises(PoolError, match="die whatever row they compute"), pool:
+        pool.run(tasks)
     assert rows_of(tasks[0]) == [0, 1, 2]
 
 
