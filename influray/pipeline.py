@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config, dump_config, load_config, parse_config
-from influray.protocols import ArtifactMismatch, ConfigError, Selection
+from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact, Selection
 from influray.registry import SEAMS, featurizer_reads
+from influray.store.artifact import naming_full_disk
 from influray.store.run_directory import RunDirectory, now
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ UNTIL: dict[str, tuple[str, ...]] = {
     "report-only": (*STEPS[:5], "report"),
     "report": STEPS,
 }
+
+
+MAX_REPAIRS = 3  # files that were damaged after their commit, in one run; more than that is a failing disk
 
 
 @dataclass(frozen=True)
@@ -151,13 +155,29 @@ def run(
     from influray.progress import open_progress
     from influray.steps import TABLE, StepContext
 
-    with this.directory.hold(), contextlib.ExitStack() as stack:
+    with naming_full_disk(this.directory.path), this.directory.hold(), contextlib.ExitStack() as stack:
         this.directory.write_config(dump_config(this.config))
         progress = stack.enter_context(open_progress(this.directory.logs, console))
         context = StepContext(this.config, this.directory, until, progress, stack, address)
-        for name in steps:
-            _timed(name, TABLE[name], context)
+        _carry_out(steps, TABLE, context)
     return this
+
+
+def _carry_out(steps: Sequence[str], table: Mapping[str, Callable[..., Any]], context: Any) -> None:
+    """Carry out the steps in order; from the first again where a file turns out to be damaged, a few times at most.
+
+    What is whole is not done again, so that this costs what the file costs.
+    """
+    for repairs_left in reversed(range(MAX_REPAIRS + 1)):
+        try:
+            for name in steps:
+                _timed(name, table[name], context)
+        except DamagedArtifact as error:
+            if not repairs_left:
+                raise
+            logger.warning("%s", error)
+        else:
+            return
 
 
 def _timed(name: str, carry_out: Callable[..., Any], context: Any) -> None:
@@ -169,7 +189,10 @@ def _timed(name: str, carry_out: Callable[..., Any], context: Any) -> None:
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             facts = {"status": status, "started": started, "seconds": round(time.perf_counter() - clock, 3)}
-            context.directory.record_step(name, **facts, message=f"{type(error).__name__}: {error}"[:2000])
+            try:
+                context.directory.record_step(name, **facts, message=f"{type(error).__name__}: {error}"[:2000])
+            except OSError as other:  # a full disk, say: what went wrong first is what counts
+                logger.warning("run.json cannot be written: %s", other)
             raise
     before = context.directory.read()["steps"].get(name, {})
     if result.skipped and before.get("fingerprint") == result.fingerprint and before.get("status") == "done":

@@ -31,6 +31,10 @@ class ArtifactMismatch(RuntimeError):
     """An artifact on disk that cannot serve the request: names the artifact and the one that is needed."""
 
 
+class DamagedArtifact(ArtifactMismatch):
+    """A file that is no longer what was committed. Running the step that made it makes it again; the pipeline does."""
+
+
 USER_ERRORS = (ConfigError, DataError, ArtifactMismatch)
 
 

@@ -28,6 +28,7 @@ from influray.data.readers import DataFile, file_digest
 from influray.data.records import parse_record
 from influray.protocols import DataError, TextExample, TokenizedExample
 from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
+from influray.store.checks import check_file, damaged
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Catalogue:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = require_manifest(self.folder, "run")
-        self._files = [part["file"] for part in self.manifest["parts"] if part["rows"]]
+        self._files = [(part["file"], part["sha256"]) for part in self.manifest["parts"] if part["rows"]]
         lengths = [part["rows"] for part in self.manifest["parts"] if part["rows"]]
         self._starts = [0, *np.cumsum(lengths).tolist()]
         self._open: dict[int, pa.RecordBatch] = {}
@@ -154,7 +155,9 @@ class Catalogue:
 
     def _part(self, number: int) -> pa.RecordBatch:
         if number not in self._open:
-            self._open[number] = map_table(self.folder / self._files[number]).to_batches()[0]
+            name, digest = self._files[number]
+            check_file(self.folder / name, digest)
+            self._open[number] = map_table(self.folder / name).to_batches()[0]
         return self._open[number]
 
     def _slices(self, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -223,7 +226,7 @@ def _plan(
     config: DataConfig,
     previous: Sequence[Mapping[str, Any]],
 ) -> tuple[list[FileJob], int]:
-    """Return the files in row order, and how many of them stand in the catalogue already."""
+    """Return the files in row order, and how many of them stand in the catalogue already, whole."""
     waiting = {(group, file.name): (file, file_digest(file)) for group, file in files}
     jobs: list[FileJob] = []
 
@@ -243,13 +246,16 @@ def _plan(
         }
         return FileJob(file, group, digest, fingerprint(facts), limit)
 
+    torn: list[int] = []
     for old in previous:
         place = (old["group"], old["name"])
-        if place not in waiting or (found := job(*place)).key != old["key"] or not _is_there(store, old["parts"]):
+        if place not in waiting or (found := job(*place)).key != old["key"]:
             break
+        if not _is_there(store, old["parts"]):  # it is read again, and keeps its rows
+            torn.append(len(jobs))
         jobs.append(found)
         del waiting[place]
-    kept = len(jobs)
+    kept = torn[0] if torn else len(jobs)
     while waiting:
         place = next(iter(waiting))
         jobs.append(job(*place))
@@ -258,8 +264,8 @@ def _plan(
 
 
 def _is_there(store: ShardStore, keys: Sequence[str]) -> bool:
-    receipts = [store.receipt(key) for key in keys]
-    return all(receipt and (not receipt.file or (store.folder / receipt.file).is_file()) for receipt in receipts)
+    receipts = [receipt for key in keys if (receipt := store.receipt(key)) is not None]
+    return len(receipts) == len(keys) and not damaged(store.folder, {"parts": [vars(receipt) for receipt in receipts]})
 
 
 def _limit(split: Split, group: str, config: DataConfig) -> int | None:

@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,15 @@ class ResolvedResources:
     threads_per_worker: int
     training_workers: int
     max_attempts: int
+    follows: bool = False  # `workers` is how many a cluster of others has room for now; it is asked again meanwhile
+
+    def room(self, gpus: float) -> int:
+        """Return how many workers of `gpus` GPUs each the cluster has room for now, 1 at least."""
+        import ray
+
+        each = {"CPU": self.cpus_per_worker, "GPU": gpus}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return max(1, sum(_room(node, each) for node in nodes))
 
 
 @contextlib.contextmanager
@@ -104,6 +113,7 @@ def resolve_resources(resources: ResourcesConfig, cluster: ClusterInfo) -> Resol
             "that PyTorch and Ray can use; take auto, or --address of a cluster that has them"
         )
     workers = resources.workers
+    follows = workers == "auto" and not cluster.owned
     if workers == "auto":
         room = cluster.gpus / gpus_each if gpus_each else cluster.cpus / resources.cpus_per_worker
         workers = max(1, math.floor(room + 1e-9))
@@ -128,6 +138,7 @@ def resolve_resources(resources: ResourcesConfig, cluster: ClusterInfo) -> Resol
         threads_per_worker=resources.threads_per_worker,
         training_workers=(max(1, int(cluster.gpus)) if gpus_each else 1) if training == "auto" else training,
         max_attempts=resources.max_attempts,
+        follows=follows,
     )
 
 
@@ -262,6 +273,11 @@ def _describe(owned: bool) -> ClusterInfo:
         address=ray.get_runtime_context().gcs_address,
         owned=owned,
     )
+
+
+def _room(node: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """Return how many workers fit on one node; what a worker takes none of does not count."""
+    return min(math.floor(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each.items() if amount)
 
 
 def _restore_sigterm(handler: Any) -> None:

@@ -24,7 +24,7 @@ from influray.protocols import USER_ERRORS
 from influray.runtime.cluster import NAMESPACE, interrupt_on_sigterm
 from influray.runtime.columns import ColumnWorkers
 from influray.runtime.process import logged, prepare_process
-from influray.store.artifact import read_json, write_json
+from influray.store.artifact import naming_full_disk, read_json, write_json
 from influray.store.ranges import Mapper, Threads
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class SelectionDriver:
                 module, _, attribute = job.function.partition(":")
                 function = getattr(importlib.import_module(module), attribute)
                 help_with = {"mapper": self._mapper, "on_progress": self._note} if job.helped else {}
-                with logged(f"selection {job.name}"):
+                with logged(f"selection {job.name}"), naming_full_disk(self._marks.parent):
                     write_json(mark, function(**job.arguments, **help_with))
                 self._running = ""
             results[job.name] = read_json(mark)

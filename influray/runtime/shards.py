@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from influray.protocols import USER_ERRORS
 from influray.runtime.cluster import interrupt_between
+from influray.runtime.poison import MAX_CONVICTED, Hunt
 from influray.runtime.tasks import (
     Attempt,
     PoolError,
@@ -33,6 +36,7 @@ from influray.runtime.tasks import (
     WorkerStartError,
     label,
 )
+from influray.store.artifact import full_disk
 
 if TYPE_CHECKING:
     from influray.store.artifact import Receipt
@@ -54,6 +58,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2  # how soon a straggler or a signal is noticed; results wake the loop at once
 SPECULATE_FLOOR_SECONDS = 1.0  # a shard younger than this is never issued twice
+SIZE_SECONDS = 1.0  # how often the size is asked for: 1 ms a time
 WAITING_SECONDS = 30.0  # how often a pool without a single worker says so
 
 
@@ -63,6 +68,11 @@ class _Item:
     reasons: list[str] = field(default_factory=list)
     issued: int = 0
     copies: int = 0  # in flight
+    tries: int = 0  # failed attempts that count against `max_attempts`
+    deaths: int = 0  # those among them that ended with the process
+    hunt: Hunt | None = None  # for the row that kills it
+    hunted: bool = False  # in vain
+    without: tuple[int, ...] = ()
     shrunk_to: int | None = None  # token budget
     receipt: Receipt | None = None
     failed: bool = False
@@ -115,24 +125,28 @@ class ShardPool:
     """Actors that compute shards, kept between runs and killed by `close`.
 
     An actor of `make_worker` is created with `max_restarts=0` and answers `ready()` with a WorkerInfo and
-    `compute(task, attempt)` with the receipt it has committed.
+    `compute(task, attempt)` with the receipt it has committed. Those of a pool that may `isolate` rows know what to do
+    with the `without` and the `probe` of an attempt, and answer a probe with None.
     """
 
     def __init__(
         self,
         make_worker: Callable[[], Any],
-        size: int,
+        size: int | Callable[[], int],  # a function is asked again and again: workers may join at any time
         max_attempts: int = 3,
         speculate_after: float = 3.0,  # times the median shard
         drain_seconds: float = 2.0,  # `ray job stop` kills a driver 3 s after its SIGTERM
+        isolate: bool = False,  # a shard that always kills its process is narrowed down to the row that does it
     ) -> None:
-        assert size >= 1
         assert max_attempts >= 1
         self._make_worker = make_worker
-        self._size = size
+        self._ask_size = size if callable(size) else lambda: size
+        self._given_up = 0  # places where no worker comes up
+        self._size, self._asked = 0, -math.inf
         self._max_attempts = max_attempts
         self._speculate_after = speculate_after
         self._drain_seconds = drain_seconds
+        self._isolate = isolate
         self._workers: list[_Worker] = []
         self._token_budget: int | None = None
 
@@ -186,6 +200,8 @@ class ShardPool:
 
     def _staff(self, run: _Run) -> None:
         """Start workers up to the size, or to the open shards where those are fewer."""
+        if time.monotonic() - self._asked > SIZE_SECONDS:
+            self._size, self._asked = max(1, self._ask_size() - self._given_up), time.monotonic()
         wanted = min(self._size, run.left)
         while len(self._workers) < wanted:
             handle = self._make_worker()
@@ -211,7 +227,9 @@ class ShardPool:
         worker.item, worker.since = item, time.monotonic()
         # The budget decides the batches, hence the bytes: one for all workers, even of different GPUs.
         budget, shrunk = (self._token_budget, False) if item.shrunk_to is None else (item.shrunk_to, True)
-        worker.ref = worker.handle.compute.remote(item.task, Attempt(item.issued, budget, shrunk))
+        probe = None if item.hunt is None else item.hunt.probe
+        attempt = Attempt(item.issued, budget, shrunk, item.without, probe)
+        worker.ref = worker.handle.compute.remote(item.task, attempt)
 
     def _speculate(self, run: _Run) -> None:
         """Where nothing is queued, give idle workers copies of the shards that take unusually long."""
@@ -224,7 +242,7 @@ class ShardPool:
             item, age = late.item, time.monotonic() - late.since
             if not idle or item is None or age <= limit:
                 return
-            if item.open and item.copies == 1:
+            if item.open and item.copies == 1 and item.hunt is None:
                 run.speculated += 1
                 text = (
                     f"{label(item.task)} takes {age:.1f} s, others {limit / self._speculate_after:.1f} s: second copy"
@@ -258,7 +276,9 @@ class ShardPool:
             self._tell(run, PoolEvent("started", text))
             return
         item = self._take_back(worker)
-        if item.open:
+        if item.open and answer is None:
+            self._probed(run, item, died=False)
+        elif item.open:
             item.receipt = answer
             run.left -= 1
             run.seconds.append(time.monotonic() - worker.since)
@@ -268,6 +288,10 @@ class ShardPool:
         cause = error.cause
         if isinstance(cause, USER_ERRORS):
             raise cause from None
+        if (
+            isinstance(cause, OSError) and cause.errno == errno.ENOSPC
+        ):  # of a log, say; commits name the disk themselves
+            raise full_disk(cause.filename or "the run directory") from cause
         if isinstance(cause, ShardOutOfMemory) and worker.item is not None:
             worker.ref = None
             item = self._take_back(worker)
@@ -277,15 +301,18 @@ class ShardPool:
                 self._attempt_failed(run, item, f"{type(cause).__name__}: {cause}")
             return
         # An unknown error leaves a process in an unknown state (a CUDA context, say): the next attempt gets a new one.
-        self._lost(run, worker, f"{type(cause).__name__}: {cause}"[:500])
+        self._lost(run, worker, f"{type(cause).__name__}: {cause}"[:500], died=False)
 
-    def _lost(self, run: _Run, worker: _Worker, reason: str) -> None:
+    def _lost(self, run: _Run, worker: _Worker, reason: str, died: bool = True) -> None:
         item = self._take_back(worker) if worker.item is not None else None
         self._drop(worker)
         run.workers_lost += 1
         self._tell(run, PoolEvent("lost", f"{worker.info.name if worker.info else 'a new worker'}: {reason}"))
         if item is not None:
-            self._attempt_failed(run, item, reason)
+            if item.hunt is not None and died:
+                self._probed(run, item, died=True)
+            else:
+                self._attempt_failed(run, item, reason, died)
         elif worker.info is None:
             self._start_failed(run, reason)
 
@@ -294,24 +321,52 @@ class ShardPool:
         if run.starts_failed < self._max_attempts:
             return
         if any(worker.info is not None for worker in self._workers):
-            self._size -= 1  # a bad GPU or node, say: the others can do without it
+            self._given_up += 1  # a bad GPU or node, say: the others can do without it
+            self._size = max(1, self._size - 1)
             run.starts_failed = 0
             self._tell(run, PoolEvent("lost", f"no worker comes up in its place; going on with {self._size}: {reason}"))
         elif run.starts_failed >= self._max_attempts * self._size:
             raise WorkerStartError(f"{run.starts_failed} workers died while starting; the last one: {reason}")
 
-    def _attempt_failed(self, run: _Run, item: _Item, reason: str) -> None:
+    def _attempt_failed(self, run: _Run, item: _Item, reason: str, died: bool = False) -> None:
         if not item.open:
             return
-        item.reasons.append(f"attempt {len(item.reasons) + 1}: {reason}")
+        item.tries += 1
+        item.deaths += died
+        item.reasons.append(f"attempt {item.tries}: {reason}")
         if item.copies:
             return  # another copy may still commit it
-        if len(item.reasons) >= self._max_attempts:
-            item.failed = True
-            run.left -= 1
-            self._tell(run, PoolEvent("failed", f"{label(item.task)}: given up: {reason}", item.task.key))
-        else:
+        if item.tries < self._max_attempts:
             self._requeue(run, item, PoolEvent("retry", f"{label(item.task)}: {reason}", item.task.key))
+        elif self._isolate and item.deaths == item.tries and not item.hunted and item.hunt is None:
+            item.hunt = Hunt(item.task.start, item.task.stop, item.without)
+            text = f"{label(item.task)}: every attempt killed its process; looking for the row"
+            self._requeue(run, item, PoolEvent("retry", text, item.task.key))
+        else:
+            self._give_up(run, item, reason)
+
+    def _give_up(self, run: _Run, item: _Item, reason: str) -> None:
+        item.failed = True
+        run.left -= 1
+        self._tell(run, PoolEvent("failed", f"{label(item.task)}: given up: {reason}", item.task.key))
+
+    def _probed(self, run: _Run, item: _Item, died: bool) -> None:
+        """Take in one answer of the hunt for a row; once it is over, try the shard again, without the row."""
+        hunt = item.hunt
+        assert hunt is not None
+        first, stop = hunt.probe
+        hunt.note(died)
+        text = f"{label(item.task)}: rows {first}-{stop - 1} alone: the process {'died' if died else 'lived'}"
+        if not hunt.done:
+            self._requeue(run, item, PoolEvent("retry", text, item.task.key))
+            return
+        item.hunt, item.tries, item.deaths = None, 0, 0
+        item.reasons.append(hunt.finding)
+        if hunt.row is None or len(item.without) == MAX_CONVICTED:
+            item.hunted = True
+        else:
+            item.without = (*item.without, hunt.row)
+        self._requeue(run, item, PoolEvent("isolated", f"{label(item.task)}: {hunt.finding}", item.task.key))
 
     def _shrink(self, run: _Run, item: _Item, cause: ShardOutOfMemory) -> None:
         if not item.open:

@@ -28,6 +28,8 @@ class Attempt:
     number: int = 1
     token_budget: int | None = None  # padded tokens a batch; None = the worker's own
     shrunk: bool = False  # a larger budget did not fit into memory
+    without: tuple[int, ...] = ()  # rows that are not computed: they kill the process, and go to the quarantine
+    probe: tuple[int, int] | None = None  # compute these rows [start, stop) alone and commit nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class WorkerInfo:
 class PoolEvent:
     """Something that people should hear of, in one line."""
 
-    kind: Literal["started", "lost", "retry", "shrunk", "speculated", "failed", "waiting"]
+    kind: Literal["started", "lost", "retry", "shrunk", "speculated", "isolated", "failed", "waiting"]
     text: str
     key: str = ""
 

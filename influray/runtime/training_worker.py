@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from influray.config import Config, FinetuneConfig, parse_config
-from influray.protocols import USER_ERRORS, ConfigError, DataError, TokenizedExample
+from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError, TokenizedExample
 from influray.store.artifact import (
     SCHEMA,
     fingerprint,
@@ -139,12 +139,30 @@ def committed(job: Job) -> dict[str, Any] | None:
     """Return the manifest of a job whose result is there and made from the same, else None."""
     if isinstance(job, TrainingJob):
         found = read_manifest(job.out)
+        if found is not None and job.kind == "warmup" and not _whole(job.out, found):
+            return None
     else:
         try:
             found = read_json(job.out)
         except FileNotFoundError:
             return None
     return found if found is not None and found.get("fingerprint") == job.fingerprint else None
+
+
+def _whole(folder: str, manifest: Mapping[str, Any]) -> bool:
+    """Return whether the checkpoints of a warmup are those that were committed; their files are hashed."""
+    from influray.model.checkpoints import load_checkpoint
+
+    for number, digest in enumerate(manifest["digests"], start=1):
+        try:
+            checkpoint = load_checkpoint(Path(folder) / f"checkpoint-{number}")
+            reason = "" if checkpoint.digest == digest else "its files are not those that were committed"
+        except (ArtifactMismatch, OSError, ValueError) as error:
+            reason = str(error)
+        if reason:
+            logger.warning("%s/checkpoint-%d is made again: %s", folder, number, reason)
+            return False
+    return True
 
 
 def carry_out(job: Job, device: Any, device_map: str | None, threads: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from influray.config import Config, parse_config
 from influray.protocols import ConfigError, Featurizer
 from influray.registry import featurizer_reads, resolve
 from influray.runtime.cluster import ResolvedResources
+from influray.runtime.poison import ROW_REASON
 from influray.runtime.process import logged, prepare_process, process_name
 from influray.runtime.shards import ShardPool
 from influray.runtime.tasks import Attempt, PoolEvent, PoolReport, ShardOutOfMemory, ShardTask, WorkerInfo
@@ -54,7 +55,7 @@ def featurize(
     reads = featurizer_reads(config["features"]["featurizer"])
     gpus = 0.0 if reads == "records" else resources.gpus_per_worker
     arguments = (config, str(run_dir), token_budget)
-    return run_pool(FeatureWorker, arguments, ordered, resources, gpus, on_event, on_receipt)
+    return run_pool(FeatureWorker, arguments, ordered, resources, gpus, on_event, on_receipt, isolate=True)
 
 
 def run_pool(
@@ -65,8 +66,12 @@ def run_pool(
     gpus: float,
     on_event: Callable[[PoolEvent], None],
     on_receipt: Callable[[ShardTask, Receipt], None],
+    isolate: bool = False,
 ) -> PoolReport:
-    """Compute `todo` by actors `worker(*arguments, threads)` and return the report. Raises as `ShardPool.run`."""
+    """Compute `todo` by actors `worker(*arguments, threads)` and return the report. Raises as `ShardPool.run`.
+
+    `isolate`: a row that kills its process may be left out of its shard.
+    """
     if not todo:
         return PoolReport(())
     actor: Any = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
@@ -76,8 +81,11 @@ def run_pool(
     def make_worker() -> Any:
         return actor.remote(*arguments, resources.threads_per_worker)
 
-    size = min(resources.workers, len(todo))
-    with ShardPool(make_worker, size, max_attempts=resources.max_attempts) as pool:
+    def room() -> int:
+        return resources.room(gpus)
+
+    size = room if resources.follows else resources.workers
+    with ShardPool(make_worker, size, max_attempts=resources.max_attempts, isolate=isolate) as pool:
         return pool.run(todo, on_receipt, on_event)
 
 
@@ -125,8 +133,8 @@ class FeatureWorker:
         limits = self._config.features.token_budget, self._config.data.max_tokens
         return resolve_token_budget(limits[0], self._model, self._device, limits[1], compute)
 
-    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt:
-        """Compute and commit a shard and return its receipt; where it has one already, that.
+    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt | None:
+        """Compute and commit a shard and return its receipt; where it has one already, that. None after a probe.
 
         Raises:
             ShardOutOfMemory: to be tried again with a smaller budget.
@@ -139,7 +147,7 @@ class FeatureWorker:
         budget = attempt.token_budget or self._token_budget
         try:
             with logged((task, attempt)):
-                receipt = self._compute(store, task, budget, attempt.shrunk)
+                receipt = self._compute(store, task, budget, attempt)
         except (RuntimeError, MemoryError) as error:
             if budget is None or not _out_of_memory(error):
                 raise
@@ -151,23 +159,25 @@ class FeatureWorker:
         lengths = [example.tokens for example in self._catalogue(task.split).tokenized(task.start, task.stop)]
         raise ShardOutOfMemory(message, budget, divisible=_divisible(lengths, budget))
 
-    def _compute(self, store: ShardStore, task: ShardTask, token_budget: int | None, shrunk: bool) -> Receipt:
-        from influray.data.batches import plan_batches
+    def _compute(
+        self, store: ShardStore, task: ShardTask, token_budget: int | None, attempt: Attempt
+    ) -> Receipt | None:
         from influray.store.datastore import feature_table
 
         started = time.perf_counter()
         featurizer = self._featurizer_for(task.split, task.checkpoint)
+        first, stop = attempt.probe or (task.start, task.stop)
+        catalogue = self._catalogue(task.split)
         examples: list[Any]
-        if token_budget is None:
-            examples = self._catalogue(task.split).texts(task.start, task.stop)
-            blocks = [featurizer.compute(examples)]
-        else:
-            examples = self._catalogue(task.split).tokenized(task.start, task.stop)
-            batches = plan_batches([example.tokens for example in examples], token_budget)
-            blocks = [featurizer.compute([examples[i] for i in batch]) for batch in batches]
+        examples = catalogue.texts(first, stop) if token_budget is None else catalogue.tokenized(first, stop)
+        batches = [[examples[i] for i in batch] for batch in _batches(examples, token_budget, attempt.without)]
+        blocks = [featurizer.compute(batch) for batch in batches if batch]
+        if attempt.probe is not None:
+            return None
         encoding = self._config.features.store if task.split == POOL else "float16"
-        table = feature_table(blocks, featurizer.dimension, encoding)
+        table = feature_table(blocks, featurizer.dimension, encoding) if blocks else None
         failures = {str(row): reason for block in blocks for row, reason in sorted(block.failures.items())}
+        failures |= {str(row): ROW_REASON for row in attempt.without}
         details = {
             "failures": failures,  # row -> reason; keys are text since JSON has no others
             "seconds": round(time.perf_counter() - started, 4),
@@ -177,10 +187,11 @@ class FeatureWorker:
             "epsilon_share": getattr(featurizer, "epsilon_share", None),
             "bounds": getattr(featurizer, "bounds", (0, featurizer.dimension)),
             "token_budget": token_budget,
-            "shrunk": shrunk,
+            "shrunk": attempt.shrunk,
+            "without": list(attempt.without),  # rows that were not in the batches of the others
             "worker": process_name(),
         }
-        return store.commit(task.key, table if table.num_rows else None, details)
+        return store.commit(task.key, table if table is not None and table.num_rows else None, details)
 
     def _catalogue(self, split: str) -> Catalogue:
         from influray.data.catalogue import Catalogue
@@ -260,6 +271,19 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def _batches(examples: Sequence[Any], token_budget: int | None, without: Sequence[int]) -> list[list[int]]:
+    """Return the batches of a shard's examples, as indices; without a token budget, which is without a model, one.
+
+    Rows of `without` are taken out of the batches that all rows make: the other batches are what they would be, and
+    of its own batch each row depends on the others by rounding alone.
+    """
+    from influray.data.batches import plan_batches
+
+    everything = [list(range(len(examples)))]
+    batches = everything if token_budget is None else plan_batches([e.tokens for e in examples], token_budget)
+    return [[i for i in batch if examples[i].row not in without] for batch in batches]
 
 
 def _divisible(lengths: Sequence[int], token_budget: int) -> bool:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from influray.data.catalogue import Catalogue
 from influray.protocols import FeatureRows, SparseRows
 from influray.store.artifact import map_table, part_paths
+from influray.store.checks import check_file
 from influray.store.datastore import Datastore, counts_of, joined_counts
 from influray.store.encodings import decoded
 from influray.store.run_directory import RunDirectory
@@ -75,6 +76,7 @@ class _RangeReader:
     def __init__(self, store: Datastore) -> None:
         self._dimension, self._folder = store.dimension, store.folder
         self._paths = list(part_paths(store.folder, store.manifest))
+        self._digests = [part["sha256"] for part in store.manifest["parts"] if part["file"]]
         names = map_table(self._paths[0]).column_names if self._paths else []
         self._vectors, self._counts = "feature" in names, "bucket" in names
         # Rows ascend over the parts, so the last row of each is enough to find a range.
@@ -87,8 +89,9 @@ class _RangeReader:
         """
         columns: dict[str, list[np.ndarray]] = {"row": [np.zeros(0, np.int64)]}
         features, counts = [np.zeros((0, self._dimension), np.float16)] if self._vectors else [], []
-        for path in self._paths[int(np.searchsorted(self._last, start)) :]:
-            table = map_table(path)
+        for number in range(int(np.searchsorted(self._last, start)), len(self._paths)):
+            check_file(self._paths[number], self._digests[number])
+            table = map_table(self._paths[number])
             row_B = table["row"].to_numpy()
             low, high = np.searchsorted(row_B, (start, stop))
             for field in table.schema:

@@ -15,6 +15,7 @@ from influray.protocols import DataError
 from influray.scorers.options import VECTORLESS
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import ShardStore, fingerprint, read_manifest
+from influray.store.checks import damaged
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -43,16 +44,15 @@ class FeatureStore:
         return fingerprint([key for key, _, _ in self.shards])
 
     def missing(self) -> list[tuple[str, int, int]]:
-        """Return the shards that are not there; none where the manifest is the right one."""
-        manifest = read_manifest(self.store.folder)
-        if manifest is not None and manifest["fingerprint"] == self.fingerprint:
+        """Return the shards that are not there; none where the manifest is the right one and its files are there."""
+        if self._committed() is not None:
             return []
         return [shard for shard in self.shards if self.store.valid_receipt(shard[0]) is None]
 
     def freeze(self) -> dict[str, Any]:
         """Commit the datastore over its shards, unless it is, and return its manifest."""
-        manifest = read_manifest(self.store.folder)
-        if manifest is not None and manifest["fingerprint"] == self.fingerprint:
+        manifest = self._committed()
+        if manifest is not None:
             return manifest
         details = self._details()
         budgets = sorted({found["token_budget"] for found in details if not found["shrunk"]})
@@ -66,10 +66,21 @@ class FeatureStore:
             "token_budget": budgets[0] if len(budgets) == 1 else budgets,
             "epsilon_share": shares[0] if shares else None,
             "bounds": details[0]["bounds"],
-            "byte_reproducible": len(budgets) <= 1 and not any(found["shrunk"] for found in details),
+            # A row that killed its process might live on another machine, and then share a batch with others.
+            "byte_reproducible": len(budgets) <= 1 and not any(f["shrunk"] or f["without"] for f in details),
             "failures": {row: reason for found in details for row, reason in found["failures"].items()},
         }
         return self.store.freeze([key for key, _, _ in self.shards], facts)
+
+    def _committed(self) -> dict[str, Any] | None:
+        """Return the manifest where it is the right one and its files have the sizes that it tells of."""
+        manifest = read_manifest(self.store.folder)
+        if manifest is None or manifest["fingerprint"] != self.fingerprint:
+            return None
+        if torn := damaged(self.store.folder, manifest):
+            logger.warning("%s: %d files are missing or torn and made again: %s", self.store.folder, len(torn), torn[0])
+            return None
+        return manifest
 
     def _details(self) -> list[dict[str, Any]]:
         receipts = [self.store.receipt(key) for key, _, _ in self.shards]

@@ -17,6 +17,7 @@ import numpy as np
 from influray.protocols import Columns, DataError, FeatureRows, Scorer, Stores
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
+from influray.store.checks import damaged
 
 if TYPE_CHECKING:
     from influray.data.batches import ShardPlan
@@ -56,7 +57,7 @@ def score(context: StepContext) -> StepResult:
     store = ShardStore(context.directory.attribution)
     weights = list(plan.stores.weights)
     manifest = read_manifest(context.directory.attribution)
-    if manifest is None or manifest["fingerprint"] != made:
+    if manifest is None or manifest["fingerprint"] != made or damaged(context.directory.attribution, manifest):
         manifest = None
         columns = plan.scorer.columns(_target_columns(context, len(weights)))
         _compute(context, plan, store, tasks, state=_fit(context, plan, passes))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint, hash_file, read_manifest, require_manifest
+
+CHECK = ".checksums"  # no selection has such a name
 
 
 def select(context: StepContext) -> StepResult:
@@ -28,7 +32,7 @@ def select(context: StepContext) -> StepResult:
         ]  # one that is not there is refused by the selection
         made[name] = fingerprint({"step": "select", "matrix": matrix, "pool": pool, "selector": plain, "ids": read})
         manifest = read_manifest(directory.selection(name))
-        if manifest is None or manifest["fingerprint"] != made[name]:
+        if manifest is None or manifest["fingerprint"] != made[name] or _changed(directory.selection(name), manifest):
             arguments = {"run_dir": str(directory.path), "selector": plain, "fingerprint": made[name]}
             todo.append((name, {**arguments, "id_root": str(root.resolve())}))
     if todo:
@@ -36,7 +40,9 @@ def select(context: StepContext) -> StepResult:
         from influray.runtime.selection import SelectionJob, run_selection
 
         function = "influray.selectors.output:select_and_write"
-        jobs = [SelectionJob(name, function, arguments, helped=True) for name, arguments in todo]
+        matrix_files = {"folder": str(directory.attribution), "manifest": attribution}
+        check = SelectionJob(CHECK, "influray.store.checks:check_files", matrix_files)
+        jobs = [check, *(SelectionJob(name, function, arguments, helped=True) for name, arguments in todo)]
         workers = context.resources.workers if worth_workers(rows, columns) else 0
         # On a private cluster the workers share all CPUs, and the driver waits while they read.
         cpus = 0.0 if workers > 1 and context.cluster.owned else min(1.0, context.cluster.cpus)
@@ -50,3 +56,11 @@ def select(context: StepContext) -> StepResult:
         for name, _ in todo:  # a verdict on rows that are no longer chosen must not stand beside the new ones
             shutil.rmtree(directory.path / "evaluation" / name, ignore_errors=True)
     return StepResult(fingerprint(made), skipped=not todo, facts={"selections": len(made), "carried_out": len(todo)})
+
+
+def _changed(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Return whether a file of a selection is no longer what was committed; they are small, so they are hashed."""
+    return any(
+        not (folder / name).is_file() or hash_file(folder / name) != digest
+        for name, digest in manifest["files"].items()
+    )

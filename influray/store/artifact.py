@@ -7,10 +7,13 @@ the other deletes its file. Readers believe receipts and manifests only, never a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,9 +22,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from influray.protocols import ArtifactMismatch
+from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact
 
-SCHEMA = 2  # of every manifest; a reader refuses another one
+SCHEMA = 3  # of every manifest; a reader refuses another one
 MANIFEST = "manifest.json"
 RECEIPTS = "_receipts"
 
@@ -46,13 +49,38 @@ def hash_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def naming_full_disk(path: str | Path) -> Iterator[None]:
+    """Turn "no space left" (or a quota) into an error for people while the block writes at `path`.
+
+    Raises:
+        ConfigError: the disk is full; names host, folder and what is free. What is committed stays.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise full_disk(path) from error
+
+
+def full_disk(path: str | Path) -> ConfigError:
+    """Return the error that says that the disk of a path is full."""
+    there = next(parent for parent in (Path(path), *Path(path).parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    return ConfigError(
+        f"run_dir: no space left on the disk of {path} on {socket.gethostname()} ({free / 2**20:.1f} MiB free, or a "
+        "quota is used up); make room and repeat the command: what is committed is kept"
+    )
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` so that `path` holds either its old content or all of the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with naming_full_disk(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -80,7 +108,7 @@ def write_table(path: str | Path, table: pa.Table) -> None:
     table = table.combine_chunks()
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with naming_full_disk(path), open(temporary, "wb") as file:
             with pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
             file.flush()
@@ -95,13 +123,13 @@ def map_table(path: str | Path) -> pa.Table:
     """Return the table of an Arrow IPC file as a memory map: columns are views of the file.
 
     Raises:
-        ArtifactMismatch: the file is missing or torn.
+        DamagedArtifact: the file is missing or torn.
     """
     try:
         with pa.memory_map(str(path), "r") as source:
             return pa.ipc.open_file(source).read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        raise ArtifactMismatch(
+        raise DamagedArtifact(
             f"{path}: not a readable Arrow file ({error}); delete it and run the step again"
         ) from error
 
@@ -113,6 +141,7 @@ class Receipt:
     key: str
     file: str  # name within the artifact's folder; "" where the shard left no file
     sha256: str
+    bytes: int
     rows: int
     details: Mapping[str, Any]  # failures, timings, counts: anything JSON
 
@@ -131,7 +160,8 @@ class ShardStore:
             name = f"part-{key[:16]}-{uuid.uuid4().hex[:8]}.arrow"
             write_table(self.folder / name, table)
             digest = hash_file(self.folder / name)
-        receipt = Receipt(key, name, digest, 0 if table is None else table.num_rows, dict(details))
+        size = (self.folder / name).stat().st_size if name else 0
+        receipt = Receipt(key, name, digest, size, 0 if table is None else table.num_rows, dict(details))
         path = self._receipt_path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -188,7 +218,9 @@ class ShardStore:
             receipts.append(receipt)
         manifest = {
             **facts,
-            "parts": [{"key": r.key, "file": r.file, "sha256": r.sha256, "rows": r.rows} for r in receipts],
+            "parts": [
+                {name: getattr(r, name) for name in ("key", "file", "sha256", "bytes", "rows")} for r in receipts
+            ],
             "rows": sum(r.rows for r in receipts),
         }
         write_manifest(self.folder, manifest)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, AttributionSource, DataError
-from influray.store.artifact import ShardStore, map_table, require_manifest, write_table
+from influray.store.artifact import ShardStore, hash_file, map_table, require_manifest, write_table
 from influray.store.moments import (
     ColumnMoments,
     ColumnStats,
@@ -269,7 +269,9 @@ def commit_attribution(
                 yield row_B, block_BT
 
     write_targets(store.folder, target_rows, target_ids, tasks, column_moments(blocks()))
-    return store.freeze(list(keys), {**facts, "targets": len(tasks)})
+    path = store.folder / TARGETS
+    beside = {"file": TARGETS, "sha256": hash_file(path), "bytes": path.stat().st_size}
+    return store.freeze(list(keys), {**facts, "targets": len(tasks), "beside": [beside]})
 
 
 def _scores(path: Path, columns: int) -> tuple[np.ndarray, np.ndarray]:

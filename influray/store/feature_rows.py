@@ -18,6 +18,7 @@ import numpy as np
 from influray.protocols import ArtifactMismatch, DataError
 from influray.store.artifact import map_table, part_paths
 from influray.store.attribution import Attribution
+from influray.store.checks import check_file
 from influray.store.datastore import Datastore
 from influray.store.encodings import decoded
 
@@ -47,6 +48,7 @@ class StoredFeatures:
     def __init__(self, stores: Sequence[Datastore], weights: Sequence[float]) -> None:
         self._weights = list(weights)
         self._paths = [list(part_paths(store.folder, store.manifest)) for store in stores]
+        self._digests = [[part["sha256"] for part in store.manifest["parts"] if part["file"]] for store in stores]
         self._dimensions = [store.dimension for store in stores]
         self._last = [
             np.array([map_table(path)["row"][-1].as_py() for path in paths], np.int64) for paths in self._paths
@@ -66,7 +68,10 @@ class StoredFeatures:
         part_B = np.searchsorted(self._last[k], rows)
         for part in np.unique(part_B):
             here_B = part_B == part
-            table = map_table(self._paths[k][part]) if part < len(self._paths[k]) else None
+            table = None
+            if part < len(self._paths[k]):
+                check_file(self._paths[k][part], self._digests[k][part])
+                table = map_table(self._paths[k][part])
             known = table["row"].to_numpy() if table is not None else np.zeros(0, np.int64)
             place_B = np.searchsorted(known, rows[here_B])
             if table is None or not np.array_equal(known[np.minimum(place_B, len(known) - 1)], rows[here_B]):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from influray.protocols import ArtifactMismatch
+from influray.protocols import ArtifactMismatch, DamagedArtifact
 
 
 class ScorePart:
@@ -59,13 +59,13 @@ class ScorePart:
                 while done < len(view):
                     got = os.preadv(file.fileno(), [view[done:]], offset + done)
                     if not got:
-                        raise ArtifactMismatch(
+                        raise DamagedArtifact(
                             f"{self.path}: ends {len(view) - done} bytes too early; "
                             "delete it and run `influray score` again"
                         )
                     done += got
         except OSError as error:
-            raise ArtifactMismatch(f"{self.path}: cannot be read ({error}); run `influray score` again") from error
+            raise DamagedArtifact(f"{self.path}: cannot be read ({error}); run `influray score` again") from error
 
     @cached_property
     def _layout(self) -> tuple[int, int]:
@@ -88,7 +88,7 @@ class ScorePart:
                 size = whole.size
                 right = row.type == pa.int64() and score.type == pa.float32() and row.offset == score.offset == 0
         except (OSError, pa.ArrowInvalid, KeyError, AttributeError) as error:
-            raise ArtifactMismatch(
+            raise DamagedArtifact(
                 f"{self.path}: not a readable Arrow file ({error}); delete it and run `influray score` again"
             ) from error
         if width != self._width:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ class ScriptedWorker:
     """Commits row -> row squared. `script` maps a shard's key, or "ready", to what happens to it:
 
     kill: the process dies by SIGKILL; kill-once: the first time only; kill-others: each time but the first; raise: an error of ours; user: a ConfigError;
-    memory: batches above 16 do not fit; never-fits: nothing does; slow-once: the first one takes SLOW seconds.
+    memory: batches above 16 do not fit; never-fits: nothing does; slow-once: the first one takes SLOW seconds;
+    rows 4 7: the process dies when it computes one of these rows.
     """
 
     SLOW = 20.0
@@ -38,13 +39,19 @@ class ScriptedWorker:
         self._suffer("ready", Attempt())
         return WorkerInfo(process_name(), "cpu", BUDGET)
 
-    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt:
+    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt | None:
         with open(self._notes / f"{task.key}.attempts", "a") as file:
             file.write(f"{attempt.number} {os.getpid()}\n")
         store = ShardStore(task.folder)
         self._suffer(task.key, attempt)
         time.sleep(self._pace)
-        rows = list(range(task.start, task.stop))
+        first, stop = attempt.probe or (task.start, task.stop)
+        rows = [row for row in range(first, stop) if row not in attempt.without]
+        poison = self._script.get(task.key, "")
+        if poison.startswith("rows") and set(rows) & set(map(int, poison.split()[1:])):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if attempt.probe is not None:
+            return None
         table = pa.table(
             {"row": pa.array(rows, pa.int64()), "square": pa.array([row * row for row in rows], pa.int64())}
         )
@@ -77,7 +84,7 @@ class ScriptedWorker:
 
 def scripted_pool(
     notes: Path,
-    size: int,
+    size: int | Callable[[], int],
     script: Mapping[str, str] | None = None,
     pace: float = 0.0,
     cpus: float = 0.1,

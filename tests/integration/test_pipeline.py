@@ -391,3 +391,41 @@ def test_a_scorer_that_the_stores_cannot_carry_is_refused_before_anything_starts
     with pytest.raises(ArtifactMismatch, match=r"'gram' needs plain gradients.*set features\.direction: sgd"):
         run(config)
     assert not (tmp_path / "none").exists()
+
+
+def damage(path: Path, how: str) -> None:
+    """What happens to a file after its commit: its end is cut off, one bit of it flips, or it is gone."""
+    content = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+    elif how == "torn":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "how"),
+    [
+        ("features/pool/checkpoint-2/part-*.arrow", "torn"),
+        ("features/target/checkpoint-1/part-*.arrow", "flipped"),
+        ("data/pool/part-*.arrow", "flipped"),
+        ("attribution/part-*.arrow", "flipped"),
+        ("attribution/targets.arrow", "gone"),
+        ("selection/bids/selected.jsonl", "torn"),
+        ("warmup/checkpoint-1/moments.safetensors", "flipped"),
+    ],
+)
+def test_a_file_that_is_damaged_after_its_commit_is_made_again(first, world, tmp_path, pattern, how):
+    config = copied(first, tmp_path, world)
+    expected = bytes_of(first.directory.path)
+    folder = tmp_path / "copy"
+    damage(sorted(folder.glob(pattern))[0], how)
+    # The file is read only where a later step has work to do.
+    shutil.rmtree(folder / "selection" / "less")
+    if pattern.startswith(("features", "data")):
+        shutil.rmtree(folder / "attribution")
+    run(config)
+    assert bytes_of(folder) == expected
+    assert not list(folder.rglob("*.damaged.tmp"))

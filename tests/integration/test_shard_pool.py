@@ -14,9 +14,10 @@ import pytest
 import ray
 
 from influray.protocols import ConfigError
+from influray.runtime import shards
 from influray.runtime.process import prepare_process
 from influray.runtime.shards import Attempt, PoolError, PoolEvent, ShardTask, WorkerStartError
-from influray.store.artifact import ShardStore, hash_file
+from influray.store.artifact import ShardStore, hash_file, map_table
 from tests.integration.shard_workers import ScriptedWorker, attempts, plan, scripted_pool
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -81,6 +82,44 @@ def test_a_poison_shard_is_given_up_and_all_others_are_committed(tmp_path, expec
     assert reason in str(caught.value)
     del tasks[2]
     assert digests(tasks) == [expected[i] for i in (0, 1, 3, 4, 5)]
+
+
+def rows_of(task: ShardTask) -> list[int]:
+    store = ShardStore(task.folder)
+    receipt = store.receipt(task.key)
+    assert receipt is not None
+    return map_table(store.folder / receipt.file)["row"].to_pylist()
+
+
+def test_rows_that_kill_their_process_are_left_out_of_their_shard_and_no_other_row_is(tmp_path):
+    tasks = plan(tmp_path / "store", 3, rows=4)
+    events: list[PoolEvent] = []
+    with scripted_pool(tmp_path, 2, {"key-01": "rows 4 6"}, max_attempts=1, isolate=True) as pool:
+        report = pool.run(tasks, on_event=events.append)
+    assert [rows_of(task) for task in tasks] == [[0, 1, 2, 3], [5, 7], [8, 9, 10, 11]]
+    assert report.failures == ()
+    found = [event.text for event in events if event.kind == "isolated"]
+    assert [text.split("row ")[1].split()[0] for text in found] == ["4", "6"]
+    assert len(list((tmp_path / "store").glob("part-*"))) == 3, "a probe left a file"
+
+
+def test_a_shard_that_dies_whatever_its_rows_fails_and_says_that_it_is_not_a_row(tmp_path):
+    tasks = plan(tmp_path / "store", 2)
+    pool = scripted_pool(tmp_path, 1, {"key-01": "kill"}, max_attempts=1, isolate=True)
+    with pytest.raises(PoolError, match="die whatever row they compute"), pool:
+        pool.run(tasks)
+    assert rows_of(tasks[0]) == [0, 1, 2]
+
+
+def test_a_pool_follows_the_size_it_is_told_while_it_runs(tmp_path, expected, monkeypatch):
+    monkeypatch.setattr(shards, "SIZE_SECONDS", 0.0)
+    tasks = plan(tmp_path / "store", 12)
+    committed: list[str] = []
+    with scripted_pool(tmp_path, lambda: 1 if len(committed) < 3 else 2, pace=0.3) as pool:
+        report = pool.run(tasks, on_receipt=lambda task, receipt: committed.append(receipt.details["worker"]))
+    assert len(set(committed[:3])) == 1
+    assert len({receipt.details["worker"] for receipt in report.receipts}) == 2, "the second worker did nothing"
+    assert digests(tasks) == expected
 
 
 def test_of_two_workers_on_one_shard_one_commits_and_both_return_its_receipt(tmp_path, expected):
