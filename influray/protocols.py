@@ -31,6 +31,10 @@ class ArtifactMismatch(RuntimeError):
     """An artifact on disk that cannot serve the request: names the artifact and the one that is needed."""
 
 
+class StorageError(RuntimeError):
+    """Object storage that does not answer: names the object and what to do. Nothing is lost; a later attempt may do."""
+
+
 USER_ERRORS = (ConfigError, DataError, ArtifactMismatch)
 
 

@@ -28,6 +28,7 @@ from influray.data.readers import DataFile, file_digest
 from influray.data.records import parse_record
 from influray.protocols import DataError, TextExample, TokenizedExample
 from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
+from influray.store.mirror import local, present
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Catalogue:
     """A committed catalogue, rows 0 to len - 1. Arrays it gives are views of the files where they can be."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = local(folder)
         self.manifest = require_manifest(self.folder, "run")
         self._files = [part["file"] for part in self.manifest["parts"] if part["rows"]]
         lengths = [part["rows"] for part in self.manifest["parts"] if part["rows"]]
@@ -191,7 +192,7 @@ def build_catalogue(
         DataError: no usable row in the split or in a task; more than `config.max_bad_fraction` of its rows bad. The
             catalogue that was there stays as it was.
     """
-    folder = Path(folder)
+    folder = local(folder)
     store = ShardStore(folder)
     previous = (read_manifest(folder) or {}).get("files", [])
     jobs, kept = _plan(store, split, files, encoder_key, config, previous)
@@ -259,7 +260,7 @@ def _plan(
 
 def _is_there(store: ShardStore, keys: Sequence[str]) -> bool:
     receipts = [store.receipt(key) for key in keys]
-    return all(receipt and (not receipt.file or (store.folder / receipt.file).is_file()) for receipt in receipts)
+    return all(receipt and (not receipt.file or present(store.folder / receipt.file).is_file()) for receipt in receipts)
 
 
 def _limit(split: Split, group: str, config: DataConfig) -> int | None:

@@ -15,6 +15,7 @@ from influray.protocols import DataError
 from influray.scorers.options import VECTORLESS
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import ShardStore, fingerprint, read_manifest
+from influray.store.mirror import address_of
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def featurize(context: StepContext) -> StepResult:
         from influray.runtime.workers import featurize as compute
 
         todo = [
-            ShardTask(key, store.split, store.checkpoint, start, stop, str(store.store.folder))
+            ShardTask(key, store.split, store.checkpoint, start, stop, address_of(store.store.folder))
             for store, (key, start, stop) in missing
         ]
         progress = context.progress.current
@@ -93,7 +94,7 @@ def featurize(context: StepContext) -> StepResult:
         progress.expect(shards, "shards", done=shards - len(todo))
         compute(
             context.config.model_dump(mode="json"),
-            context.directory.path,
+            context.directory.address,
             todo,
             context.resources,
             on_event=progress.on_event,
