@@ -1,6 +1,7 @@
 """The command line: verbs onto the pipeline. The only file that prints.
 
-Exit status: 0 done; 2 wrong config or data, one message; 1 a bug, with its traceback; 130 interrupted.
+Exit status: 0 done; 2 wrong config or data, one message; 1 a bug, with its traceback, or object storage that does not
+answer, one message; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from influray.protocols import USER_ERRORS, ConfigError
+from influray.protocols import USER_ERRORS, ConfigError, StorageError
 
 if TYPE_CHECKING:
     from influray.pipeline import Run
@@ -35,7 +36,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML config, or RUN/config.yaml of an earlier run.")
 ]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where the run lies; default: run_dir of the config.")]
+RunDir = Annotated[
+    str | None,
+    typer.Option("--run-dir", help="Where the run lies: a folder, or s3://... or gs://...; default: the config's."),
+]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, such as data.max_tokens=512.")
 ]
@@ -46,7 +50,7 @@ AllowPlugins = Annotated[bool, typer.Option("--allow-plugins", help="Import plug
 
 
 def _run(
-    config: Path, run_dir: Path | None, sets: list[str] | None, address: str | None, plugins: bool, until: str
+    config: Path, run_dir: str | None, sets: list[str] | None, address: str | None, plugins: bool, until: str
 ) -> Run:
     from influray import pipeline
     from influray.config import parse_override
@@ -87,7 +91,7 @@ def _step_command(step: str, summary: str) -> None:
         if step in ("report", "evaluate"):
             _print_outcome(run)
         else:
-            out.print(f"{step}: done in {escape(str(run.directory.path))}")
+            out.print(f"{step}: done in {escape(run.directory.address)}")
 
     command.__doc__ = summary
     app.command(step)(command)
@@ -127,7 +131,7 @@ def select(
             if value is not None:
                 raise ConfigError(f"{option}: {value!r} is for the curve; add --curve")
         run = _run(config, run_dir, sets, address, allow_plugins, "select")
-        out.print(f"select: done in {escape(str(run.directory.path))}")
+        out.print(f"select: done in {escape(run.directory.address)}")
         return
     curves, paths = pipeline.curves(
         config,
@@ -201,7 +205,8 @@ def inspect(
 @app.command()
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN[/NAME] ...", help="Run directories, or selections of them.")
+        list[str],
+        typer.Argument(metavar="RUN[/NAME] ...", help="Run directories (folders or URIs), or selections of them."),
     ],
     figure: Annotated[Path | None, typer.Option("--figure", help="Write it as .html, or its figures as .svg.")] = None,
     numbers: Annotated[Path | None, typer.Option("--json", help="Write its numbers as JSON.")] = None,
@@ -250,6 +255,8 @@ def demo(
     """Run the miniature world end to end and compare the selections by fine-tuning."""
     from influray import miniature, pipeline
 
+    if run_dir is not None and ":" in run_dir.parts[0]:
+        raise ConfigError("demo: --run-dir is a folder: its world and base model are made there")
     run_dir = run_dir or Path("runs/demo" if size == "full" else f"runs/demo-{size}")
     config = miniature.prepare(run_dir / "world", seed=seed, size=size)
     run = pipeline.run(config, {}, run_dir=run_dir, until="report", address=address, console=err)
@@ -317,6 +324,9 @@ def main() -> None:
     except USER_ERRORS as error:
         err.print(f"[bold]influray: {type(error).__name__}:[/bold] {escape(str(error))} (exit 2)")
         sys.exit(2)
+    except StorageError as error:
+        err.print(f"[bold]influray: {type(error).__name__}:[/bold] {escape(str(error))} (exit 1)")
+        sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer turns the first into the second, with status 130
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise

@@ -21,6 +21,7 @@ from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact, S
 from influray.registry import SEAMS, featurizer_reads
 from influray.store.artifact import naming_full_disk
 from influray.store.run_directory import RunDirectory, now
+from influray.store.uri import is_uri, parse_uri
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,9 +77,10 @@ class Run:
     def evaluation(self, name: str, seed: int = 0) -> dict[str, Any]:
         """Return the evaluation of a tuned selection, of "full", or of the untouched "base" (seed 0)."""
         from influray.store.artifact import read_json
+        from influray.store.mirror import present
 
         path = self.directory.evaluation(name, seed)
-        if not path.exists():
+        if not present(path).exists():
             raise ArtifactMismatch(f"{path}: not there; run `influray evaluate` first")
         return read_json(path)
 
@@ -104,6 +106,8 @@ def resolve(
             resolved = load_config_tree(config.model_dump(mode="json"), overrides)
     else:
         resolved = load_config_tree(copy.deepcopy(dict(config)), overrides or {})
+    if is_uri(resolved.run_dir):
+        parse_uri(resolved.run_dir)  # it is kept in config.yaml whatever takes its place: no secrets
     directory = RunDirectory(run_dir if run_dir is not None else resolved.run_dir)
     return Run(directory, resolved)
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from influray.store.mirror import follow
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 10.0
 METRICS = "metrics.jsonl"
+DRIVER_LOG = "driver.log"
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -192,6 +195,8 @@ def open_progress(
     """
     logs = Path(logs)
     logs.mkdir(parents=True, exist_ok=True)
+    for name in (DRIVER_LOG, METRICS):
+        follow(logs / name)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_logging(logs, console))
         bars = stack.enter_context(_live_bars(console)) if console is not None and console.is_terminal else None
@@ -225,7 +230,7 @@ def _report(progress: Progress, plain: bool, interval: float, stop: threading.Ev
 @contextlib.contextmanager
 def _logging(logs: Path, console: Console | None) -> Iterator[None]:
     ours = logging.getLogger("influray")
-    handlers: list[logging.Handler] = [logging.FileHandler(logs / "driver.log", encoding="utf-8")]
+    handlers: list[logging.Handler] = [logging.FileHandler(logs / DRIVER_LOG, encoding="utf-8")]
     handlers[0].setFormatter(logging.Formatter(LOG_FORMAT))
     if console is not None:
         handlers.append(_ConsoleHandler(console))

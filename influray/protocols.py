@@ -35,6 +35,10 @@ class DamagedArtifact(ArtifactMismatch):
     """A file that is no longer what was committed. Running the step that made it makes it again; the pipeline does."""
 
 
+class StorageError(RuntimeError):
+    """Object storage that does not answer: names the object and what to do. Nothing is lost; a later attempt may do."""
+
+
 USER_ERRORS = (ConfigError, DataError, ArtifactMismatch)
 
 

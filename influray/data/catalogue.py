@@ -29,6 +29,7 @@ from influray.data.records import parse_record
 from influray.protocols import DataError, TextExample, TokenizedExample
 from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
 from influray.store.checks import check_file, damaged
+from influray.store.mirror import local
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Catalogue:
     """A committed catalogue, rows 0 to len - 1. Arrays it gives are views of the files where they can be."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = local(folder)
         self.manifest = require_manifest(self.folder, "run")
         self._files = [(part["file"], part["sha256"]) for part in self.manifest["parts"] if part["rows"]]
         lengths = [part["rows"] for part in self.manifest["parts"] if part["rows"]]
@@ -194,7 +195,7 @@ def build_catalogue(
         DataError: no usable row in the split or in a task; more than `config.max_bad_fraction` of its rows bad. The
             catalogue that was there stays as it was.
     """
-    folder = Path(folder)
+    folder = local(folder)
     store = ShardStore(folder)
     previous = (read_manifest(folder) or {}).get("files", [])
     jobs, kept = _plan(store, split, files, encoder_key, config, previous)

@@ -9,6 +9,7 @@ from typing import Any
 
 from influray.protocols import ArtifactMismatch
 from influray.store.artifact import write_bytes
+from influray.store.mirror import present
 
 KEYS = ("split", "file", "line", "id", "row", "stage", "reason", "checkpoint")
 # Entries stand in this order whatever was run again, so the same rows give the same bytes.
@@ -47,7 +48,7 @@ def write_quarantine(
     old = read_quarantine(path)
     kept = [found for found in old if (found["split"], found["stage"], found["checkpoint"]) != mine]
     merged = sorted(kept + new, key=_position)
-    if merged != old or not Path(path).exists():
+    if merged != old or not present(path).exists():
         # A lone surrogate in an id comes out as its JSON escape.
         text = "".join(json.dumps(found, ensure_ascii=False) + "\n" for found in merged)
         write_bytes(path, text.encode("utf-8", "backslashreplace"))
@@ -56,7 +57,7 @@ def write_quarantine(
 def read_quarantine(path: str | Path) -> list[dict[str, Any]]:
     """Return all entries, none where there is no file. Raises ArtifactMismatch where it is not a quarantine."""
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = present(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     entries = []

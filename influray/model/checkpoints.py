@@ -24,6 +24,7 @@ from influray.config import ImportedCheckpoint
 from influray.model.optimizer_state import AdamMoments, Parameters, read_moments, strip_wrappers, write_moments
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.store.artifact import SCHEMA, fingerprint, hash_file, read_json, replace_folder, write_json
+from influray.store.mirror import local, present, present_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +74,7 @@ class Checkpoint:
             ArtifactMismatch: the checkpoint was imported without an optimizer state, or its file is not whole.
         """
         path = self.folder / MOMENTS_FILE
-        if not path.exists():
+        if not present(path).exists():
             raise ArtifactMismatch(
                 f"{self.folder}: holds no Adam moments; name the `optimizer` of the imported checkpoint, "
                 "or set features.direction to sgd"
@@ -94,7 +95,7 @@ class Checkpoint:
             {
                 "adapter": hash_file(self.adapter / ADAPTER_WEIGHTS),
                 "config": config,
-                "moments": hash_file(moments) if moments.exists() else "",
+                "moments": hash_file(moments) if present(moments).exists() else "",
                 **{name: self.state[name] for name in facts},
             }
         )
@@ -102,7 +103,7 @@ class Checkpoint:
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Return a checkpoint. Raises ArtifactMismatch where there is none or one of another schema."""
-    folder = Path(folder)
+    folder = present_folder(local(folder))
     try:
         state = read_json(folder / STATE)
     except FileNotFoundError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from influray.config import FinetuneConfig
 from influray.model.checkpoints import Checkpoint, load_checkpoint
 from influray.protocols import ArtifactMismatch, ConfigError, DataError, TokenizedExample
 from influray.store.artifact import fingerprint, hash_bytes
+from influray.store.mirror import present_folder, remove_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -188,7 +188,7 @@ def finetune(
             f"warmup_ratio: {config.warmup_ratio} of {total} optimizer step(s) is all of them, at learning rate 0 "
             f"({len(examples)} examples, batch_size {config.batch_size}); lower batch_size or set warmup_ratio: 0"
         )
-    out = Path(out_folder)
+    out = present_folder(out_folder)
     out.mkdir(parents=True, exist_ok=True)
     training = _training_identity(config, examples, identity)
     history = History(out, training, rank, keep, seconds_between, on_epoch_checkpoint)
@@ -252,7 +252,7 @@ class History:
         kept = {f"checkpoint-{k}" for k in range(1, latest + 1)}
         for path in (*self.folder.glob("checkpoint-*"), *self.folder.glob(".checkpoint-*")):
             if path.name not in kept:
-                shutil.rmtree(path)
+                remove_folder(path)
 
     def end_epoch(self, epoch: int, first_step: int, ended: bool, save: Callable[..., Checkpoint]) -> None:
         """Close an epoch (from 1) that began with `first_step`; `save` writes a checkpoint where one is due."""
@@ -276,13 +276,14 @@ class History:
         if self.keep == "last":
             for path in self.folder.glob("checkpoint-*"):
                 if path != checkpoint.folder:
-                    shutil.rmtree(path)
+                    remove_folder(path)
         if self.on_checkpoint is not None:
             self.on_checkpoint(checkpoint)
 
     def result(self) -> FinetuneResult:
         """Return the course, with the checkpoints that are kept."""
-        found = (load_checkpoint(path) for path in self.folder.glob("checkpoint-*"))
+        folder = present_folder(self.folder)  # rank 0 wrote them, perhaps on another machine
+        found = (load_checkpoint(path) for path in folder.glob("checkpoint-*"))
         return FinetuneResult(
             steps=len(self.losses),
             losses=tuple(self.losses),

@@ -32,6 +32,7 @@ from influray.report.finding import finding
 from influray.report.readings import Readings, open_run
 from influray.report.selections import committed, overlap, selection_facts
 from influray.store.attribution import Attribution
+from influray.store.mirror import present
 
 QUARANTINE_FIRST = 12  # rows of it that the page shows
 QUARANTINE_GROUPS = 20
@@ -136,7 +137,7 @@ def _quarantine(path: Path) -> Quarantine | None:
 
     Reasons are counted after what is particular to a row (quoted texts, places, numbers) has become an ellipsis.
     """
-    if not path.exists():
+    if not present(path).exists():
         return None
     entries = read_quarantine(path)
     groups = Counter((str(e["split"]), str(e["stage"]), general(str(e["reason"]))) for e in entries)

@@ -14,6 +14,8 @@ from influray.report.formatting import listed, number
 from influray.report.readings import Readings, open_run
 from influray.report.selections import STYLES, committed, overlap, selection_facts
 from influray.selectors.options import near
+from influray.store.mirror import local, present
+from influray.store.uri import is_uri, parse_uri, redacted
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     """
     if not runs:
         raise ConfigError("compare: no run given; name run directories, or selections as RUN/NAME")
-    asked = [_resolve(Path(run)) for run in runs]
+    asked = [_resolve(run) for run in runs]
     opened: dict[Path, Readings] = {}
     for folder, _ in asked:
         if folder not in opened:
@@ -111,14 +113,19 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     )
 
 
-def _resolve(path: Path) -> tuple[Path, str | None]:
+def _resolve(run: str | Path) -> tuple[Path, str | None]:
     """Return (run directory, selection or None for all)."""
-    path = path.resolve()
-    if (path / "config.yaml").exists():
+    path = local(run, "compare").resolve()
+    if present(path / "config.yaml").exists():
         return path, None
-    if (path.parent / "config.yaml").exists():
-        return path.parent, path.name
-    raise ConfigError(f"compare: {path} is neither a run directory (no config.yaml there) nor RUN/NAME of one")
+    above = path.parent
+    if is_uri(run):
+        uri = parse_uri(str(run), "compare")
+        above = local(str(uri.parent), "compare") if uri.parent.prefix else path
+    if present(above / "config.yaml").exists():
+        return above, path.name
+    shown = redacted(run) if is_uri(run) else path
+    raise ConfigError(f"compare: {shown} is neither a run directory (no config.yaml there) nor RUN/NAME of one")
 
 
 def _refuse_disjoint(opened: Mapping[Path, Readings]) -> dict[Path, frozenset[str]]:

@@ -8,7 +8,6 @@ Shape suffixes: M budgets, n chosen rows.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from influray.selectors.api import resolve_budget
 from influray.selectors.options import near
 from influray.selectors.output import read_selection, select_and_write
 from influray.store.attribution import Attribution
+from influray.store.mirror import remove_folder
 
 
 def committed_curves(
@@ -118,7 +118,7 @@ def _select(readings: Readings, name: str, count: int) -> np.ndarray:
         select_and_write(readings.run.path, changed, "curve")
         return read_selection(folder).rows
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 def _curve(attribution: Attribution, pool: Pool, name: str, method: str, style: str, row_n: np.ndarray) -> CurveFacts:

@@ -11,6 +11,7 @@ from typing import Any
 from influray.protocols import ArtifactMismatch
 from influray.report.data import Over, Tuned
 from influray.store.artifact import read_json
+from influray.store.mirror import present_folder
 from influray.store.run_directory import RunDirectory
 
 FULL, BASE = "full", "base"  # the whole pool, and the model before any tuning
@@ -65,7 +66,7 @@ def over(values: Sequence[float]) -> Over:
 def _by_seed(folder: Path) -> dict[int, dict[str, Any]]:
     """Return seed -> task -> results of one evaluated model; tasks are the same for all its seeds."""
     found: dict[int, dict[str, Any]] = {}
-    for path in sorted(folder.glob("seed-*.json")):
+    for path in sorted(present_folder(folder).glob("seed-*.json")):
         match = _FILE.fullmatch(path.name)
         if not match:
             continue

@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from influray.protocols import USER_ERRORS
 from influray.runtime.process import prepare_process
 from influray.store.attribution import Attribution
+from influray.store.mirror import address_of
 from influray.store.ranges import RangeCall, Threads
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class ColumnWorkers:
             ConfigError, DataError, ArtifactMismatch: a call raised it; unchanged.
             RayActorError: one range lost its worker more than MAX_LOSSES times.
         """
-        folder = str(source.folder.resolve())
+        folder = address_of(source.folder.resolve())
         todo, again = iter(enumerate(calls)), deque[tuple[int, RangeCall]]()
         results: dict[int, Any] = {}
         running: dict[Any, tuple[int, RangeCall, Any]] = {}
@@ -172,7 +173,7 @@ class ColumnWorker:
 
     def run(self, folder: str, call: RangeCall) -> Any:
         """Return the result of a call on the matrix at `folder`."""
-        if self._source is None or str(self._source.folder) != folder:
+        if self._source is None or address_of(self._source.folder) != folder:
             self._source = Attribution(folder, Threads(1))
         return call.on(self._source)
 

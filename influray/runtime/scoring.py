@@ -27,6 +27,7 @@ from influray.scorers.rows import SplitRows
 from influray.store.arrays import add_arrays, arrays_of, arrays_table
 from influray.store.artifact import Receipt, ShardStore, map_table
 from influray.store.attribution import attribution_table
+from influray.store.mirror import local
 from influray.store.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class ScoreWorker:
             folder = self._directory.features("target", 1)
             raise ArtifactMismatch(f"{folder}: no target row has a feature at every checkpoint")
         self._pool = SplitRows(self._directory, "pool", count)
-        self._state: Arrays = arrays_of(map_table(self._state_path)) if self._state_path else {}
+        self._state: Arrays = arrays_of(map_table(local(self._state_path))) if self._state_path else {}
         return WorkerInfo(name)
 
     def compute(self, task: ShardTask, attempt: Attempt) -> Receipt:

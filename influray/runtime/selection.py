@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,9 @@ from influray.runtime.cluster import NAMESPACE, interrupt_on_sigterm
 from influray.runtime.columns import ColumnWorkers
 from influray.runtime.process import logged, prepare_process
 from influray.store.artifact import naming_full_disk, read_json, write_json
+from influray.store.mirror import address_of, local, present, remove_folder
 from influray.store.ranges import Mapper, Threads
+from influray.store.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ def run_selection(
     assert len({job.name for job in jobs}) == len(jobs), "two jobs share a name"
     if not jobs:
         return {}
-    marks = Path(run_dir).resolve() / "selection" / f".driver-{uuid.uuid4().hex}"
+    run = RunDirectory(run_dir)
+    marks = run.path / "selection" / f".driver-{uuid.uuid4().hex}"
     options: dict[str, Any] = {
         "num_cpus": cpus,
         "max_restarts": MAX_RESTARTS,
@@ -89,9 +91,8 @@ def run_selection(
         "concurrency_groups": {"run": 1, "status": 1},  # so that it can be asked while it works
     }
     actor: Any = ray.remote(**options)(SelectionDriver)
-    logs = Path(run_dir).resolve() / "logs"
     driver = actor.options(name=driver_name(run_dir), namespace=NAMESPACE).remote(
-        str(marks), str(logs), max(1, int(cpus)), workers, cpus_per_worker
+        address_of(marks), address_of(run.logs), max(1, int(cpus)), workers, cpus_per_worker
     )
     try:
         with interrupt_on_sigterm():
@@ -99,12 +100,12 @@ def run_selection(
     finally:
         if ray.is_initialized():
             ray.kill(driver, no_restart=True)
-        shutil.rmtree(marks, ignore_errors=True)
+        remove_folder(marks)
 
 
 def driver_name(run_dir: str | Path) -> str:
     """Return the name of the driver actor of a run directory, in the namespace "influray"."""
-    return f"selection-{hashlib.sha256(str(Path(run_dir).resolve()).encode()).hexdigest()[:16]}"
+    return f"selection-{hashlib.sha256(RunDirectory(run_dir).address.encode()).hexdigest()[:16]}"
 
 
 def _follow(driver: Any, jobs: list[SelectionJob], on_status: Callable[[SelectionStatus], None]) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class SelectionDriver:
 
     def __init__(self, marks: str, logs: str, threads: int, workers: int = 0, cpus_per_worker: float = 1.0) -> None:
         prepare_process(logs, threads)
-        self._marks = Path(marks)
+        self._marks = local(marks)
         many = workers > 1
         self._workers = ColumnWorkers(workers, cpus_per_worker, logs, threads) if many else None
         self._mapper: Mapper = self._workers or Threads(threads)
@@ -155,7 +156,7 @@ class SelectionDriver:
         for job in jobs:
             self._begin()
             mark = self._marks / f"{job.name}.json"
-            if not mark.exists():
+            if not present(mark).exists():
                 self._running, self._since = job.name, time.monotonic()
                 module, _, attribute = job.function.partition(":")
                 function = getattr(importlib.import_module(module), attribute)

@@ -12,7 +12,6 @@ import collections
 import contextlib
 import logging
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from influray.runtime.training_worker import (
     manifest_of,
     working_in,
 )
+from influray.store.mirror import local, location_of, remove_folder
 
 __all__ = ["EvaluationJob", "Layout", "TrainingJob", "plan_layout", "run_evaluation", "run_training"]
 
@@ -104,7 +104,7 @@ def run_evaluation(jobs: EvaluationJob | Sequence[EvaluationJob], resources: Res
 
 
 def _run(jobs: Sequence[Job], resources: Resources, layout: Layout, through_train: bool) -> list[dict[str, Any]]:
-    outs = [str(Path(job.out).resolve()) for job in jobs]
+    outs = [str(local(job.out).resolve()) for job in jobs]
     assert len(set(outs)) == len(outs), "two jobs write to one place"
     manifests = {index: found for index, job in enumerate(jobs) if (found := committed(job)) is not None}
     waiting = [index for index in range(len(jobs)) if index not in manifests]
@@ -128,7 +128,7 @@ def _through_train(jobs: Sequence[Job], resources: Resources, layout: Layout) ->
         def _register_sigint_handler(self, controller: Any) -> None:
             self.controller = controller
 
-    storage = Path(jobs[0].out).resolve().parent / f".ray-train-{uuid.uuid4().hex[:8]}"
+    storage = local(jobs[0].out).resolve().parent / f".ray-train-{uuid.uuid4().hex[:8]}"
     per_rank = {"CPU": resources.cpus_per_worker, **({"GPU": layout.gpus} if layout.gpus else {})}
     with _unchanged_folder():
         trainer = InterruptibleTrainer(
@@ -139,7 +139,7 @@ def _through_train(jobs: Sequence[Job], resources: Resources, layout: Layout) ->
             ),
             run_config=RunConfig(
                 name="train",
-                storage_path=str(storage),
+                **_storage(storage),
                 failure_config=FailureConfig(max_failures=resources.max_attempts - 1),
             ),
         )
@@ -152,7 +152,7 @@ def _through_train(jobs: Sequence[Job], resources: Resources, layout: Layout) ->
                     ray.get(trainer.controller.abort.remote(), timeout=30)
             raise
         finally:
-            shutil.rmtree(storage, ignore_errors=True)
+            remove_folder(storage)
     manifests = [manifest_of(outcome) for outcome in outcomes]  # the first error, where there is one, is the last
     assert len(manifests) == len(jobs)
     return manifests
@@ -237,6 +237,15 @@ def _through_actors(jobs: Sequence[Job], resources: Resources, layout: Layout) -
 
 def _device_map(job: Job) -> str | None:
     return job.parsed.resources.device_map
+
+
+def _storage(folder: Path) -> dict[str, Any]:
+    """Return where Ray Train keeps its books: a folder, or a file system and a place on it."""
+    location = location_of(folder)
+    if location is None:
+        return {"storage_path": str(folder)}
+    # Sent to the workers without credentials, which each takes from its own environment.
+    return {"storage_filesystem": location.filesystem, "storage_path": location.key(folder)}
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from influray.store.artifact import (
     write_json,
     write_manifest,
 )
+from influray.store.mirror import children, local, present_folder, remove_folder
 from influray.store.run_directory import versions
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def attempt(job: Job, device: Any, device_map: str | None, threads: int) -> dict
         return {"manifest": carry_out(job, device, device_map, threads)}
     except USER_ERRORS as error:
         kind = next(known for known in USER_ERRORS if isinstance(error, known))
-        where = f"{'/'.join(Path(job.out).parts[-3:])}: " if kind is DataError else ""
+        where = f"{'/'.join(local(job.out).parts[-3:])}: " if kind is DataError else ""
         return {"error": kind.__name__, "message": where + str(error)}
 
 
@@ -234,7 +235,7 @@ def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, A
     barrier()  # rank 0 moves away what the others have just read
     if rank == 0:
         if not warmup:
-            shutil.rmtree(work / "adapter", ignore_errors=True)
+            remove_folder(work / "adapter")
             shutil.copytree(result.checkpoints[-1].adapter, work / "adapter")
         _commit(job, work, manifest)
     return manifest
@@ -279,7 +280,7 @@ def _evaluate(job: EvaluationJob, device: Any, device_map: str | None) -> dict[s
     settings = config.evaluation
     model: Any = load_base(config.model, device, device_map)
     if job.adapter is not None:
-        model = attach_adapter(model, job.adapter)
+        model = attach_adapter(model, str(present_folder(job.adapter)))
     examples = catalogue.tokenized(0, len(catalogue))
     losses, teacher_forced = score_answers(model, examples, settings.token_budget)
     exact: list[bool | None] = [None] * len(examples)
@@ -328,19 +329,19 @@ def _catalogue(job: Job) -> Catalogue:
 
 
 def _work_folder(job: TrainingJob) -> Path:
-    out = Path(job.out)
+    out = local(job.out)
     return out.with_name(f".{out.name}.{job.fingerprint[:16]}.work")
 
 
 def _commit(job: TrainingJob, work: Path, manifest: Mapping[str, Any]) -> None:
     write_manifest(work, manifest)
     if job.kind == "tune":
-        for path in work.glob("checkpoint-*"):
-            shutil.rmtree(path)
-    replace_folder(work, job.out)
-    out = Path(job.out)
-    for path in out.parent.glob(f".{out.name}.*.work"):  # of configs that are no more
-        shutil.rmtree(path, ignore_errors=True)
+        for path in children(work, "checkpoint-*"):
+            remove_folder(path)
+    out = local(job.out)
+    replace_folder(work, out)
+    for path in children(out.parent, f".{out.name}.*.work"):  # of configs that are no more
+        remove_folder(path)
 
 
 def _imported_facts(imported: Any) -> dict[str, Any]:

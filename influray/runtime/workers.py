@@ -46,9 +46,9 @@ def featurize(
 ) -> PoolReport:
     """Compute the feature shards of `todo` (splits pool and target, any checkpoints) and return their receipts.
 
-    `config` is the run's, as plain data; `run_dir` holds its catalogues and warmup checkpoints and must be a path that
-    every worker sees. `token_budget` is what shards made before had; None lets the first worker find one. The receipts
-    are in the order of checkpoints, splits and rows. Raises as `ShardPool.run`.
+    `config` is the run's, as plain data; `run_dir` holds its catalogues and warmup checkpoints: a path that every
+    worker sees, or a URI. `token_budget` is what shards made before had; None lets the first worker find one. The
+    receipts are in the order of checkpoints, splits and rows. Raises as `ShardPool.run`.
     """
     # In this order a worker changes its adapter as seldom as it can.
     ordered = sorted(todo, key=lambda task: (task.checkpoint, task.split, task.start))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from influray.store.artifact import write_bytes
+from influray.store.mirror import present, remove
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class FileJournal:
     def restore(self) -> dict[str, np.ndarray] | None:
         """Return the state that was recorded last, or None where there is none of this selection."""
         try:
-            with np.load(self._path, allow_pickle=False) as file:
+            with np.load(present(self._path), allow_pickle=False) as file:
                 state = {name: file[name] for name in file.files}
         except FileNotFoundError:
             return None
@@ -67,4 +68,4 @@ class FileJournal:
 
     def discard(self) -> None:
         """Forget everything: the selection is committed."""
-        self._path.unlink(missing_ok=True)
+        remove(self._path)

@@ -26,6 +26,7 @@ from influray.selectors.journal import FileJournal
 from influray.store.artifact import hash_file, read_json, replace_folder, require_manifest, write_json, write_manifest
 from influray.store.attribution import Attribution
 from influray.store.feature_rows import run_features
+from influray.store.mirror import local, present
 from influray.store.ranges import Mapper
 from influray.store.run_directory import RunDirectory
 
@@ -98,10 +99,10 @@ def read_selection(folder: str | Path) -> Selection:
     Raises:
         ArtifactMismatch: there is none, or its files cannot be read.
     """
-    folder = Path(folder)
+    folder = local(folder)
     require_manifest(folder, "select")
     try:
-        table = pq.read_table(folder / TABLE)
+        table = pq.read_table(present(folder / TABLE))
         summary = read_json(folder / SUMMARY)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactMismatch(f"{folder}: not a readable selection ({error}); run `influray select` again") from error

@@ -16,6 +16,7 @@ from influray.scorers.options import VECTORLESS
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import ShardStore, fingerprint, read_manifest
 from influray.store.checks import damaged
+from influray.store.mirror import address_of
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def featurize(context: StepContext) -> StepResult:
         from influray.runtime.workers import featurize as compute
 
         todo = [
-            ShardTask(key, store.split, store.checkpoint, start, stop, str(store.store.folder))
+            ShardTask(key, store.split, store.checkpoint, start, stop, address_of(store.store.folder))
             for store, (key, start, stop) in missing
         ]
         progress = context.progress.current
@@ -104,7 +105,7 @@ def featurize(context: StepContext) -> StepResult:
         progress.expect(shards, "shards", done=shards - len(todo))
         compute(
             context.config.model_dump(mode="json"),
-            context.directory.path,
+            context.directory.address,
             todo,
             context.resources,
             on_event=progress.on_event,

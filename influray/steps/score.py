@@ -18,6 +18,7 @@ from influray.protocols import Columns, DataError, FeatureRows, Scorer, Stores
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
 from influray.store.checks import damaged
+from influray.store.mirror import address_of, local
 
 if TYPE_CHECKING:
     from influray.data.batches import ShardPlan
@@ -135,13 +136,13 @@ def _fit(context: StepContext, plan: Plan, keys: list[str]) -> str:
                 _carry_out_pass(context, plan, store, number, key, target, state)
             final = store.receipt(key)
             assert final is not None
-            state = str(store.folder / final.file)
+            state = address_of(store.folder / final.file)
     manifest = read_manifest(store.folder)
     if manifest is None or manifest["fingerprint"] != keys[-1]:
         scorer = {"scorer": context.config.attribution.scorer, "options": context.config.attribution.options}
         store.freeze(keys[-1:], {"fingerprint": keys[-1], **scorer})
     assert final is not None
-    return str(store.folder / final.file)
+    return address_of(store.folder / final.file)
 
 
 def _carry_out_pass(
@@ -158,7 +159,7 @@ def _carry_out_pass(
             add_arrays(total, arrays_of(map_table(store.folder / receipt.file)))
     if not total:
         raise DataError("score: no pool row has a feature at every checkpoint; the quarantine says why")
-    before = arrays_of(map_table(state)) if state else {}
+    before = arrays_of(map_table(local(state))) if state else {}
     store.commit(key, arrays_table(plan.scorer.fit(number, total, target, before)), {"pass": number})
 
 
@@ -177,7 +178,7 @@ def _compute(
 
     split = f"fit pass {number}" if number else "attribution"
     todo = [
-        ShardTask(key, split, 0, start, stop, str(store.folder))
+        ShardTask(key, split, 0, start, stop, address_of(store.folder))
         for key, start, stop in tasks
         if store.valid_receipt(key) is None
     ]
@@ -185,7 +186,7 @@ def _compute(
     progress.expect(len(tasks), "shards", done=len(tasks) - len(todo))
     compute(
         context.config.model_dump(mode="json"),
-        context.directory.path,
+        context.directory.address,
         todo,
         context.resources,
         on_event=progress.on_event,

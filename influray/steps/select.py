@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint, hash_file, read_manifest, require_manifest
+from influray.store.mirror import remove_folder
 
 CHECK = ".checksums"  # no selection has such a name
 
@@ -33,7 +33,7 @@ def select(context: StepContext) -> StepResult:
         made[name] = fingerprint({"step": "select", "matrix": matrix, "pool": pool, "selector": plain, "ids": read})
         manifest = read_manifest(directory.selection(name))
         if manifest is None or manifest["fingerprint"] != made[name] or _changed(directory.selection(name), manifest):
-            arguments = {"run_dir": str(directory.path), "selector": plain, "fingerprint": made[name]}
+            arguments = {"run_dir": directory.address, "selector": plain, "fingerprint": made[name]}
             todo.append((name, {**arguments, "id_root": str(root.resolve())}))
     if todo:
         from influray.runtime.columns import worth_workers
@@ -48,13 +48,13 @@ def select(context: StepContext) -> StepResult:
         cpus = 0.0 if workers > 1 and context.cluster.owned else min(1.0, context.cluster.cpus)
         context.progress.current.expect(len(jobs), "selections")
         run_selection(
-            *(directory.path, jobs, context.progress.current.on_status),
+            *(directory.address, jobs, context.progress.current.on_status),
             cpus=cpus,
             workers=workers,
             cpus_per_worker=context.resources.cpus_per_worker,
         )
         for name, _ in todo:  # a verdict on rows that are no longer chosen must not stand beside the new ones
-            shutil.rmtree(directory.path / "evaluation" / name, ignore_errors=True)
+            remove_folder(directory.path / "evaluation" / name)
     return StepResult(fingerprint(made), skipped=not todo, facts={"selections": len(made), "carried_out": len(todo)})
 
 

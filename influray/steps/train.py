@@ -11,6 +11,7 @@ import numpy as np
 from influray.protocols import ConfigError
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint, require_manifest
+from influray.store.mirror import address_of
 
 if TYPE_CHECKING:
     from influray.runtime.training_worker import EvaluationJob, TrainingJob
@@ -111,9 +112,9 @@ def _warmup_job(context: StepContext, drawn_from: int) -> TrainingJob:
     return TrainingJob(
         kind="warmup",
         config=cfg.model_dump(mode="json"),
-        catalogue=str(context.directory.data("pool")),
+        catalogue=address_of(context.directory.data("pool")),
         rows=rows.tolist(),
-        out=str(context.directory.warmup),
+        out=address_of(context.directory.warmup),
         seed=cfg.warmup.seed,
         inputs={"base": context.model_digest},
     )
@@ -137,9 +138,9 @@ def _tune_jobs(context: StepContext) -> Iterator[TrainingJob]:
         yield TrainingJob(
             kind="tune",
             config=config,
-            catalogue=str(directory.data("pool")),
+            catalogue=address_of(directory.data("pool")),
             rows=[int(row) for row in rows],
-            out=str(directory.tune(name, seed)),
+            out=address_of(directory.tune(name, seed)),
             seed=seed,
             inputs={"base": context.model_digest},
         )
@@ -154,11 +155,11 @@ def _evaluation_jobs(context: StepContext) -> Iterator[EvaluationJob]:
         adapter = None
         if name != BASE:
             inputs["adapter"] = require_manifest(directory.tune(name, seed), "tune")["digest"]
-            adapter = str(directory.tune(name, seed) / "adapter")
+            adapter = address_of(directory.tune(name, seed) / "adapter")
         yield EvaluationJob(
             config=config,
-            catalogue=str(directory.data("test")),
+            catalogue=address_of(directory.data("test")),
             adapter=adapter,
-            out=str(directory.evaluation(name, seed)),
+            out=address_of(directory.evaluation(name, seed)),
             inputs=inputs,
         )

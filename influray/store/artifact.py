@@ -3,6 +3,9 @@
 A shard's file is written under a hidden name, synced, and renamed to a name of its own attempt; the receipt
 that makes it count is created exclusively, so of two workers that finish the same shard exactly one wins and
 the other deletes its file. Readers believe receipts and manifests only, never a directory listing.
+
+On object storage a PUT takes the place of the renaming: what is written here is uploaded first (store/mirror.py),
+under the same names and in the same order. There of two receipts the last stays, and both tell of whole files.
 """
 
 from __future__ import annotations
@@ -23,9 +26,20 @@ from typing import Any
 import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact
+from influray.store.mirror import (
+    children,
+    local,
+    location_of,
+    present,
+    publish,
+    publish_folder,
+    remove,
+    remove_folder,
+)
 
 SCHEMA = 3  # of every manifest; a reader refuses another one
 MANIFEST = "manifest.json"
+COMMITS = (MANIFEST, "state.json")  # of an artifact, of a checkpoint
 RECEIPTS = "_receipts"
 
 
@@ -45,7 +59,7 @@ def hash_bytes(*parts: bytes | memoryview) -> str:
 
 def hash_file(path: str | Path) -> str:
     """Return the sha256 of a file's bytes, 64 hex digits."""
-    with open(path, "rb") as file:
+    with open(present(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -76,7 +90,7 @@ def full_disk(path: str | Path) -> ConfigError:
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` so that `path` holds either its old content or all of the new one."""
-    path = Path(path)
+    path = local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -84,6 +98,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        publish(temporary, path)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -98,12 +113,12 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Return the value of a JSON file. Raises FileNotFoundError, or ValueError where it is not JSON."""
-    return json.loads(Path(path).read_bytes())
+    return json.loads(present(path).read_bytes())
 
 
 def write_table(path: str | Path, table: pa.Table) -> None:
     """Write an Arrow IPC file, uncompressed and of one record batch, so that it maps without a copy."""
-    path = Path(path)
+    path = local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     table = table.combine_chunks()
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -113,6 +128,7 @@ def write_table(path: str | Path, table: pa.Table) -> None:
                 writer.write_table(table)
             file.flush()
             os.fsync(file.fileno())
+        publish(temporary, path)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -126,7 +142,7 @@ def map_table(path: str | Path) -> pa.Table:
         DamagedArtifact: the file is missing or torn.
     """
     try:
-        with pa.memory_map(str(path), "r") as source:
+        with pa.memory_map(str(present(path)), "r") as source:
             return pa.ipc.open_file(source).read_all()
     except (OSError, pa.ArrowInvalid) as error:
         raise DamagedArtifact(
@@ -150,7 +166,8 @@ class ShardStore:
     """A folder of shard files with their receipts."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = local(folder)
+        self._known: dict[str, Receipt] = {}  # on object storage, where each look is a request
 
     def commit(self, key: str, table: pa.Table | None, details: Mapping[str, Any]) -> Receipt:
         """Write a shard and its receipt; where `key` has one already, return that and leave no trace."""
@@ -162,50 +179,49 @@ class ShardStore:
             digest = hash_file(self.folder / name)
         size = (self.folder / name).stat().st_size if name else 0
         receipt = Receipt(key, name, digest, size, 0 if table is None else table.num_rows, dict(details))
-        path = self._receipt_path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        write_bytes(temporary, json.dumps(receipt.__dict__, sort_keys=True, default=dict).encode())
-        try:
-            os.link(temporary, path)  # fails where the receipt exists: of two writers, one wins
-        except FileExistsError:
-            if name:
-                (self.folder / name).unlink(missing_ok=True)
-            return self.receipt(key) or receipt
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-        return receipt
+        if self._write_receipt(receipt):
+            return receipt
+        if name:
+            remove(self.folder / name)
+        return self.receipt(key) or receipt
 
     def receipt(self, key: str) -> Receipt | None:
+        if key in self._known:
+            return self._known[key]
         try:
-            return Receipt(**read_json(self._receipt_path(key)))
+            found = Receipt(**read_json(self._receipt_path(key)))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+        if location_of(self.folder) is not None:
+            self._known[key] = found
+        return found
 
     def valid_receipt(self, key: str) -> Receipt | None:
         """Return the receipt of `key` if its file is there and of the recorded content; else forget it."""
         receipt = self.receipt(key)
         if receipt is None:
-            self._receipt_path(key).unlink(missing_ok=True)  # torn or foreign
+            remove(self._receipt_path(key))  # torn or foreign
             return None
         path = self.folder / receipt.file
         if receipt.file and (
-            os.path.basename(receipt.file) != receipt.file or not path.exists() or hash_file(path) != receipt.sha256
+            os.path.basename(receipt.file) != receipt.file
+            or not present(path).exists()
+            or hash_file(path) != receipt.sha256
         ):
-            self._receipt_path(key).unlink(missing_ok=True)
+            self._known.pop(key, None)
+            remove(self._receipt_path(key))
             return None
         return receipt
 
     def sweep(self, keep: set[str]) -> None:
         """Delete every file and receipt that does not belong to a key of `keep`."""
         files = {r.file for r in map(self.receipt, keep) if r is not None}
-        for path in self.folder.glob("part-*.arrow"):
+        for path in children(self.folder, "part-*.arrow"):
             if path.name not in files:
-                path.unlink(missing_ok=True)
-        for path in self.folder.glob(f"{RECEIPTS}/*.json"):
+                remove(path)
+        for path in children(self.folder / RECEIPTS, "*.json"):
             if path.stem not in keep:
-                path.unlink(missing_ok=True)
+                remove(path)
         for path in (*self.folder.glob(".*.tmp"), *self.folder.glob(f"{RECEIPTS}/.*.tmp")):
             path.unlink(missing_ok=True)
 
@@ -227,13 +243,34 @@ class ShardStore:
         self.sweep(set(keys))
         return manifest
 
+    def _write_receipt(self, receipt: Receipt) -> bool:
+        """Write a receipt where its key has none; return whether it was written."""
+        path = self._receipt_path(receipt.key)
+        data = json.dumps(receipt.__dict__, sort_keys=True, default=dict).encode()
+        if location_of(path) is not None:
+            if self.receipt(receipt.key) is not None:
+                return False
+            write_bytes(path, data)  # no storage knows "only if there is none" through pyarrow: the last one stays
+            return True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        write_bytes(temporary, data)
+        try:
+            os.link(temporary, path)  # fails where the receipt exists: of two writers, one wins
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+        return True
+
     def _receipt_path(self, key: str) -> Path:
         return self.folder / RECEIPTS / f"{key}.json"
 
 
 def write_manifest(folder: str | Path, facts: Mapping[str, Any]) -> None:
     """Commit an artifact: after this it exists, with `facts` and the schema number as its manifest."""
-    write_json(Path(folder) / MANIFEST, {"schema": SCHEMA, **facts})
+    write_json(local(folder) / MANIFEST, {"schema": SCHEMA, **facts})
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
@@ -242,7 +279,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     Raises:
         ArtifactMismatch: it is not JSON or of another schema.
     """
-    path = Path(folder) / MANIFEST
+    path = local(folder) / MANIFEST
     try:
         manifest = read_json(path)
     except FileNotFoundError:
@@ -267,19 +304,21 @@ def require_manifest(folder: str | Path, step: str) -> dict[str, Any]:
 
 def replace_folder(new: str | Path, final: str | Path) -> None:
     """Put a complete folder in the place of an older one; at no moment is a half-written one there."""
-    final = Path(final)
+    new, final = Path(new), local(final)
+    publish_folder(new, final, COMMITS)
     old = final.with_name(f".{final.name}.{uuid.uuid4().hex}.old")
     if final.exists():
         os.rename(final, old)
     os.rename(new, final)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_folder(old)
+    remove_folder(new)  # what of it was uploaded while it was made
 
 
 def part_paths(folder: str | Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
     """Yield the data files of an artifact in row order, skipping shards that left none."""
     for part in manifest["parts"]:
         if part["file"]:
-            yield Path(folder) / part["file"]
+            yield local(folder) / part["file"]
 
 
 def _sync_folder(folder: Path) -> None:

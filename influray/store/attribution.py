@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, AttributionSource, DataError
 from influray.store.artifact import ShardStore, hash_file, map_table, require_manifest, write_table
+from influray.store.mirror import local
 from influray.store.moments import (
     ColumnMoments,
     ColumnStats,
@@ -64,7 +65,7 @@ class Attribution:
     """
 
     def __init__(self, folder: str | Path, mapper: Mapper | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = local(folder)
         self.mapper: Mapper = mapper or Threads()
         self.manifest = require_manifest(self.folder, "score")
         targets = map_table(self.folder / TARGETS)

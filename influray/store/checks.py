@@ -14,13 +14,15 @@ from typing import Any
 
 from influray.protocols import DamagedArtifact
 from influray.store.artifact import hash_file
+from influray.store.mirror import local, location_of, present, remove, sizes
 
 _checked: dict[str, tuple[int, ...]] = {}  # path -> which version of it this process has hashed
 
 
 def damaged(folder: str | Path, manifest: Mapping[str, Any]) -> list[str]:
     """Return the names of files that a manifest tells of and that are missing or of another size."""
-    return [name for name, _, size in _files(manifest) if _size(Path(folder) / name) != size]
+    found = sizes(local(folder))
+    return [name for name, _, size in _files(manifest) if found.get(name) != size]
 
 
 def check_files(folder: str | Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def check_file(path: str | Path, sha256: str) -> None:
     Raises:
         DamagedArtifact: its content is not the one committed, or it is gone; it has been set aside.
     """
-    path = Path(path)
+    path = present(path)
     try:
         facts = path.stat()
         version = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
@@ -56,6 +58,9 @@ def check_file(path: str | Path, sha256: str) -> None:
 
 
 def _set_aside(path: Path) -> None:
+    if location_of(path) is not None:
+        remove(path)
+        return
     # Under a name that `ShardStore.sweep` deletes. Another reader may have found it first.
     try:
         os.replace(path, path.with_name(f".{path.name}.damaged.tmp"))
@@ -67,10 +72,3 @@ def _files(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
     for part in (*manifest["parts"], *manifest.get("beside", ())):
         if part["file"]:
             yield part["file"], part["sha256"], part["bytes"]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1

@@ -16,6 +16,7 @@ import pyarrow as pa
 from influray.protocols import ArtifactMismatch, FeatureBlock, SparseRows
 from influray.store.artifact import map_table, part_paths, require_manifest
 from influray.store.encodings import decoded, encoded
+from influray.store.mirror import local
 
 # One number a row; what a block has beside them follows.
 PLAIN: dict[str, type] = {"norm": np.float32, "grad_norm": np.float32, "loss": np.float32, "loss_tokens": np.int32}
@@ -50,7 +51,7 @@ class Datastore:
     """A committed datastore. `manifest` tells how it was made; rows that failed are not in it."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = local(folder)
         self.manifest = require_manifest(self.folder, "featurize")
         self.dimension: int = self.manifest["dimension"]
 

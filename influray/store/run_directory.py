@@ -16,15 +16,26 @@ from typing import Any
 
 from influray.protocols import ConfigError
 from influray.store.artifact import SCHEMA, read_json, write_bytes, write_json
+from influray.store.lease import leased, shown
+from influray.store.mirror import address_of, flush, local, location_of
 
 VERSIONED = ("influray", "torch", "transformers", "peft", "ray", "pyarrow", "numpy", "tokenizers")
 
 
 class RunDirectory:
-    """The folder of one run. Paths are properties; nothing is created before it is written."""
+    """The folder of one run. Paths are properties; nothing is created before it is written.
+
+    On object storage (s3://, gs://) the paths are those of its mirror on this machine, and `address` is what names it
+    on others. Raises ConfigError where a URI is not one of a run directory.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).resolve()
+        self.path = local(path).resolve()
+
+    @property
+    def address(self) -> str:
+        """What names the folder on every machine: its URI, or its path."""
+        return address_of(self.path)
 
     @property
     def config_path(self) -> Path:
@@ -80,12 +91,15 @@ class RunDirectory:
         Raises:
             ConfigError: another driver holds it, and which one, or the folder cannot be made.
         """
+        location = location_of(self.path)
+        # In a mirror the lock is between the processes of this machine, and the lease of the same name for all others.
+        name = "lease.json" if location is None else ".lease.tmp"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lease = open(self.path / "lease.json", "a+")  # noqa: SIM115 - held open for the lock's life
+            lease = open(self.path / name, "a+")  # noqa: SIM115 - held open for the lock's life
         except OSError as error:
             raise ConfigError(f"run_dir: {self.path} cannot be written: {error}") from error
-        with lease:
+        with lease, contextlib.ExitStack() as stack:
             try:
                 fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -94,6 +108,9 @@ class RunDirectory:
             lease.truncate()
             json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}, lease)
             lease.flush()
+            if location is not None:
+                stack.enter_context(leased(location, self.path / "lease.json", now()))
+                stack.callback(flush, self.path)
             yield
 
     def read(self) -> dict[str, Any]:
@@ -132,7 +149,6 @@ def now() -> str:
 def _holder(lease: Any) -> str:
     lease.seek(0)
     try:
-        holder = json.load(lease)
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError):
-        return "another process"
+        return shown(json.load(lease))
+    except ValueError:
+        return shown({})

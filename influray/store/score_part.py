@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, DamagedArtifact
+from influray.store.mirror import present
 
 
 class ScorePart:
@@ -54,7 +55,7 @@ class ScorePart:
             return
         view = out.reshape(-1).view(np.uint8).data
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with open(present(self.path), "rb", buffering=0) as file:
                 done = 0
                 while done < len(view):
                     got = os.preadv(file.fileno(), [view[done:]], offset + done)
@@ -71,7 +72,7 @@ class ScorePart:
     def _layout(self) -> tuple[int, int]:
         """Where in the file the rows and the scores begin."""
         try:
-            with pa.memory_map(str(self.path), "r") as source:
+            with pa.memory_map(str(present(self.path)), "r") as source:
                 whole = source.read_buffer()
                 reader = pa.ipc.open_file(source)
                 if reader.num_record_batches != 1:
