@@ -143,7 +143,7 @@ def on_disk(folder: Path, rows: int, columns: int, budget: int, keep: bool) -> N
         for stage in ("write", "read", "moments", "select"):
             command = [sys.executable, __file__, "--disk", str(folder), "--stage", stage]
             command += ["--rows", str(rows), "--columns", str(columns), "--budget", str(budget)]
-            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
             found = json.loads(answer)
             rate = found["passes"] * 4e-6 * rows * columns / found["wall"]
             print(
