@@ -116,7 +116,7 @@ def in_process(name: str, folder: Path, **options: Any) -> dict[str, float]:
     command = [sys.executable, __file__, "--stage", name, "--folder", str(folder)]
     for option, value in options.items():
         command += [f"--{option}", str(value)] if value else []
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     return json.loads(answer.splitlines()[-1])
 
 
