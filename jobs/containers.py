@@ -26,6 +26,7 @@ import yaml
 from local_cluster import _ip, _kill_all, unavailable  # beside this file
 
 COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
+GATEWAY = "10.78.0.254"
 START_SECONDS = 300.0
 RAY_FOLDER = "/tmp/ray"  # noqa: S108 - where Ray keeps its files unless told otherwise; every container gets its own
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
@@ -58,6 +59,7 @@ class Containers:
         self._namespaces: dict[str, str] = {}
         _ip("netns", "add", self._switch)
         _ip("-n", self._switch, "link", "add", "name", "bridge", "type", "bridge")
+        _ip("-n", self._switch, "address", "add", f"{GATEWAY}/24", "dev", "bridge")
         _ip("-n", self._switch, "link", "set", "bridge", "up")
 
     def __enter__(self) -> Containers:
@@ -84,8 +86,10 @@ class Containers:
         ray.mkdir(exist_ok=True)
         Path(RAY_FOLDER).mkdir(exist_ok=True)
         # `ip netns exec` gives the process mounts of its own, so these are seen by it and its children alone.
-        binds = f"mount --bind {self._shared} /srv && mount --bind {ray} {RAY_FOLDER} && mount --bind {self._hosts} /etc/hosts"
-        argv = ["ip", "netns", "exec", self._namespaces[name], "sh", "-c", f'{binds} && exec "$@"', "sh", *command]
+        mounts = {self._shared: "/srv", ray: RAY_FOLDER, self._hosts: "/etc/hosts"}
+        binds = " && ".join(f"mount --bind {source} {place}" for source, place in mounts.items())
+        script = f'{binds} && exec "$@"'
+        argv = ["ip", "netns", "exec", self._namespaces[name], "sh", "-c", script, "sh", *command]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | service["environment"]
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         environment["PYTHONPATH"] = str(COMPOSE.parents[1])
@@ -111,6 +115,8 @@ class Containers:
         _ip("-n", self._switch, "link", "set", cable, "master", "bridge", "up")
         _ip("-n", namespace, "address", "add", f"10.78.0.{number}/24", "dev", "eth0")
         _ip("-n", namespace, "link", "set", "eth0", "up")
+        # As Docker gives one, though nothing answers there: Ray takes for a node's address that of this route.
+        _ip("-n", namespace, "route", "add", "default", "via", GATEWAY)
         with open(self._hosts, "a") as hosts:  # written in place: the file is what the containers have mounted
             hosts.write(f"10.78.0.{number} {name}\n")
 

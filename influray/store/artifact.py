@@ -149,9 +149,10 @@ class ShardStore:
 
     def receipt(self, key: str) -> Receipt | None:
         try:
-            return Receipt(**read_json(self._receipt_path(key)))
+            receipt = Receipt(**read_json(self._receipt_path(key)))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+        return receipt if not receipt.file or _plain_name(receipt.file) else None  # it may not lead out of the folder
 
     def valid_receipt(self, key: str) -> Receipt | None:
         """Return the receipt of `key` if its file is there and of the recorded content; else forget it."""
@@ -160,9 +161,7 @@ class ShardStore:
             self._receipt_path(key).unlink(missing_ok=True)  # torn or foreign
             return None
         path = self.folder / receipt.file
-        if receipt.file and (
-            os.path.basename(receipt.file) != receipt.file or not path.exists() or hash_file(path) != receipt.sha256
-        ):
+        if receipt.file and (not path.exists() or hash_file(path) != receipt.sha256):
             self._receipt_path(key).unlink(missing_ok=True)
             return None
         return receipt
@@ -208,7 +207,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """Return the manifest of an artifact, or None where there is none.
 
     Raises:
-        ArtifactMismatch: it is not JSON or of another schema.
+        ArtifactMismatch: it is not JSON or of another schema, or names a part outside the folder.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -222,7 +221,18 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         raise ArtifactMismatch(
             f"{path}: schema {found}, this version reads {SCHEMA}; run the step again in a new run_dir"
         )
+    for part in manifest.get("parts", ()):
+        if part["file"] and not _plain_name(part["file"]):
+            raise ArtifactMismatch(
+                f"{path}: a part is called {part['file']!r}, which is no file of this folder; whoever wrote it may "
+                f"want others to be read: delete {path.parent} and run the step again"
+            )
     return manifest
+
+
+def _plain_name(name: Any) -> bool:
+    """Return whether this names a file within a folder, on any system: run directories travel."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def require_manifest(folder: str | Path, step: str) -> dict[str, Any]:
