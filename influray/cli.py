@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from influray.pipeline import Run
     from influray.report.compare import Comparison
     from influray.report.sheet import Table as SheetTable
+    from influray.steps.plan import Plan
 
 app = typer.Typer(
     help="Choose training data for instruction tuning by influence, evenly over your tasks.",
@@ -165,13 +166,28 @@ def report(
 
 
 @app.command()
-def plan(config: ConfigPath, run_dir: RunDir = None, sets: Sets = None) -> None:
-    """Show the resolved steps and which are done; starts neither Ray nor a model."""
+def plan(
+    config: ConfigPath,
+    run_dir: RunDir = None,
+    sets: Sets = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Plan for h100, h200, a100, l40s or cpu; default: this machine.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Plan for so many feature workers.")] = None,
+    numbers: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show the steps, what is done, and what the rest would take; starts neither Ray nor a model."""
     from influray import pipeline
     from influray.config import parse_override
 
-    steps = pipeline.plan(config, dict(parse_override(text) for text in sets or []), run_dir=run_dir)
-    out.print(_table("step", "state", "what", rows=steps))
+    overrides = dict(parse_override(text) for text in sets or [])
+    made = pipeline.plan(config, overrides, run_dir=run_dir, device=device, workers=workers)
+    if numbers:
+        import json
+
+        out.print(json.dumps(made.as_plain(), indent=1), markup=False)
+        return
+    _print_plan(made)
 
 
 @app.command()
@@ -268,6 +284,43 @@ def _print_outcome(run: Run) -> None:
 
     _print_comparison(compare_runs([run.directory.path]))
     out.print(f"report: {escape(str(run.directory.report))}")
+
+
+def _print_plan(plan: Plan) -> None:
+    from influray.report.formatting import large, seconds
+
+    unit = "CPU-hours" if plan.device == "CPU" else "GPU-hours"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("step", "state", "rows", "tokens", "FLOP", unit, "time", "took", "disk", "what"):
+        table.add_column(head, justify="left" if head in ("step", "state", "what") else "right", overflow="fold")
+    for step in plan.steps:
+        took = "" if step.actual_seconds is None else seconds(step.actual_seconds)
+        if step.ratio is not None:
+            took += f" ({step.ratio:.2g}x)"
+        hours = step.worker_hours
+        table.add_row(
+            step.name,
+            escape(step.state),
+            large(step.rows),
+            large(step.tokens),
+            large(step.operations or None),
+            "" if not hours else f"{hours:.3g}",
+            seconds(step.wall_seconds or None),
+            took,
+            large(step.bytes, "B"),
+            escape(step.what),
+        )
+    out.print(table)
+    memory = "unknown" if plan.memory_per_worker is None else large(plan.memory_per_worker, "B")
+    out.print(
+        f"\n{plan.workers} x {plan.device}, {large(plan.worker_operations)} FLOP/s each; memory a worker: {memory}"
+    )
+    if plan.worth_workers is not None:
+        out.print(f"workers that pay off: {plan.worth_workers} of {plan.shards} shards (start-up against work)")
+    if plan.saturating_workers is not None:
+        out.print(f"the driver keeps {plan.saturating_workers} workers busy; featurize is limited by: {plan.limit}")
+    for note in plan.notes:
+        out.print(escape(note))
 
 
 def _print_comparison(result: Comparison) -> None:

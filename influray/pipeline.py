@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from influray.data.inspection import View
     from influray.report.data import CurveFacts
+    from influray.steps.plan import Plan
     from influray.store.attribution import Attribution
     from influray.store.datastore import Datastore
 
@@ -256,11 +257,20 @@ def plan(
     overrides: Mapping[str, Any] | None = None,
     *,
     run_dir: str | Path | None = None,
-) -> list[tuple[str, str, str]]:
-    """Return (step, state, what) of each step, from the config and run.json alone."""
+    device: str | None = None,
+    workers: int | None = None,
+) -> Plan:
+    """Return what a run would take on this machine, or on `workers` of `device`, and what of it is done.
+
+    Nothing is started or written. Of a finished step the plan holds what it took beside what was estimated.
+
+    Raises:
+        ConfigError, DataError: as `run`; no such device.
+    """
+    from influray.steps.plan import make_plan
+
     this = resolve(config, overrides, run_dir)
     check_names(this.config)
-    recorded = this.directory.read()["steps"]
     cfg = this.config
     reads = featurizer_reads(cfg.features.featurizer)
     tests = sum(1 for target in cfg.data.targets.values() if target.test)
@@ -274,7 +284,7 @@ def plan(
         "evaluate": "not asked for" if cfg.tune is None else f"{tests} tasks with a test",
         "report": str(this.directory.report),
     }
-    return [(name, recorded.get(name, {}).get("status", "to do"), what[name]) for name in STEPS]
+    return make_plan(cfg, this.directory, what, device, workers)
 
 
 def _warmup_plan(config: Config) -> str:

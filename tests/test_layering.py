@@ -14,6 +14,7 @@ LAYERS = [
     {"registry"},
     {"config_messages"},
     {"config"},
+    {"planning"},
     {"store"},
     {"data"},
     {"model"},

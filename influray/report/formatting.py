@@ -74,6 +74,16 @@ def tokens(value: float | None) -> str:
     return count(round(value))
 
 
+def large(value: float | None, unit: str = "") -> str:
+    """Return a number of three digits with its SI prefix: 812, 45.2 k, 1.25 T; with `unit` behind it."""
+    if value is None:
+        return ABSENT
+    for size, prefix in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
 def moment(value: str) -> str:
     """Return an ISO 8601 time to the minute; what is none is returned as it is."""
     try:

@@ -192,6 +192,8 @@ class ShardStore:
             found = Receipt(**read_json(self._receipt_path(key)))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+        if found.file and not _plain_name(found.file):
+            return None  # it may not lead out of the folder
         if location_of(self.folder) is not None:
             self._known[key] = found
         return found
@@ -203,11 +205,7 @@ class ShardStore:
             remove(self._receipt_path(key))  # torn or foreign
             return None
         path = self.folder / receipt.file
-        if receipt.file and (
-            os.path.basename(receipt.file) != receipt.file
-            or not present(path).exists()
-            or hash_file(path) != receipt.sha256
-        ):
+        if receipt.file and (not present(path).exists() or hash_file(path) != receipt.sha256):
             self._known.pop(key, None)
             remove(self._receipt_path(key))
             return None
@@ -277,7 +275,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """Return the manifest of an artifact, or None where there is none.
 
     Raises:
-        ArtifactMismatch: it is not JSON or of another schema.
+        ArtifactMismatch: it is not JSON or of another schema, or names a part outside the folder.
     """
     path = local(folder) / MANIFEST
     try:
@@ -291,7 +289,18 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         raise ArtifactMismatch(
             f"{path}: schema {found}, this version reads {SCHEMA}; run the step again in a new run_dir"
         )
+    for part in manifest.get("parts", ()):
+        if part["file"] and not _plain_name(part["file"]):
+            raise ArtifactMismatch(
+                f"{path}: a part is called {part['file']!r}, which is no file of this folder; whoever wrote it may "
+                f"want others to be read: delete {path.parent} and run the step again"
+            )
     return manifest
+
+
+def _plain_name(name: Any) -> bool:
+    """Return whether this names a file within a folder, on any system: run directories travel."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def require_manifest(folder: str | Path, step: str) -> dict[str, Any]:

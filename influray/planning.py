@@ -1,0 +1,211 @@
+"""What a run costs, by arithmetic: floating-point operations, bytes, hours, and where more workers stop paying off.
+
+Nothing here looks at a machine, a file or a model: facts go in, numbers come out. Operations are those of matrix
+products, 2 for each multiply-add, as torch counts them; norms, softmax and the like cost memory traffic and stand in
+`Machine.efficiency`.
+
+Shape suffixes: N pool rows, T target columns, P adapter parameters, D feature, K checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# Bytes beside the columns, of a shard (Arrow's own, the receipt, its line in the manifest) and of a manifest: those of
+# a small run, whose sum tests/unit/test_planning.py compares with files.
+FEATURE_SHARD_BYTES = 1350 + 420 + 210
+MATRIX_SHARD_BYTES = 750 + 280 + 190
+MANIFEST_BYTES = 650
+TARGET_BYTES = 70  # a column's line in targets.arrow
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+ROW_FACTS = 4 * 4  # norm, grad_norm, loss, loss_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What the cost of a causal language model with an adapter depends on."""
+
+    parameters: int  # of the base
+    body: int  # weights of linear layers below the head: each multiplies every token
+    head: int  # weights of the output head, which sees trained positions alone
+    attention: int  # layers x query heads x head width
+    lora: int  # P
+    outputs: int  # numbers that the linear layers put out for one token
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Rows with their tokens; `squares` is the sum over rows of tokens squared, what attention costs."""
+
+    rows: int
+    tokens: int
+    loss_tokens: int
+    squares: int
+
+    def times(self, factor: float) -> Workload:
+        """Return the workload of `factor` passes over it, or of a fraction of its rows."""
+        return Workload(*(round(value * factor) for value in (self.rows, self.tokens, self.loss_tokens, self.squares)))
+
+    def plus(self, other: Workload) -> Workload:
+        mine = (self.rows, self.tokens, self.loss_tokens, self.squares)
+        theirs = (other.rows, other.tokens, other.loss_tokens, other.squares)
+        return Workload(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A kind of accelerator: dense matrix products a second by dtype, as its maker states them, and its memory."""
+
+    name: str
+    half: float  # operations a second in bfloat16 or float16
+    single: float  # in float32, without TF32
+    memory: float  # bytes
+
+
+# NVIDIA's data sheets of H100 SXM, H200 SXM, A100 SXM 80 GB and L40S, without sparsity.
+DEVICES = {
+    "h100": Device("H100", 989e12, 67e12, 80e9),
+    "h200": Device("H200", 989e12, 67e12, 141e9),
+    "a100": Device("A100", 312e12, 19.5e12, 80e9),
+    "l40s": Device("L40S", 362e12, 91.6e12, 48e9),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Workers and their rates. `operations` a second are those of one worker at large matrix products."""
+
+    device: Device
+    workers: int
+    operations: float
+    efficiency: float  # share of `operations` that a whole model reaches; assumed, until a run has told
+
+    @property
+    def rate(self) -> float:
+        """Operations a second of one worker in a model."""
+        return self.operations * self.efficiency
+
+
+# Assumed of a GPU: what public training reports reach (Llama 3, arXiv 2407.21783, has 38 to 43 % in bfloat16).
+GPU_EFFICIENCY = 0.35
+# On CPU: the miniature's gradient rows on one core of an AMD EPYC, against a product of 1024 x 1024 there.
+CPU_EFFICIENCY = 0.45
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Seconds that are no model's, measured by jobs/benchmark_runtime.py and benchmark_selection.py on 2 CPU cores."""
+
+    data_row: float = 110e-6  # driver seconds to read, render and index a row
+    data_token: float = 1.2e-6  # and to tokenise it
+    driver_shard: float = 6e-3  # driver seconds to plan, hand out and take in a shard
+    driver_row: float = 1e-6  # driver seconds a row to plan and to freeze
+    startup: float = 8.0  # seconds until a worker that loads no model computes, Ray's own start included
+    startup_training: float = 25.0  # until Ray Train trains
+    load_bytes: float = 1e9  # bytes a second at which a worker reads its base model
+    store_bytes: float = 0.7e9  # bytes a second that a store takes or gives; local disk
+    score_operations: float = 20e9  # float16 rows times float32 targets, one core
+    select_score: float = 2.7e-9  # CPU seconds for each number of the attribution matrix
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What one step takes. Hours are of one worker; None = cannot be known."""
+
+    operations: float | None = 0.0
+    worker_seconds: float | None = 0.0  # over all workers
+    driver_seconds: float = 0.0
+    bytes: float | None = 0.0  # left on disk
+    units: int = 1  # into which the work can be split
+    startup: float = 0.0  # seconds until the first worker works
+
+    def seconds(self, workers: int) -> float | None:
+        """Return the wall time with so many workers: the slower of workers and driver, which work side by side."""
+        if self.worker_seconds is None:
+            return None
+        share = math.ceil(self.units / min(workers, self.units)) / self.units  # the last round may be half empty
+        return self.startup + max(self.worker_seconds * share, self.driver_seconds)
+
+
+def forward(shape: ModelShape, work: Workload) -> float:
+    """Return the operations of a forward pass whose head sees trained positions only."""
+    return 2.0 * shape.body * work.tokens + 2.0 * shape.head * work.loss_tokens + 4.0 * shape.attention * work.squares
+
+
+def backward(shape: ModelShape, work: Workload) -> float:
+    """Return the operations of the backward of frozen weights: the gradient of every input, of no weight."""
+    return 2.0 * shape.body * work.tokens + 2.0 * shape.head * work.loss_tokens + 8.0 * shape.attention * work.squares
+
+
+def gradient_rows(shape: ModelShape, work: Workload, projection: float, checkpointing: bool = False) -> float:
+    """Return the operations of one checkpoint's gradient features.
+
+    LoRA layers are merged into their bases, so beside forward and backward a token costs 4 operations for each of
+    the P coordinates: the factors through the other matrix, and the outer products. `projection` is operations a row.
+    """
+    passes = forward(shape, work) * (2 if checkpointing else 1) + backward(shape, work)
+    return passes + 4.0 * shape.lora * work.tokens + projection * work.rows
+
+
+def training(shape: ModelShape, work: Workload) -> float:
+    """Return the operations of training the adapter on `work` once: LoRA layers run forward and both backwards."""
+    return forward(shape, work) + backward(shape, work) + 6.0 * shape.lora * work.tokens
+
+
+def projection(name: str, P: int, D: int, nonzeros: int = 1) -> float:
+    """Return the operations a row of projecting P coordinates to D; other projectors than these count as free."""
+    if name == "rademacher":
+        return 2.0 * P * D
+    return 2.0 * P * nonzeros if name == "sparse_jl" else 0.0
+
+
+def scoring(N: int, T: int, D: int, K: int) -> float:
+    """Return the operations of the attribution matrix."""
+    return 2.0 * N * T * D * K
+
+
+def feature_row_bytes(D: int, encoding: str = "float16") -> int:
+    """Return the bytes of a row of the datastore: its number, facts and vector."""
+    vector = {"float16": 2 * D, "int8": D + 4, "sign1": -(-D // 8)}[encoding]
+    return 8 + ROW_FACTS + vector
+
+
+def datastore_bytes(rows: int, shards: int, D: int, encoding: str = "float16") -> int:
+    """Return the bytes of one split at one checkpoint, receipts and manifest included."""
+    return rows * feature_row_bytes(D, encoding) + shards * FEATURE_SHARD_BYTES + MANIFEST_BYTES
+
+
+def matrix_bytes(N: int, shards: int, T: int) -> int:
+    """Return the bytes of the attribution matrix."""
+    return N * (8 + 4 * T) + shards * MATRIX_SHARD_BYTES + 2 * MANIFEST_BYTES + T * TARGET_BYTES
+
+
+def checkpoint_bytes(P: int) -> int:
+    """Return the bytes of a warmup checkpoint: float32 adapter and both moments."""
+    return 12 * P
+
+
+def worker_memory(shape: ModelShape, weight_bytes: float, itemsize: int, token_budget: int, D: int, rows: int) -> float:
+    """Return the bytes of a feature worker at its peak, an upper estimate.
+
+    Weights; four times what the linear layers put out for a batch, which the backward needs; both moments of the
+    adapter; the sums of a batch and the rows of a shard.
+    """
+    activations = 4.0 * shape.outputs * itemsize * token_budget
+    return weight_bytes + activations + 8.0 * shape.lora + 8.0 * D * rows
+
+
+def worth_workers(worker_seconds: float, startup: float, units: int) -> int:
+    """Return up to how many workers one more saves more than it costs: there each works as long as it starts."""
+    return max(1, min(units, int(worker_seconds / max(startup, 1e-9))))
+
+
+def saturating_workers(worker_seconds: float, driver_seconds: float) -> int | None:
+    """Return the number of workers that one driver keeps busy; None where it has nothing to do."""
+    return None if driver_seconds <= 0 else max(1, int(worker_seconds / driver_seconds))
+
+
+def limit(parts: dict[str, float]) -> str:
+    """Return the part that takes longest of those that run side by side; equal ones in their order."""
+    return max(parts, key=lambda name: parts[name])

@@ -1,0 +1,328 @@
+"""Facts of a machine, of files and of a config, put into the arithmetic of planning.
+
+Tokens are counted in the catalogue where there is one, else estimated from the first rows of the files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from influray import planning
+from influray.config import Config
+from influray.planning import Machine, ModelShape, Rates, StepCost, Workload
+from influray.protocols import ConfigError
+from influray.registry import featurizer_reads
+from influray.scorers.options import VECTORLESS
+from influray.store.artifact import read_manifest
+from influray.store.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from influray.data.readers import DataFile
+
+SAMPLE_ROWS = 64  # of each file that is looked at
+SAMPLE_FILES = 16  # of a split, evenly over its names
+COMPRESSED = 4.0  # text to its gzip or zstd, about
+TOKEN_BYTES = 4.0  # of text, where no tokenizer is there
+
+
+@dataclass(frozen=True)
+class Found:
+    """The workload of a split and where the numbers come from."""
+
+    work: Workload
+    bytes: float
+    file_rows: tuple[int, ...]
+    exact: bool
+
+
+def find_machine(config: Config, device: str | None, workers: int | None) -> Machine:
+    """Return the machine to plan for: of this name, or this one.
+
+    Raises:
+        ConfigError: no such device, or no worker.
+    """
+    if device is not None and device != "cpu" and device not in planning.DEVICES:
+        raise ConfigError(f"--device: found {device!r}, expected cpu, {', '.join(planning.DEVICES)}")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers: found {workers}, expected 1 or more")
+    wanted = config.resources.workers
+    here = os.cpu_count() or 1
+    name, memory = device or "cpu", 0.0
+    if device is None:
+        name, here, memory = _own_device()
+    count = workers or (here if wanted == "auto" else wanted)
+    if name == "cpu":
+        threads = config.resources.threads_per_worker
+        found = planning.Device("CPU", 0.0, 0.0, memory)
+        return Machine(found, count, _probe(threads), planning.CPU_EFFICIENCY)
+    known = planning.DEVICES[name]
+    rate = known.single if config.model.dtype in ("float32", "float64") else known.half
+    share = config.resources.gpus_per_worker
+    return Machine(known, count, rate * (1.0 if share == "auto" else share or 1.0), planning.GPU_EFFICIENCY)
+
+
+def _own_device() -> tuple[str, int, float]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu", os.cpu_count() or 1, 0.0
+    name = torch.cuda.get_device_name(0).lower()
+    for key in planning.DEVICES:
+        if key in name:
+            return key, torch.cuda.device_count(), 0.0
+    raise ConfigError(f"--device: this machine has {name!r}, whose rate is not known; name the nearest device")
+
+
+def _probe(threads: int) -> float:
+    """Return the operations a second of a product of 1024 x 1024 float32 here, with so many threads."""
+    import threadpoolctl
+
+    a, b = (np.ones((1024, 1024), np.float32) for _ in range(2))
+    best = math.inf
+    with threadpoolctl.threadpool_limits(threads):
+        for _ in range(5):
+            began = time.perf_counter()
+            a @ b
+            best = min(best, time.perf_counter() - began)
+    return 2.0 * 1024**3 / best
+
+
+def find_split(config: Config, directory: RunDirectory, split: str, current: bool) -> Found:
+    """Return the workload of pool, target or test: counted where the catalogue is that of the config, else estimated.
+
+    Raises:
+        DataError: a file of the config is not there.
+    """
+    if current and read_manifest(directory.data(split)) is not None:
+        from influray.data.catalogue import Catalogue
+
+        catalogue = Catalogue(directory.data(split))
+        facts = catalogue.facts("tokens", "loss_tokens")
+        tokens_N = facts["tokens"].astype(np.int64)
+        work = Workload(
+            len(catalogue), int(tokens_N.sum()), int(facts["loss_tokens"].sum()), int((tokens_N * tokens_N).sum())
+        )
+        size = sum(path.stat().st_size for path in directory.data(split).glob("part-*.arrow"))
+        return Found(work, float(size), tuple(catalogue.file_lengths), exact=True)
+    return _sampled(config, split)
+
+
+def _sampled(config: Config, split: str) -> Found:
+    files = list(_files_of(config, split))
+    if not files:
+        return Found(Workload(0, 0, 0, 0), 0.0, (), exact=True)
+    encoder = _encoder(config)
+    step = max(1, len(files) // SAMPLE_FILES)
+    sizes, tokens, loss = [], [], []
+    for _, file, _ in files[::step]:
+        for raw, (count, trained) in _sample(file, config, encoder):
+            sizes.append(raw)
+            tokens.append(count)
+            loss.append(trained)
+    mean_size = float(np.mean(sizes)) if sizes else 1.0
+    rows = []
+    for _, file, limit in files:
+        count = _row_count(file, mean_size)
+        rows.append(count if limit is None else min(count, limit))
+    total = sum(rows)
+    tokens_n = np.array(tokens or [0], np.float64)
+    work = Workload(
+        total,
+        round(total * tokens_n.mean()),
+        round(total * float(np.mean(loss or [0]))),
+        round(total * float((tokens_n**2).mean())),
+    )
+    return Found(work, total * (mean_size + 4.0 * tokens_n.mean() + 80), tuple(rows), exact=False)
+
+
+def resolve_paths(config: Config) -> list[tuple[tuple[str, str], DataFile]]:
+    """Return ((task, name), file) of every file of the config. Raises DataError where one is not there."""
+    splits = ("pool", "target", "test")
+    return [((task, file.name), file) for split in splits for task, file, _ in _files_of(config, split)]
+
+
+def _files_of(config: Config, split: str) -> Iterator[tuple[str, DataFile, int | None]]:
+    from influray.data.readers import resolve_files
+
+    data = config.data
+    if split == "pool":
+        yield from (("", file, None) for file in resolve_files(data.pool, data.root, "data.pool"))
+        return
+    for task, target in data.targets.items():
+        entries, limit = (target.files, target.limit) if split == "target" else (target.test, target.test_limit)
+        key = f"data.targets.{task}.{'files' if split == 'target' else 'test'}"
+        yield from ((task, file, limit) for file in resolve_files(entries, data.root, key))
+
+
+def _sample(file: Any, config: Config, encoder: Any) -> Any:
+    """Yield (bytes, (tokens, trained tokens)) of the first usable rows of a file."""
+    from influray.data.readers import read_rows
+    from influray.data.records import BadRow, parse_record
+
+    if file.kind == "hub":
+        return
+    lines = read_rows(file, config.data.max_line_bytes, config.data.max_file_bytes)
+    for _, raw in itertools.islice(lines, SAMPLE_ROWS):
+        if isinstance(raw, BadRow):
+            continue
+        if encoder is None:
+            tokens = min(config.data.max_tokens, max(1, round(len(raw) / TOKEN_BYTES)))
+            yield len(raw), (tokens, tokens // 2)
+            continue
+        try:
+            encoded = encoder.encode(parse_record(raw, file.stem))
+        except BadRow:
+            continue
+        yield len(raw), (len(encoded.input_ids), encoded.loss_tokens)
+
+
+def _row_count(file: Any, mean_size: float) -> int:
+    if file.kind == "parquet":
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(file.path).metadata.num_rows
+    if file.kind == "hub":
+        return 0
+    size = Path(file.path).stat().st_size * (COMPRESSED if file.compression else 1.0)
+    return max(1, round(size / (mean_size + 1)))
+
+
+def _encoder(config: Config) -> Any:
+    """Return what turns records into tokens, None where the tokenizer is not on this machine."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from influray.data.chat import ChatEncoder
+
+    if not Path(config.model.base).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        try:
+            if not isinstance(try_to_load_from_cache(config.model.base, "tokenizer.json"), str):
+                return None
+        except LocalEntryNotFoundError:
+            return None
+    from influray.model.loading import load_tokenizer
+
+    return ChatEncoder(load_tokenizer(config.model), config.model.chat_template, config.data.max_tokens)
+
+
+def costs(
+    config: Config,
+    shape: ModelShape | None,
+    machine: Machine,
+    found: Mapping[str, Found],
+    checkpoints: int,
+    rates: Rates = Rates(),  # noqa: B008 - frozen
+) -> dict[str, StepCost]:
+    """Return the cost of every step that runs, by name."""
+    pool, target, test = (found[split] for split in ("pool", "target", "test"))
+    reads = featurizer_reads(config.features.featurizer)
+    per = config.features.rows_per_shard
+    shards = {s: sum(-(-rows // per) for rows in found[s].file_rows) for s in ("pool", "target")}
+    N, T, D = pool.work.rows, target.work.rows, config.features.projector.dimension
+    every = pool.work.plus(target.work)
+    parts = len(pool.file_rows) + N // 8192 + 1
+    made: dict[str, StepCost] = {}
+    data_seconds = rates.data_row * (N + T + test.work.rows) + rates.data_token * (every.tokens + test.work.tokens)
+    made["data"] = StepCost(0.0, 0.0, data_seconds, pool.bytes + target.bytes + test.bytes + 2000.0 * parts)
+    if reads == "checkpoints":
+        made["warmup"] = _training_cost(
+            shape, machine, pool.work.times(config.warmup.fraction * config.warmup.epochs), checkpoints
+        )
+        if config.warmup.checkpoints:
+            made["warmup"] = StepCost(0.0, 0.0, 1.0, 0.0 if shape is None else checkpoints * 12.0 * shape.lora)
+    units = (shards["pool"] + shards["target"]) * checkpoints
+    driver = rates.driver_shard * units + rates.driver_row * every.rows * checkpoints
+    featurizer = config.features.featurizer
+    vectors = 0 if featurizer in VECTORLESS else D
+    size = checkpoints * (
+        planning.datastore_bytes(N, shards["pool"], vectors, config.features.store)
+        + planning.datastore_bytes(T, shards["target"], vectors)
+    )
+    operations = _feature_operations(config, shape, every, reads)
+    total = None if operations is None else operations * checkpoints
+    seconds = None if total is None else total / machine.rate
+    if reads == "records":
+        seconds = rates.data_row * every.rows
+    made["featurize"] = StepCost(
+        total, seconds, driver, float(size), max(1, units), startup_seconds(config, shape, rates)
+    )
+    score = planning.scoring(N, T, vectors or 1, checkpoints)
+    reading = N * checkpoints * planning.feature_row_bytes(vectors, config.features.store) / rates.store_bytes
+    made["score"] = StepCost(
+        score,
+        max(score / rates.score_operations, reading),
+        rates.driver_shard * shards["pool"] + rates.driver_row * N,
+        float(planning.matrix_bytes(N, shards["pool"], T)),
+        max(1, shards["pool"]),
+    )
+    chosen = sum(_share(selector.budget, pool.work) for selector in config.selectors)
+    made["select"] = StepCost(
+        0.0, 0.0, rates.select_score * N * T * len(config.selectors), chosen * pool.bytes, len(config.selectors)
+    )
+    if config.tune is not None:
+        made["tune"], made["evaluate"] = _tuning(config, shape, machine, pool.work, test.work)
+    return made
+
+
+def startup_seconds(config: Config, shape: ModelShape | None, rates: Rates) -> float:
+    """Return the seconds until a feature worker computes: Ray's, and those of reading the base."""
+    weights = 0 if shape is None or featurizer_reads(config.features.featurizer) == "records" else shape.parameters
+    return rates.startup + planning.ITEM_BYTES[config.model.dtype] * weights / rates.load_bytes
+
+
+def _tuning(
+    config: Config, shape: ModelShape | None, machine: Machine, pool: Workload, test: Workload
+) -> tuple[StepCost, StepCost]:
+    assert config.tune is not None
+    shares = {selector.name: _share(selector.budget, pool) for selector in config.selectors} | {"full": 1.0}
+    chosen = config.tune.selections
+    names = [selector.name for selector in config.selectors] if chosen == "all" else chosen
+    passes = sum(shares[name] for name in names) * len(config.tune.seeds) * config.tune.epochs
+    if config.tune.steps is not None:
+        passes = len(names) * len(config.tune.seeds) * config.tune.steps * config.tune.batch_size / max(1, pool.rows)
+    count = len(names) * len(config.tune.seeds)
+    tune = _training_cost(shape, machine, pool.times(passes), count)
+    if shape is None:
+        return tune, StepCost(None, None, 0.0, 0.0)
+    judged = planning.forward(shape, test) * (count + 1)
+    return tune, StepCost(judged, judged / machine.rate, 0.0, 2000.0 * (count + 1), count + 1)
+
+
+def _training_cost(shape: ModelShape | None, machine: Machine, work: Workload, kept: int) -> StepCost:
+    if shape is None:
+        return StepCost(None, None, 0.0, None)
+    operations = planning.training(shape, work)
+    size = float(kept * planning.checkpoint_bytes(shape.lora))
+    seconds = operations / machine.rate
+    return StepCost(operations, seconds, 0.0, size, max(1, machine.workers), Rates().startup_training)
+
+
+def _feature_operations(config: Config, shape: ModelShape | None, work: Workload, reads: str) -> float | None:
+    if reads == "records":
+        return 0.0
+    if shape is None:
+        return None
+    if reads == "base":
+        return planning.forward(shape, work)
+    projector = config.features.projector
+    nonzeros = projector.options.get("nonzeros", 1)
+    a_row = planning.projection(projector.name, shape.lora, projector.dimension, nonzeros)
+    return planning.gradient_rows(shape, work, a_row, config.features.gradient_checkpointing)
+
+
+def _share(budget: Any, pool: Workload) -> float:
+    if isinstance(budget, float):
+        return budget
+    if isinstance(budget, int):
+        return min(1.0, budget / max(1, pool.rows))
+    return min(1.0, budget.tokens / max(1, pool.tokens))

@@ -1,0 +1,260 @@
+"""What a run would take, and what of it is done: estimates before it, estimates beside what was measured after it.
+
+Neither Ray nor a model is started: shapes come from the base's config.json.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from influray import planning
+from influray.config import Config, load_config
+from influray.planning import Machine, ModelShape, Rates, StepCost
+from influray.registry import featurizer_reads
+from influray.steps.estimate import Found, costs, find_machine, find_split, resolve_paths
+from influray.store.artifact import read_manifest
+from influray.store.run_directory import RunDirectory
+
+# What of the config each step is made from, beside what the steps before it are.
+MADE_FROM = {
+    "data": ("data", "model.base", "model.revision", "model.chat_template"),
+    "warmup": ("warmup", "model"),
+    "featurize": ("features",),
+    "score": ("attribution",),
+    "select": ("selectors",),
+    "tune": ("tune",),
+    "evaluate": ("evaluation",),
+    "report": (),
+}
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 65536  # what `features.token_budget: auto` comes to, at most
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One line of a plan; None = unknown, or not of this step."""
+
+    name: str
+    state: str
+    what: str
+    rows: int | None = None
+    tokens: int | None = None
+    operations: float | None = None
+    worker_hours: float | None = None
+    wall_seconds: float | None = None
+    bytes: float | None = None
+    actual_seconds: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Actual by estimated wall time."""
+        return self.actual_seconds / self.wall_seconds if self.actual_seconds and self.wall_seconds else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would take. Bytes and seconds; `limit` is the slowest part of featurize."""
+
+    steps: tuple[PlannedStep, ...]
+    device: str
+    workers: int
+    worker_operations: float  # a second, in a model
+    memory_per_worker: float | None
+    shards: int
+    worth_workers: int | None  # more of them start longer than they work
+    saturating_workers: int | None  # more of them wait for the driver
+    limit: str
+    notes: tuple[str, ...]
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return {**asdict(self), "steps": [{**asdict(step), "ratio": step.ratio} for step in self.steps]}
+
+
+def make_plan(
+    config: Config,
+    directory: RunDirectory,
+    what: Mapping[str, str],
+    device: str | None = None,
+    workers: int | None = None,
+) -> Plan:
+    """Return the plan of a run on a machine: this one, or `workers` of `device`.
+
+    `what` describes each step in words.
+
+    Raises:
+        ConfigError: no such device, or a base that is a folder and no model.
+        DataError: a file of the config is not there.
+    """
+    from influray.model.shape import model_shape
+
+    machine = find_machine(config, device, workers)
+    states = step_states(config, directory)
+    current = states["data"].startswith("done")
+    found = {split: find_split(config, directory, split, current) for split in ("pool", "target", "test")}
+    reads = featurizer_reads(config.features.featurizer)
+    shape = None if reads == "records" and config.tune is None else model_shape(config.model)
+    checkpoints = _checkpoints(config, directory, found["pool"].work.rows) if reads == "checkpoints" else 1
+    rates = Rates()
+    estimated = costs(config, shape, machine, found, checkpoints, rates)
+    recorded = directory.read()["steps"]
+    steps = tuple(
+        _planned(name, states[name], what[name], estimated.get(name), machine, found, checkpoints, recorded)
+        for name in MADE_FROM
+    )
+    features = estimated["featurize"]
+    memory = None if shape is None or reads == "records" else _memory(config, shape, machine)
+    seconds = features.worker_seconds
+    parts = {
+        "compute": (seconds or 0.0) / min(machine.workers, features.units),
+        "driver": features.driver_seconds,
+        "store": (features.bytes or 0.0) / rates.store_bytes,
+        "selection": estimated["select"].driver_seconds,
+    }
+    return Plan(
+        steps,
+        machine.device.name,
+        machine.workers,
+        machine.rate,
+        memory,
+        features.units,
+        None if seconds is None else planning.worth_workers(seconds, features.startup, features.units),
+        None if seconds is None else planning.saturating_workers(seconds, features.driver_seconds),
+        "unknown" if seconds is None else planning.limit(parts),
+        tuple(_notes(config, shape, machine, found, memory)),
+    )
+
+
+def step_states(config: Config, directory: RunDirectory) -> dict[str, str]:
+    """Return what `run` would do of each step: "done", "to do", or "to do: " and why what is there does not serve.
+
+    Files are not read: one that was written since the data step counts as changed.
+    """
+    recorded = directory.read()["steps"]
+    before = load_config(directory.config_path) if directory.config_path.exists() else None
+    states: dict[str, str] = {}
+    stale = ""
+    for name, keys in MADE_FROM.items():
+        status = recorded.get(name, {}).get("status", "")
+        if name in ("tune", "evaluate") and config.tune is None:
+            states[name] = "not asked for"
+            continue
+        if before is not None and not stale:
+            changed = [key for key in keys if _part(config, key) != _part(before, key)]
+            stale = f"{changed[0]} has changed" if changed else ""
+        if name == "data" and status == "done" and not stale:
+            stale = _newer_file(config, directory, recorded["data"].get("started", ""))
+        if status == "done":
+            states[name] = f"to do: {stale}" if stale else "done"
+        else:
+            states[name] = "to do" if not status else f"to do: {status}"
+    return states
+
+
+def _part(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _newer_file(config: Config, directory: RunDirectory, started: str) -> str:
+    known = {
+        (file["group"], file["name"])
+        for split in ("pool", "target", "test")
+        for file in (read_manifest(directory.data(split)) or {"files": []})["files"]
+    }
+    paths = resolve_paths(config)
+    if {place for place, _ in paths} != known:
+        return "files have come or gone"
+    since = datetime.datetime.fromisoformat(started).timestamp() if started else 0.0
+    for _, file in paths:
+        if file.kind != "hub" and Path(file.path).stat().st_mtime > since:
+            return f"{file.name} has been written since"
+    return ""
+
+
+def _checkpoints(config: Config, directory: RunDirectory, rows: int) -> int:
+    manifest = read_manifest(directory.warmup)
+    if manifest is not None:
+        return int(manifest["checkpoints"])
+    if config.warmup.checkpoints:
+        return len(config.warmup.checkpoints)
+    if config.warmup.steps is None:
+        return config.warmup.epochs
+    in_epoch = -(-max(1, int(rows * config.warmup.fraction)) // config.warmup.batch_size)
+    return -(-config.warmup.steps // in_epoch)
+
+
+def _planned(
+    name: str,
+    state: str,
+    what: str,
+    cost: StepCost | None,
+    machine: Machine,
+    found: Mapping[str, Found],
+    checkpoints: int,
+    recorded: Mapping[str, Any],
+) -> PlannedStep:
+    actual = recorded.get(name, {})
+    seconds = float(actual["seconds"]) if state == "done" and "seconds" in actual else None
+    if cost is None:
+        return PlannedStep(name, state, what, actual_seconds=seconds)
+    pool, target, test = (found[split].work for split in ("pool", "target", "test"))
+    work = {
+        "data": pool.plus(target).plus(test),
+        "featurize": pool.plus(target).times(checkpoints),
+        "score": pool,
+        "select": pool,
+    }.get(name)
+    return PlannedStep(
+        name,
+        state,
+        what,
+        None if work is None else work.rows,
+        work.tokens if work is not None and name in ("data", "featurize") else None,
+        cost.operations,
+        None if cost.worker_seconds is None else cost.worker_seconds / 3600,
+        cost.seconds(machine.workers),
+        cost.bytes,
+        seconds,
+    )
+
+
+def _memory(config: Config, shape: ModelShape, machine: Machine) -> float:
+    item = planning.ITEM_BYTES[config.model.dtype]
+    weights = 0.5 * shape.body if config.model.quantization != "none" else float(item * shape.parameters)
+    budget = config.features.token_budget
+    if budget == "auto":
+        budget = max(CPU_BATCH_TOKENS, config.data.max_tokens)
+        if machine.device.memory:
+            # As resolve_token_budget: 0.7 of the memory, of which weights take their part.
+            room = 0.7 * machine.device.memory - weights
+            budget = max(config.data.max_tokens, min(GPU_BATCH_TOKENS, int(room / (4.0 * shape.outputs * item))))
+    D = config.features.projector.dimension
+    return planning.worker_memory(shape, weights, item, budget, D, config.features.rows_per_shard)
+
+
+def _notes(
+    config: Config, shape: ModelShape | None, machine: Machine, found: Mapping[str, Found], memory: float | None
+) -> list[str]:
+    notes = []
+    if not found["pool"].exact:
+        notes.append("rows and tokens are estimated from the first rows of the files; `influray run` counts them")
+    if shape is None and featurizer_reads(config.features.featurizer) != "records":
+        notes.append(f"{config.model.base} is not on this machine, so what its passes take is unknown")
+    if machine.device.name == "CPU":
+        notes.append(f"a worker's rate is {machine.efficiency:.0%} of a matrix product measured here")
+    else:
+        notes.append(
+            f"a worker's rate is {machine.efficiency:.0%}, assumed, of the maker's {machine.device.name} figure"
+        )
+    if memory is not None and machine.device.memory and memory > machine.device.memory:
+        notes.append(
+            f"a worker needs {memory / 1e9:.0f} GB and a {machine.device.name} has {machine.device.memory / 1e9:.0f}; "
+            "set resources.device_map: auto with more gpus_per_worker, or model.quantization: nf4"
+        )
+    return notes

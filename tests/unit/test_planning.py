@@ -1,0 +1,257 @@
+"""The arithmetic of a plan against what can be counted: operations by torch, bytes by the file system, tokens by rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from influray import pipeline, planning
+from influray.config import parse_config
+from influray.planning import ModelShape, StepCost, Workload
+from influray.protocols import ConfigError, FeatureBlock, TokenizedExample
+from influray.steps.estimate import costs, find_machine, find_split
+from influray.steps.plan import make_plan, step_states
+from influray.store.artifact import ShardStore
+from influray.store.attribution import attribution_table, commit_attribution
+from influray.store.datastore import feature_table
+from influray.store.run_directory import RunDirectory
+from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
+
+TASKS = ("sums", "reversals")
+SHAPE = ModelShape(
+    parameters=8_000_000_000, body=7_000_000_000, head=500_000_000, attention=131072, lora=10**7, outputs=10**6
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("planned")
+    write_tiny_model(folder / "model")
+    write_jsonl(folder / "pool" / "a.jsonl", pool_rows(30))
+    for task in TASKS:
+        write_jsonl(folder / "targets" / f"{task}.jsonl", target_rows(task))
+    return folder
+
+
+def tree(world: Path, run_dir: Path, **changes) -> dict:
+    base = {
+        "run_dir": str(run_dir),
+        "model": {"base": str(world / "model"), "lora": {"r": 4}, "attention": "eager"},
+        "data": {
+            "root": str(world),
+            "pool": "pool",
+            "max_tokens": 128,
+            "targets": {task: f"targets/{task}.jsonl" for task in TASKS},
+        },
+        "warmup": {"epochs": 2},
+        "features": {"direction": "sgd", "projector": {"name": "sparse_jl", "dimension": 64}, "rows_per_shard": 8},
+        "selectors": [{"name": "bids", "method": "bids", "budget": 6}],
+        "tune": {"epochs": 1, "seeds": [0, 1]},
+    }
+    return {**base, **changes}
+
+
+def test_operations_are_those_that_torch_counts(world):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from influray.features.gradient import GradientFeaturizer
+    from influray.model.loading import attach_new_adapter, load_base
+    from influray.model.shape import model_shape
+
+    config = parse_config(tree(world, world))
+    shape = model_shape(config.model)
+    assert shape is not None
+    base = load_base(config.model)
+    assert shape.parameters == sum(p.numel() for p in base.parameters())
+    model = attach_new_adapter(base, config.model.lora, 0)
+    assert shape.lora == sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
+    B, S, trained = 4, 64, 16
+    mask_S = np.arange(S) >= S - trained
+    work = Workload(B, B * S, B * trained, B * S * S)
+    with FlopCounterMode(display=False) as counter:
+        base(input_ids=__import__("torch").zeros(B, S, dtype=int), logits_to_keep=trained)
+    # LoRA layers stand beside their bases here, 2 operations for each of their numbers and tokens.
+    assert counter.get_total_flops() == pytest.approx(planning.forward(shape, work) + 2 * shape.lora * B * S, rel=1e-6)
+    featurizer = GradientFeaturizer(model, config.features, None, "sgd")
+    examples = [TokenizedExample(i, np.arange(5, 5 + S, dtype=np.int32), mask_S) for i in range(B)]
+    with FlopCounterMode(display=False) as counter:
+        featurizer.compute(examples)
+    # The lowest layer's inputs need no gradient: that much the model has less of, of its two layers.
+    estimated = planning.gradient_rows(shape, work, projection=0.0)
+    assert 0.9 < counter.get_total_flops() / estimated < 1.001
+
+
+@pytest.mark.parametrize("encoding", ["float16", "int8", "sign1"])
+def test_bytes_of_a_datastore_are_those_of_its_files(encoding, tmp_path):
+    rows, shards, D = 600, 5, 96
+    store, each = ShardStore(tmp_path), rows // shards
+    for shard in range(shards):
+        ones_B = np.ones(each, np.float32)
+        unit_BD = np.full((each, D), D**-0.5, np.float16)
+        block = FeatureBlock(np.arange(each) + shard * each, unit_BD, ones_B, ones_B, ones_B, np.ones(each, np.int32))
+        details = {
+            "failures": {},
+            "seconds": 1.2345,
+            "rows": each,
+            "tokens": 9999,
+            "dimension": D,
+            "worker": "node-1-12345",
+        }
+        store.commit(f"{shard:064d}", feature_table([block], D, encoding), details)
+    store.freeze([f"{shard:064d}" for shard in range(shards)], {"fingerprint": "f" * 64})
+    found = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert planning.datastore_bytes(rows, shards, D, encoding) == pytest.approx(found, rel=0.05)
+
+
+def test_bytes_of_the_matrix_are_those_of_its_files(tmp_path):
+    N, shards, T = 600, 6, 20
+    store, generator = ShardStore(tmp_path), np.random.default_rng(0)
+    keys = [f"{shard:064d}" for shard in range(shards)]
+    for shard, key in enumerate(keys):
+        rows = np.arange(N // shards) + shard * (N // shards)
+        store.commit(key, attribution_table(rows, generator.normal(size=(len(rows), T))), {"seconds": 1.0, "rows": 100})
+    commit_attribution(
+        store, keys, {"fingerprint": "f" * 64}, range(T), [f"target-{j}" for j in range(T)], ["task"] * T
+    )
+    found = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert planning.matrix_bytes(N, shards, T) == pytest.approx(found, rel=0.05)
+
+
+def test_tokens_are_estimated_from_rows_and_exact_once_they_are_counted(world, tmp_path):
+    config = parse_config(tree(world, tmp_path / "run"))
+    directory = RunDirectory(config.run_dir)
+    before = find_split(config, directory, "pool", current=False)
+    pipeline.run(config, until="data")
+    counted = find_split(config, directory, "pool", current=True)
+    assert counted.exact
+    assert not before.exact
+    assert before.work.tokens == pytest.approx(counted.work.tokens, rel=0.05)
+    from influray.data.catalogue import Catalogue
+
+    lengths = [example.tokens for example in Catalogue(directory.data("pool")).tokenized(0, 30)]
+    assert counted.work.tokens == sum(lengths)
+    assert counted.work.squares == sum(length**2 for length in lengths)
+
+
+def test_a_step_is_done_until_its_part_of_the_config_or_a_file_changes(world, tmp_path):
+    config = parse_config(tree(world, tmp_path / "run", tune=None))
+    directory = RunDirectory(config.run_dir)
+    assert set(step_states(config, directory).values()) == {"to do", "not asked for"}
+    pipeline.run(config, until="data")
+    for name in ("warmup", "featurize"):
+        directory.record_step(name, status="done", seconds=1.0)
+    directory.record_step("score", status="failed", seconds=1.0)
+    states = step_states(config, directory)
+    assert states["data"] == states["warmup"] == states["featurize"] == "done"
+    assert states["score"] == "to do: failed"
+    changed = parse_config(tree(world, tmp_path / "run", tune=None, warmup={"epochs": 3}))
+    states = step_states(changed, directory)
+    assert states["data"] == "done"
+    assert states["warmup"] == states["featurize"] == "to do: warmup has changed"
+    os.utime(world / "pool" / "a.jsonl", (4e9, 4e9))
+    try:
+        assert step_states(config, directory)["data"] == "to do: pool/a.jsonl has been written since"
+    finally:
+        os.utime(world / "pool" / "a.jsonl", (1e9, 1e9))
+
+
+def test_a_plan_starts_neither_ray_nor_weights_and_writes_nothing(world, tmp_path):
+    for weights in (world / "model").glob("*.safetensors"):
+        weights.rename(weights.with_suffix(".away"))
+    code = (
+        "import json, sys, influray.pipeline as p; plan = p.plan(json.loads(sys.argv[1]), device='h100', workers=64);"
+        "print(json.dumps([plan.as_plain(), 'ray' in sys.modules]))"
+    )
+    try:
+        command = [sys.executable, "-c", code, json.dumps(tree(world, tmp_path / "run"))]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    finally:
+        for weights in (world / "model").glob("*.away"):
+            weights.rename(weights.with_suffix(".safetensors"))
+    plan, ray_there = json.loads(answer)
+    assert not ray_there
+    assert not (tmp_path / "run").exists()
+    assert (plan["device"], plan["workers"], plan["shards"]) == ("H100", 64, 2 * (4 + 2))
+    steps = {step["name"]: step for step in plan["steps"]}
+    assert steps["featurize"]["rows"] == 2 * 36
+    assert steps["featurize"]["operations"] > steps["warmup"]["operations"] / 2 > 0
+    assert steps["tune"]["operations"] > 0
+
+
+def test_what_was_measured_stands_beside_the_estimate(world, tmp_path):
+    config = parse_config(tree(world, tmp_path / "run", tune=None))
+    pipeline.run(config, until="data")
+    plan = pipeline.plan(config, device="h100", workers=1)
+    step = plan.steps[0]
+    assert step.state == "done"
+    assert step.actual_seconds == RunDirectory(config.run_dir).read()["steps"]["data"]["seconds"]
+    assert step.ratio == pytest.approx(step.actual_seconds / step.wall_seconds)
+    assert plan.steps[1].actual_seconds is None
+
+
+def test_a_base_that_is_not_on_this_machine_leaves_its_passes_unknown(world, tmp_path):
+    plan = pipeline.plan(tree(world, tmp_path, model={"base": "nobody/no-such-model"}), device="a100", workers=8)
+    steps = {step.name: step for step in plan.steps}
+    assert steps["featurize"].operations is steps["featurize"].wall_seconds is plan.memory_per_worker is None
+    assert steps["featurize"].bytes > 0
+    assert plan.limit == "unknown"
+    assert any("nobody/no-such-model is not on this machine" in note for note in plan.notes)
+
+
+def test_more_workers_never_take_longer_and_pay_off_up_to_the_shards(world, tmp_path):
+    cost = StepCost(worker_seconds=1000.0, driver_seconds=3.0, units=64)
+    times = [cost.seconds(workers) for workers in (1, 2, 3, 7, 64, 1000)]
+    assert times == sorted(times, reverse=True)
+    assert times[0] == 1000.0
+    assert times[-1] == times[-2] == 1000.0 / 64
+    assert planning.worth_workers(1000.0, 10.0, 64) == 64
+    assert planning.worth_workers(100.0, 10.0, 64) == 10
+    assert planning.worth_workers(1.0, 10.0, 64) == 1
+    assert planning.saturating_workers(1000.0, 10.0) == 100
+    assert StepCost(worker_seconds=1.0, driver_seconds=9.0).seconds(4) == 9.0
+
+
+def test_twice_the_pool_is_twice_the_work(world):
+    config = parse_config(tree(world, world))
+    machine = find_machine(config, "h100", 8)
+    found = {
+        split: find_split(config, RunDirectory(world), split, current=False) for split in ("pool", "target", "test")
+    }
+    one = costs(config, SHAPE, machine, found, 2)
+    twice = {
+        split: type(one_)(one_.work.times(2), one_.bytes * 2, one_.file_rows * 2, False)
+        for split, one_ in found.items()
+    }
+    two = costs(config, SHAPE, machine, twice, 2)
+    for step in ("warmup", "featurize"):
+        assert two[step].operations == pytest.approx(2 * one[step].operations)
+    assert two["score"].operations == pytest.approx(4 * one["score"].operations)  # twice the targets, too
+
+
+def test_wrong_machines_are_refused(world):
+    config = parse_config(tree(world, world))
+    with pytest.raises(ConfigError, match="--device: found 'tpu', expected cpu, h100"):
+        find_machine(config, "tpu", None)
+    with pytest.raises(ConfigError, match="--workers: found 0"):
+        find_machine(config, "cpu", 0)
+
+
+def test_a_model_too_large_for_the_device_is_said_with_the_mend(world, monkeypatch):
+    config = parse_config(tree(world, world))
+    monkeypatch.setattr("influray.model.shape.model_shape", lambda _: SHAPE)
+    plan = make_plan(
+        config, RunDirectory(world), dict.fromkeys(step_states(config, RunDirectory(world)), ""), "l40s", 4
+    )
+    assert plan.memory_per_worker > 32e9
+    large = ModelShape(**{**{f: getattr(SHAPE, f) for f in SHAPE.__slots__}, "parameters": 70 * 10**9})
+    monkeypatch.setattr("influray.model.shape.model_shape", lambda _: large)
+    plan = make_plan(
+        config, RunDirectory(world), dict.fromkeys(step_states(config, RunDirectory(world)), ""), "l40s", 4
+    )
+    assert any("device_map" in note for note in plan.notes)
