@@ -1,4 +1,4 @@
-"""The command line: verbs onto the pipeline. The only file that prints.
+"""The command line: verbs onto the pipeline. What prints is here and in cli_query.
 
 Exit status: 0 done; 2 wrong config or data, one message; 1 a bug, with its traceback; 130 interrupted.
 """
@@ -6,21 +6,20 @@ Exit status: 0 done; 2 wrong config or data, one message; 1 a bug, with its trac
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from influray import cli_query
+from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, Sets
+from influray.printing import err, out, print_tables, table
 from influray.protocols import USER_ERRORS, ConfigError
 
 if TYPE_CHECKING:
     from influray.pipeline import Run
     from influray.report.compare import Comparison
-    from influray.report.sheet import Table as SheetTable
 
 app = typer.Typer(
     help="Choose training data for instruction tuning by influence, evenly over your tasks.",
@@ -29,20 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML config, or RUN/config.yaml of an earlier run.")
-]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where the run lies; default: run_dir of the config.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, such as data.max_tokens=512.")
-]
-Address = Annotated[
-    str | None, typer.Option("--address", help="A running Ray cluster; default: a local one of its own.")
-]
-AllowPlugins = Annotated[bool, typer.Option("--allow-plugins", help="Import plug-ins that a run directory names.")]
+cli_query.register(app)
 
 
 def _run(
@@ -140,7 +126,7 @@ def select(
         console=err,
     )
     numbers = [curve_sheet.numbers_of(one, few=len(curves) > 1) for one in curves]
-    _print_tables([*curve_sheet.knees(curves), *numbers], [])
+    print_tables([*curve_sheet.knees(curves), *numbers], [])
     for note in (*curve_sheet.NOTES, *curve_sheet.rechecks(curves)):
         out.print(escape(note))
     for path in paths:
@@ -167,7 +153,7 @@ def plan(config: ConfigPath, run_dir: RunDir = None, sets: Sets = None) -> None:
     from influray.config import parse_override
 
     steps = pipeline.plan(config, dict(parse_override(text) for text in sets or []), run_dir=run_dir)
-    out.print(_table("step", "state", "what", rows=steps))
+    out.print(table("step", "state", "what", rows=steps))
 
 
 @app.command()
@@ -237,7 +223,7 @@ def methods() -> None:
         for name, (selector, options, summary) in METHODS.items()
     ]
     rows += [("option", "normaliser", ", ".join(NORMALISERS)), ("option", "reduction", ", ".join(REDUCTIONS))]
-    out.print(_table("seam", "name", "what it is", rows=rows))
+    out.print(table("seam", "name", "what it is", rows=rows))
 
 
 @app.command()
@@ -267,28 +253,9 @@ def _print_comparison(result: Comparison) -> None:
     from influray.report.compare_sheet import compare_sheet
 
     sheet = compare_sheet(result)
-    _print_tables(sheet.tables, [entry.label for entry in result.entries])
+    print_tables(sheet.tables, [entry.label for entry in result.entries])
     for note in sheet.notes:
         out.print(escape(note))
-
-
-def _print_tables(tables: Sequence[SheetTable], names: Sequence[str]) -> None:
-    """Print tables that fit the terminal; heads that are one of `names` may be shortened, and are explained."""
-    from influray.report.terminal import fit
-
-    fitted, short = fit(tables, out.width, names)
-    for table in fitted:
-        drawn = Table(box=None, pad_edge=False, header_style="bold")
-        for place, (head, right) in enumerate(zip(table.columns, table.numeric, strict=True)):
-            fold: dict[str, Any] = {"no_wrap": True} if place else {"overflow": "fold"}
-            drawn.add_column(escape(head), justify="right" if right else "left", **fold)
-        for row in table.rows:
-            drawn.add_row(*(escape(cell) for cell in row))
-        out.print(f"[bold]{escape(table.title)}[/bold]")
-        out.print(drawn)
-        out.print()
-    for name, full in short.items():
-        out.print(f"{escape(name)} = {escape(full)}")
 
 
 def _number(text: str, option: str) -> int | float:
@@ -301,13 +268,6 @@ def _number(text: str, option: str) -> int | float:
 def _marked(text: str) -> str:
     # A pipe shows no reverse video.
     return f"[reverse]{escape(text)}[/reverse]" if out.is_terminal else escape(f"\u27e6{text}\u27e7")
-
-
-def _table(*columns: str, rows: Any) -> Table:
-    table = Table(*(escape(column) for column in columns), box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    return table
 
 
 def main() -> None:

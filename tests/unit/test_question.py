@@ -15,7 +15,7 @@ def test_a_question_is_the_record_of_its_two_turns():
     raw = json.dumps({"prompt": "What is 2+2?", "completion": "4 \u00e9"}).encode()
     assert question_record(Question("What is 2+2?", "4 \u00e9")).turns == parse_record(raw).turns
     with_system = question_record(Question("a", "b", system="Be brief."))
-    assert [(turn.role, turn.content) for turn in with_system.turns][0] == ("system", "Be brief.")
+    assert next((turn.role, turn.content) for turn in with_system.turns) == ("system", "Be brief.")
 
 
 def test_messages_are_read_as_a_pool_row_is():

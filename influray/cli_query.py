@@ -1,0 +1,77 @@
+"""The verbs that ask a finished run: query."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from influray.cli_options import AllowPlugins, RunPath
+from influray.printing import out, print_tables
+from influray.protocols import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(query)
+
+
+def query(
+    run: RunPath,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The prompt.")] = "",
+    answer: Annotated[str, typer.Option("--answer", help="The answer that is wanted.")] = "",
+    system: Annotated[str, typer.Option("--system", help="A system turn before it.")] = "",
+    messages: Annotated[
+        Path | None, typer.Option("--messages", help="A JSON file with one record, in place of question and answer.")
+    ] = None,
+    like: Annotated[
+        str, typer.Option("--like", help="Id of a target, or of a pool row, whose stored vector asks instead.")
+    ] = "",
+    k: Annotated[int, typer.Option("-k", help="How many rows at each end.")] = 20,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Which tokens of the answer carry the influence.")] = False,
+    numbers: Annotated[str | None, typer.Option("--json", help="Write the answer as JSON; - prints it.")] = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", help="Write the rows as Parquet.")] = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Show which pool rows would help or harm the answer to a question most."""
+    from influray import pipeline
+    from influray.report.query_sheet import query_note, query_tables
+    from influray.report.sheet import check_output_path
+    from influray.store.artifact import write_json
+
+    wanted = {"--json": numbers if numbers != "-" else None, "--parquet": parquet}
+    files = {key: check_output_path(path, key) for key, path in wanted.items() if path is not None}
+    try:
+        record = b"" if messages is None else messages.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--messages: {messages}: the file cannot be read: {error}") from error
+    _quiet()
+    found = pipeline.open_run(run, allow_plugins=allow_plugins).query(
+        question, answer, k, system=system, messages=record, like=like, tokens=tokens
+    )
+    plain = found.as_plain()
+    if "--parquet" in files:
+        import pyarrow.parquet as pq
+
+        pq.write_table(found.as_table(), files["--parquet"])
+    if numbers == "-":
+        typer.echo(json.dumps(plain))
+        return
+    print_tables(query_tables(plain, out.width), [])
+    out.print(escape(query_note(plain)))
+    if numbers is not None:
+        write_json(files["--json"], plain)
+    for path in files.values():
+        out.print(f"answer: {escape(str(path))}")
+
+
+def _quiet() -> None:
+    """Keep what transformers says while it loads a model out of the answer."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
