@@ -1,4 +1,4 @@
-"""The verbs that ask a finished run: query."""
+"""The verbs that ask a finished run: query, serve."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from influray.protocols import ConfigError
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(query)
+    app.command()(serve)
 
 
 def query(
@@ -67,6 +68,35 @@ def query(
         write_json(files["--json"], plain)
     for path in files.values():
         out.print(f"answer: {escape(str(path))}")
+
+
+def serve(
+    run: RunPath,
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen; another than this machine's own needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes one that is free.")] = 8899,
+    workers: Annotated[int, typer.Option("--workers", help="Copies of the model that answer queries.")] = 1,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="A file with the token that requests must bring.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="A further name that the service is reached by.")
+    ] = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Serve a run over HTTP: a page to look around in, queries and explanations. Ctrl-C ends it."""
+    from influray import pipeline
+    from influray.runtime import serving
+
+    token = "" if token_file is None else serving.read_token(token_file)
+    opened = pipeline.open_run(run, allow_plugins=allow_plugins)
+    place = serving.Place(host, port, tuple(allow_host or ()), token)
+
+    def ready(address: str) -> None:
+        out.print(f"serving {escape(str(opened.directory.path))} at {escape(address)} (Ctrl-C ends it)")
+
+    serving.serve(opened.directory, opened.config, place, workers, on_ready=ready)
 
 
 def _quiet() -> None:

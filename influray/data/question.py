@@ -39,9 +39,3 @@ def question_record(question: Question) -> Record:
         return parse_record(raw)
     except BadRow as bad:
         raise DataError(f"{'messages' if question.messages else 'question'}: {bad.reason}") from None
-
-
-def plain_text(raw: bytes, most: int) -> tuple[str, bool]:
-    """Return a record's turns as "role: content", a blank line between them, and whether it was cut at `most` chars."""
-    text = "\n\n".join(f"{turn.role}: {turn.content}" for turn in parse_record(raw).turns)
-    return text[:most], len(text) > most

@@ -20,10 +20,11 @@ import numpy as np
 from influray.config import Config
 from influray.data.catalogue import Catalogue
 from influray.data.chat import ChatEncoder
-from influray.data.question import Question, plain_text, question_record
+from influray.data.question import Question, question_record
 from influray.data.records import BadRow, parse_record
 from influray.features.answer_pieces import answer_pieces
 from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError, TokenizedExample
+from influray.report.explorer.rows import MAX_TEXT, plain
 from influray.runtime.answers import Hit, QueryAnswer, TokenInfluence, number
 from influray.runtime.warm import WarmFeaturizers
 from influray.selectors.output import read_selection
@@ -33,7 +34,6 @@ from influray.store.exact_query import Answers, exact_query
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors, SplitVectors
 
-MAX_TEXT = 4000  # characters of a row's text in an answer
 SPLITS = ("target", "pool")  # in which an id is looked for, in this order
 # Least cosine of a stored row and the one made of it now. Rounding leaves 0.9999 and more in float32.
 _SAME = {"float32": 0.99, "float64": 0.99, "bfloat16": 0.9, "float16": 0.9}
@@ -230,7 +230,7 @@ class QueryEngine:
 
     def _hit(self, row: int, influence: float, mean: float, std: float) -> Hit:
         catalogue = self._catalogues["pool"]
-        text, cut = plain_text(catalogue.record(row), MAX_TEXT)
+        text = plain(catalogue.record(row))
         position = self._vectors.positions_of(np.array([row]))[0]
         return Hit(
             row=row,
@@ -239,8 +239,8 @@ class QueryEngine:
             influence=influence,
             z=number((influence - mean) / std) if std > 0 else None,
             norm=number(self._mean_fact("pool", "norm")[position]),
-            text=text,
-            cut=cut,
+            text=text[:MAX_TEXT],
+            cut=len(text) > MAX_TEXT,
             selections=tuple(name for name, rows in self._selections.items() if row in rows),
         )
 

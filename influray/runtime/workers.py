@@ -103,7 +103,7 @@ class FeatureWorker:
         self._token_budget: int | None = None
         if self._reads == "records":
             return WorkerInfo(name)
-        device = _prepare_torch(self._threads)
+        device = prepare_torch(self._threads)
         device_map = self._config.resources.device_map if device != "cpu" else None
         self._model: Any = load_base(self._config.model, device=device, device_map=device_map)
         self._device = device
@@ -213,7 +213,7 @@ class FeatureWorker:
         _free_memory()
 
 
-def _prepare_torch(threads: int) -> str:
+def prepare_torch(threads: int) -> str:
     """Make torch repeat its bytes and return the device."""
     import torch
 

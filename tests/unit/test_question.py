@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from influray.data.question import Question, plain_text, question_record
+from influray.data.question import Question, question_record
 from influray.data.records import parse_record
 from influray.protocols import DataError
 
@@ -39,9 +39,3 @@ def test_messages_are_read_as_a_pool_row_is():
 def test_a_question_that_cannot_be_asked_says_why(question, says):
     with pytest.raises(DataError, match=says):
         question_record(question)
-
-
-def test_plain_text_has_the_roles_and_says_when_it_is_cut():
-    raw = json.dumps({"prompt": "abc", "completion": "<b>d</b>"}).encode()
-    assert plain_text(raw, 100) == ("user: abc\n\nassistant: <b>d</b>", False)
-    assert plain_text(raw, 9) == ("user: abc", True)
