@@ -31,13 +31,12 @@ from influray.store.run_directory import RunDirectory
 MAX_ROWS = 500  # of an answer, at each end
 MAX_TEXT = 64 * 2**10  # characters of a prompt or an answer
 QUERY_SECONDS = 60.0
+RETRY_AFTER = 2  # seconds, where too many ask
 Ask = Callable[[Asked], Awaitable[dict[str, Any]]]
 
 
 class Busy(Exception):
-    """More queries wait than the queue holds; `retry_after` seconds."""
-
-    retry_after = 2
+    """More queries wait than the queue holds."""
 
 
 class QueryRequest(BaseModel):
@@ -214,7 +213,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy) -> JSONResponse:
         body = {"code": "busy", "detail": "too many queries wait; ask again in a moment"}
-        return JSONResponse(body, status_code=503, headers={"retry-after": str(error.retry_after)})
+        return JSONResponse(body, status_code=503, headers={"retry-after": str(RETRY_AFTER)})
 
     @app.exception_handler(TimeoutError)
     async def late(request: Request, error: TimeoutError) -> JSONResponse:

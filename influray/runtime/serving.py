@@ -162,11 +162,15 @@ def _application(run_dir: Path, config: dict[str, Any], place: Place, workers: i
         hosts = (*place.hosts, _in_url(place.host))
         return Guard(build_app(RunDirectory(run_dir), parse_config(config), ask), Access(hosts, place.token))
 
+    from influray.runtime.http_app import RETRY_AFTER
+
     entrance = ray_serve.deployment(
         ray_serve.ingress(front)(),
         name="Front",
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=4 * WAITING,
+        max_queued_requests=4 * WAITING,
+        backpressure_config={"retry_after_s": RETRY_AFTER},
         **_STOPPING,
     )
     return entrance.bind(Engine.bind())
