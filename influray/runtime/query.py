@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from influray.store.exact_query import Answers, exact_query
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors, SplitVectors
 
+KEPT_ROWS = 4096  # whose texts stay in memory: the same rows answer many questions
 SPLITS = ("target", "pool")  # in which an id is looked for, in this order
 # Least cosine of a stored row and the one made of it now. Rounding leaves 0.9999 and more in float32.
 _SAME = {"float32": 0.99, "float64": 0.99, "bfloat16": 0.9, "float16": 0.9}
@@ -86,6 +87,7 @@ class QueryEngine:
         self._vectors = PoolVectors(directory)
         self._catalogues = {split: Catalogue(directory.data(split)) for split in SPLITS}
         self._facts: dict[tuple[str, str], np.ndarray] = {}
+        self._known_rows = lru_cache(KEPT_ROWS)(self._row_facts)
 
     def __len__(self) -> int:
         return len(self._vectors.rows)
@@ -229,20 +231,22 @@ class QueryEngine:
         )
 
     def _hit(self, row: int, influence: float, mean: float, std: float) -> Hit:
+        z = number((influence - mean) / std) if std > 0 else None
+        return Hit(influence=influence, z=z, **self._known_rows(row))
+
+    def _row_facts(self, row: int) -> dict[str, Any]:
         catalogue = self._catalogues["pool"]
-        text = plain(catalogue.record(row))
         position = self._vectors.positions_of(np.array([row]))[0]
-        return Hit(
-            row=row,
-            id=catalogue.cell(row, "id"),
-            source=catalogue.cell(row, "source"),
-            influence=influence,
-            z=number((influence - mean) / std) if std > 0 else None,
-            norm=number(self._mean_fact("pool", "norm")[position]),
-            text=text[:MAX_TEXT],
-            cut=len(text) > MAX_TEXT,
-            selections=tuple(name for name, rows in self._selections.items() if row in rows),
-        )
+        text = plain(catalogue.record(row))
+        return {
+            "row": row,
+            "id": catalogue.cell(row, "id"),
+            "source": catalogue.cell(row, "source"),
+            "norm": number(self._mean_fact("pool", "norm")[position]),
+            "text": text[:MAX_TEXT],
+            "cut": len(text) > MAX_TEXT,
+            "selections": tuple(name for name, rows in self._selections.items() if row in rows),
+        }
 
     def _token_influences(self, example: TokenizedExample, helpful: Sequence[Hit]) -> tuple[TokenInfluence, ...]:
         rows = self._vectors.positions_of(np.array([hit.row for hit in helpful]))
