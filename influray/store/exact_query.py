@@ -5,16 +5,16 @@ Shape suffixes: N pool rows, Q queries, B rows of a block, k answers, F numbers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from influray.protocols import DataError
-from influray.store.moments import column_moments
+from influray.store.moments import merge_in_order, moments_of
 
-BLOCK_BYTES = 2**24  # of a block of vectors: some of it stays in the cache between conversion and product
+BLOCK_BYTES = 2**23  # of a block of vectors: it stays in the cache between conversion and product
+GROUP_SCORES = 2**18  # looked through at a time: fewer, and the calls take longer than the work
 
 
 class Vectors(Protocol):
@@ -23,7 +23,7 @@ class Vectors(Protocol):
     rows: np.ndarray
     dimension: int
 
-    def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]: ...
+    def read(self, start: int, out_BF: np.ndarray) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Answers:
     harmful_scores: np.ndarray  # float32 [Q, k], ascending
     mean: np.ndarray  # float64 [Q]
     std: np.ndarray  # float64 [Q]
-    exact: bool  # False: rows may be missing, and the moments be estimates
+    exact: bool  # False: rows may be missing
+    std_error: np.ndarray | None = None  # float64 [Q], standard error of `std` where a sample estimates it
 
 
 def exact_query(vectors: Vectors, query_QF: np.ndarray, k: int) -> Answers:
@@ -52,22 +53,26 @@ def exact_query(vectors: Vectors, query_QF: np.ndarray, k: int) -> Answers:
         DataError: no vectors, queries of another width, or a number that is not finite.
     """
     query_QF = check_queries(query_QF, vectors.dimension, len(vectors.rows))
+    rows, queries = len(vectors.rows), len(query_QF)
     query_FQ = np.ascontiguousarray(query_QF.T)
-    k = min(k, len(vectors.rows))
-    helpful, harmful = BestRows(len(query_QF), k), BestRows(len(query_QF), k)
-
-    def scores() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start, block_BF in vectors.blocks(max(256, BLOCK_BYTES // (4 * vectors.dimension))):
-            score_BQ = block_BF @ query_FQ
-            helpful.add(start, score_BQ)
-            harmful.add(start, -score_BQ)
-            yield vectors.rows[start : start + len(score_BQ)], score_BQ
-
-    moments = column_moments(scores())
+    k = min(k, rows)
+    helpful, harmful = BestRows(queries, k), BestRows(queries, k)
+    block_BF = np.empty((min(rows, max(256, BLOCK_BYTES // (4 * vectors.dimension))), vectors.dimension), np.float32)
+    step = len(block_BF)
+    score_GQ = np.empty((step * max(1, -(-GROUP_SCORES // (step * queries))), queries), np.float32)
+    moments = []
+    for first in range(0, rows, len(score_GQ)):
+        count = min(len(score_GQ), rows - first)
+        for low in range(0, count, step):
+            high = min(low + step, count)
+            vectors.read(first + low, block_BF[: high - low])
+            np.matmul(block_BF[: high - low], query_FQ, out=score_GQ[low:high])
+        helpful.add(first, score_GQ[:count])
+        harmful.add(first, -score_GQ[:count])
+        moments.append(moments_of(score_GQ[:count], vectors.rows[first : first + count]))
+    whole = merge_in_order(moments)
     best, worst = helpful.sorted(), harmful.sorted()
-    return Answers(
-        vectors.rows[best[0]], best[1], vectors.rows[worst[0]], -worst[1], moments.mean, moments.std, exact=True
-    )
+    return Answers(vectors.rows[best[0]], best[1], vectors.rows[worst[0]], -worst[1], whole.mean, whole.std, exact=True)
 
 
 def check_queries(query_QF: np.ndarray, dimension: int, rows: int) -> np.ndarray:
@@ -95,12 +100,13 @@ class BestRows:
 
     def add(self, start: int, score_BQ: np.ndarray) -> None:
         """Take in the scores of the positions from `start`, which follow on all before."""
-        if self._score_QE.shape[1] < self._k:
-            position_B = np.arange(start, start + len(score_BQ))
-            self.merge(np.broadcast_to(position_B, score_BQ.T.shape), score_BQ.T)
-            return
-        # What only equals the last one kept would stand behind it.
-        hit = np.flatnonzero(score_BQ > self._score_QE[:, -1])
+        if self._score_QE.shape[1] == self._k:
+            # What only equals the last one kept would stand behind it.
+            hit = np.flatnonzero(score_BQ > self._score_QE[:, -1])
+        elif len(score_BQ) > self._k:
+            hit = np.flatnonzero(score_BQ >= np.partition(score_BQ, -self._k, axis=0)[-self._k])
+        else:
+            hit = np.arange(score_BQ.size)
         if not len(hit):
             return
         line_E, query_E = np.divmod(hit, score_BQ.shape[1])

@@ -67,12 +67,20 @@ class SplitVectors:
         """
         end = len(self.rows) if stop is None else min(stop, len(self.rows))
         for low in range(start, end, size):
-            yield low, self._read(np.arange(low, min(low + size, end)))
+            block_BF = np.empty((min(low + size, end) - low, self.dimension), np.float32)
+            self.read(low, block_BF)
+            yield low, block_BF
+
+    def read(self, start: int, out_BF: np.ndarray) -> None:
+        """Write the vectors at the positions from `start` to `out_BF`, float32."""
+        self._read(np.arange(start, start + len(out_BF)), out_BF)
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Return the vectors at these positions in `rows`, in the order given, float32 [len(positions), F]."""
         position_B, back_B = np.unique(np.asarray(positions, np.int64), return_inverse=True)
-        return self._read(position_B)[back_B]
+        out_BF = np.empty((len(position_B), self.dimension), np.float32)
+        self._read(position_B, out_BF)
+        return out_BF[back_B]
 
     def positions_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the positions of catalogue rows, int64, in the order given.
@@ -94,15 +102,13 @@ class SplitVectors:
             unit_KQD = [unit * np.asarray(norm)[:, None] for unit, norm in zip(unit_KQD, norm_KQ, strict=True)]
         return join_checkpoints(unit_KQD, self.weights)
 
-    def _read(self, position_B: np.ndarray) -> np.ndarray:
-        """Return the vectors at ascending positions, float32 [B, F]."""
-        out_BF = np.empty((len(position_B), self.dimension), np.float32)
+    def _read(self, position_B: np.ndarray, out_BF: np.ndarray) -> None:
+        """Write the vectors at ascending positions to `out_BF`."""
         column = 0
         for store, line_N, weight in zip(self._stores, self._lines, self.weights.tolist(), strict=True):
             line_B = position_B if line_N is None else line_N[position_B]
             store.read(line_B, np.float32(math.sqrt(weight)), out_BF[:, column : column + store.dimension])
             column += store.dimension
-        return out_BF
 
     @cached_property
     def _lines(self) -> list[np.ndarray | None]:
