@@ -25,9 +25,10 @@ def sample_rows(
 ) -> dict[str, Any]:
     """Return {"selections": {name: {"total", "rows"}}, "records": {row: {"id", "source", "text", "cut", "tasks"}}}.
 
-    The selections give their rows in turn and in order of choice, until the records have `most_bytes` as JSON, so
-    each selection is there with its beginning. Texts are cut as on a page of rows. A row of a selection is [row, merit, task, target_id]. "tasks" is
-    [[task, mean standardised influence], ...], highest first; empty without a matrix.
+    The selections give their rows in turn and in order of choice, until the whole has `most_bytes` as JSON, so each
+    selection is there with its beginning. Texts are cut as on a page of rows. A row of a selection is
+    [row, merit, task, target_id]. "tasks" is [[task, mean standardised influence], ...], highest first; empty
+    without a matrix.
     """
     chosen = {name: open_chosen(run_dir, name) for name in selections}
     found: dict[str, Any] = {name: {"total": len(one), "rows": []} for name, one in chosen.items()}
