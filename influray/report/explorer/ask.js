@@ -12,16 +12,33 @@ async function explain(one, place) {
 
 function explanation(found) {
   const parts = [];
-  if (found.tasks?.length) parts.push(h("h3", {}, "Mean standardised influence on the tasks"), influenceBars(found.tasks.map((one) => [one.task, one.z])));
-  if (found.targets?.length) {
-    const columns = [{ label: "target", kind: "long" }, { label: "task" }, { label: "influence", numeric: true }];
-    parts.push(h("h3", {}, "Targets that it serves most"), table("Targets that the row serves", columns, found.targets.map((one) => [one.id ?? one.target_id, one.task, signed(one.z ?? one.influence)])));
+  const ranks = Object.entries(found.selections ?? {});
+  if (ranks.length) parts.push(h("p", {}, `Chosen by ${ranks.map(([name, rank]) => `${name} (as ${count(rank)})`).join(", ")}.`));
+  else parts.push(h("p", {}, "No selection chose it."));
+  if (found.winner?.text) parts.push(h("h3", {}, `The target that won it: ${found.winner.id} (${found.winner.task})`), h("div", { class: "whole" }, h("p", { class: "text", dir: "auto" }, found.winner.text)));
+  const tasks = found.tasks.filter((one) => one.z !== null).map((one) => [one.task, one.z]);
+  if (tasks.length) parts.push(h("h3", {}, "Mean standardised influence on the tasks"), influenceBars(tasks));
+  if (found.targets.length) {
+    const columns = [{ label: "target", kind: "example-cell" }, { label: "task" }, { label: "standardised", numeric: true }];
+    const lines = found.targets.map((one) => [h("div", {}, one.id, h("p", { class: "snippet", dir: "auto" }, beginning(one.text))), one.task, signed(one.z)]);
+    parts.push(h("h3", {}, "Targets that it serves most"), table("Targets that the row serves", columns, lines));
   }
   if (found.neighbours?.length) {
-    const columns = [{ label: "row", kind: "long" }, { label: "source" }, { label: "likeness", numeric: true }];
-    parts.push(h("h3", {}, "Nearest chosen rows"), table("Nearest chosen rows", columns, found.neighbours.map((one) => [one.id, one.source ?? "", number(one.similarity ?? one.cosine)])));
+    const columns = [{ label: "row", kind: "long" }, { label: "source", kind: "source" }, { label: "cosine", numeric: true }];
+    const lines = found.neighbours.map((one) => [h("button", { type: "button", class: "open", click: () => openId(one.id) }, one.id), one.source || "(no source)", number(one.similarity)]);
+    parts.push(h("h3", {}, `Most alike among the rows that ${found.selection} chose`), table("Nearest chosen rows", columns, lines));
   }
   return parts;
+}
+
+// Of a row that only its id is known of, the explanation brings the rest.
+async function openId(id) {
+  try {
+    const found = await ask(`explain/${encodeURIComponent(id)}?${new URLSearchParams({ selection: chosen().name })}`);
+    openRow({ ...found, selections: Object.keys(found.selections), task: found.winner?.task, target_id: found.winner?.id }, found);
+  } catch (error) {
+    show(byId("panel").querySelector(".served"), h("p", { class: "missing" }, `No explanation: ${error.message}`));
+  }
 }
 
 function askLike(id) {
@@ -50,6 +67,7 @@ function answer(found) {
     h("p", { class: "soft" }, [
       found.loss === null || found.loss === undefined ? "" : `loss of the answer ${number(found.loss, 3)}`,
       found.grad_norm === null || found.grad_norm === undefined ? "" : `gradient norm ${number(found.grad_norm, 3)}`,
+      found.truncated ? "cut to the longest text that the model takes" : "",
       found.std ? `influence over the pool ${signed(found.mean, 4)} \u00b1 ${number(found.std, 4)}` : "",
     ].filter(Boolean).join(" \u00b7 ")),
     found.tokens?.length ? tokens(found.tokens) : null,
@@ -62,22 +80,25 @@ function hits(name, list) {
   const columns = [{ label: "#", numeric: true }, { label: "example", kind: "example-cell" }, { label: "source", kind: "source wide" }, { label: "influence", numeric: true, kind: "wide" }, { label: "standardised", numeric: true }];
   return list.length ? table(`${name} rows`, columns, list.map((one, i) => [
     count(i + 1),
-    h("div", {}, h("button", { type: "button", class: "open", click: () => openRow(one) }, one.id), h("p", { class: "snippet", dir: "auto" }, shorten(one.text.slice(0, 400).replace(/\s+/g, " "), 240)),
+    h("div", {}, h("button", { type: "button", class: "open", click: () => openRow(one) }, one.id), h("p", { class: "snippet", dir: "auto" }, beginning(one.text)),
       one.selections?.length ? h("p", { class: "soft small" }, `chosen by ${one.selections.join(", ")}`) : null),
     h("span", { dir: "auto" }, one.source || "(no source)"), number(one.influence, 4), signed(one.z),
   ])) : h("p", { class: "soft" }, "None.");
 }
 
-// A token is shaded by its part of the whole: help in one colour, harm in another, and its number is told on hover.
+// A token is shaded by its part of the whole: help in one colour, harm in another; hover and table have its number.
 function tokens(list) {
-  const most = Math.max(...list.map((one) => Math.abs(one.share)), 1e-9);
+  const most = Math.max(...list.map((one) => Math.abs(one.influence)), 1e-30);
   const marks = list.map((one) => {
-    const mark = h("span", { class: one.share < 0 ? "token harm" : "token help", title: `${percent(one.share)} of the influence` }, one.text);
-    mark.style.setProperty("--share", String(Math.abs(one.share) / most));
+    const mark = h("span", { class: one.influence < 0 ? "token harm" : "token help", title: `${percent(one.share)} of the influence` }, one.text);
+    mark.style.setProperty("--share", String(Math.abs(one.influence) / most));
     return mark;
   });
-  return h("div", {}, h("h3", {}, "Which tokens of the answer carry it"), h("p", { class: "tokens", dir: "auto" }, marks),
-    h("details", { class: "numbers" }, h("summary", {}, "Numbers"), table("Tokens of the answer", [{ label: "token" }, { label: "share", numeric: true }], list.map((one) => [one.text, percent(one.share)]))));
+  const columns = [{ label: "token" }, { label: "influence", numeric: true }, { label: "share", numeric: true }];
+  return h("div", {}, h("h3", {}, "Which tokens of the answer carry it"),
+    h("p", { class: "legend" }, h("span", { class: "entry" }, key("help"), "for"), h("span", { class: "entry" }, key("harm"), "against")),
+    h("p", { class: "tokens", dir: "auto" }, marks),
+    h("details", { class: "numbers" }, h("summary", {}, "Numbers"), table("Tokens of the answer", columns, list.map((one) => [one.text, signed(one.influence, 4), percent(one.share)]))));
 }
 
 function startAsk() {

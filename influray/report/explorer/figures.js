@@ -39,7 +39,7 @@ const label = (x, y, text, kind, anchor, full) => g("text", { class: kind, x, y,
 // Rows of a chart with names on the left, or above where there is little room.
 function bands(width, names, band, marks, format, axis) {
   const narrow = width < NARROW;
-  const left = narrow ? 4 : Math.min(200, Math.max(...names.map((name) => name.length)) * LETTER + 22);
+  const left = narrow ? 16 : Math.min(200, Math.max(...names.map((name) => name.length)) * LETTER + 22);
   const head = narrow ? 20 : 0;
   const right = width - 18;
   const tall = band + head;
@@ -56,7 +56,7 @@ function bands(width, names, band, marks, format, axis) {
   // Names come after the grid so that no line runs through them.
   names.forEach((name, r) => {
     const text = shorten(name, narrow ? 40 : 26);
-    parts.push(narrow ? label(left, r * tall + 15, text, "label under", "start", name) : label(left - 10, r * tall + tall / 2 + 4, text, "label", "end", name));
+    parts.push(narrow ? label(4, r * tall + 15, text, "label under", "start", name) : label(left - 10, r * tall + tall / 2 + 4, text, "label", "end", name));
   });
   if (axis) parts.push(label((left + right) / 2, bottom + 36, axis, "axis", "middle"));
   return { x, parts, height: bottom + (axis ? 44 : 24), top: (r) => r * tall + head, left, right, bottom };

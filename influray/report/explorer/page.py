@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +19,7 @@ from markupsafe import Markup
 from influray.report import formatting
 from influray.report.data import ReportData
 from influray.report.explorer.data import overview_of
+from influray.report.explorer.inline import inline_json
 from influray.report.explorer.sample import sample_rows
 from influray.report.readings import open_run
 from influray.report.templating import environment, style_sheet
@@ -41,7 +41,7 @@ def write_explorer(run_dir: str | Path, data: ReportData) -> Path:
     path = RunDirectory(run_dir).report.with_name("explorer.html")
     numbers = overview_of(data, run_dir)
     bare = len(explorer_page(numbers, live=False).encode())
-    room = max(LEAST_SAMPLE, int(0.9 * (MOST_BYTES - bare)))
+    room = max(LEAST_SAMPLE, MOST_BYTES - bare)
     attribution = open_run(run_dir).attribution
     rows = sample_rows(run_dir, [one.name for one in data.selections], attribution, room)
     write_bytes(path, explorer_page(numbers, live=False, rows=rows).encode())
@@ -74,12 +74,6 @@ def explorer_page(
         )
     )
     return formatting.visible(page)
-
-
-def inline_json(value: Any) -> str:
-    """Return JSON that may stand inside a script element: no "<", ">" or "&", and ASCII only."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def script_text() -> str:

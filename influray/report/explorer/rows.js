@@ -51,6 +51,8 @@ async function showRows() {
   if (mine === turn) byId("rows-table").removeAttribute("aria-busy");
 }
 
+const beginning = (text) => shorten(text.slice(0, 400).replace(/\s+/g, " "), 240);
+
 function showPage({ total, rows }) {
   const merits = rows.some((one) => one.merit !== null);
   const order = (name, direction) => (asked.sort === name ? direction : null);
@@ -64,7 +66,7 @@ function showPage({ total, rows }) {
   const lines = rows.map((one) => [
     count(one.rank),
     h("div", {}, h("button", { type: "button", class: "open", "data-row": one.row, click: () => openRow(one) }, one.id),
-      h("p", { class: "snippet", dir: "auto" }, shorten(one.text.slice(0, 400).replace(/\s+/g, " "), 240)),
+      h("p", { class: "snippet", dir: "auto" }, beginning(one.text)),
       h("p", { class: "narrow-meta" }, [one.source || "(no source)", one.task, one.merit === null ? "" : `merit ${number(one.merit)}`].filter(Boolean).join(" \u00b7 "))),
     h("span", { dir: "auto" }, one.source || "(no source)"),
     one.task || h("span", { class: "soft" }, ABSENT),
@@ -87,14 +89,15 @@ function about(one, name = chosen().name) {
     one.merit !== null && one.merit !== undefined ? ["merit when chosen", number(one.merit, 3)] : null,
     one.task ? ["won by", one.target_id ? `${one.task}, target ${one.target_id}` : one.task] : null,
     one.influence !== undefined ? ["influence", number(one.influence, 4)] : null,
+    one.norm !== undefined && one.norm !== null ? ["norm of its gradient", number(one.norm, 3)] : null,
     one.z !== undefined && one.z !== null ? ["standardised", signed(one.z)] : null,
     where.length > 1 ? ["chosen by", where.join(", ")] : null,
-    one.selections?.length ? ["chosen by", one.selections.join(", ")] : null,
   ].filter(Boolean);
   return h("dl", { class: "facts" }, facts.flatMap(([term, value]) => [h("dt", {}, term), h("dd", { dir: "auto" }, value)]));
 }
 
-function openRow(one) {
+// `known` is the service's explanation where it has been asked for already.
+function openRow(one, known) {
   const panel = byId("panel");
   const served = h("div", { class: "served" });
   show(panel,
@@ -105,10 +108,11 @@ function openRow(one) {
     one.cut ? h("p", { class: "soft" }, `Only the beginning is shown; influray inspect CONFIG --row ${one.row} prints all of it.`) : null,
     served,
     DATA.live ? h("p", {}, h("button", { type: "button", class: "like", click: () => { panel.close(); askLike(one.id); } }, "Ask which rows are like it")) : null);
-  panel.showModal();
+  if (!panel.open) panel.showModal();
   byId("panel-h").focus();
   panel.scrollTop = 0;
-  if (DATA.live) explain(one, served);
+  if (known) show(served, explanation(known));
+  else if (DATA.live) explain(one, served);
   else if (one.tasks?.length) show(served, h("h3", {}, "Mean standardised influence on the tasks"), influenceBars(one.tasks));
 }
 
@@ -131,7 +135,7 @@ function startRows() {
   let waiting = 0;
   const again = (changes) => {
     Object.assign(asked, { offset: 0, ...changes });
-    showRows();
+    return showRows();
   };
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("search").addEventListener("input", (event) => {
@@ -141,7 +145,7 @@ function startRows() {
   for (const name of ["source", "task", "sort"]) byId(name).addEventListener("change", (event) => again({ [name]: event.target.value }));
   for (const [id, step] of [["previous", -PAGE], ["next", PAGE]]) {
     byId(id).addEventListener("click", async () => {
-      await (again({ offset: Math.max(0, asked.offset + step) }), undefined);
+      await again({ offset: Math.max(0, asked.offset + step) });
       byId("rows-h").scrollIntoView({ block: "start" });
     });
   }

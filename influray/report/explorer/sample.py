@@ -5,7 +5,6 @@ Shape suffixes: B rows of the sample, C columns in use, G tasks with one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import numpy as np
 
 from influray.evaluation.prefixes import task_means
 from influray.report.explorer.data import short
-from influray.report.explorer.rows import ChosenRows, open_chosen
+from influray.report.explorer.inline import inline_json
+from influray.report.explorer.rows import open_chosen
 from influray.store.attribution import Attribution
 
 SERVED = 12  # tasks whose influence a row of the sample names; with more, the highest and the lowest one
@@ -25,26 +25,31 @@ def sample_rows(
 ) -> dict[str, Any]:
     """Return {"selections": {name: {"total", "rows"}}, "records": {row: {"id", "source", "text", "cut", "tasks"}}}.
 
-    The selections give their rows in turn and in order of choice, until the records have `most_bytes` as JSON, so
-    each selection is there with its beginning. A row of a selection is [row, merit, task, target_id]. "tasks" is
-    [[task, mean standardised influence], ...], highest first; empty without a matrix.
+    The selections give their rows in turn and in order of choice, until the whole has `most_bytes` as JSON, so each
+    selection is there with its beginning. Texts are cut as on a page of rows. A row of a selection is
+    [row, merit, task, target_id]. "tasks" is [[task, mean standardised influence], ...], highest first; empty
+    without a matrix.
     """
     chosen = {name: open_chosen(run_dir, name) for name in selections}
     found: dict[str, Any] = {name: {"total": len(one), "rows": []} for name, one in chosen.items()}
     records: dict[int, dict[str, Any]] = {}
-    spent = 0
+    left = most_bytes - len(inline_json(found))
+    tasks_bytes = _tasks_bytes(attribution)
     for place in range(max((len(one) for one in chosen.values()), default=0)):
+        new: dict[int, dict[str, Any]] = {}
+        lines = {}
         for name, one in chosen.items():
             if place < len(one):
                 facts = one.facts(place)
+                lines[name] = [facts["row"], facts["merit"], facts["task"], facts["target_id"]]
                 if facts["row"] not in records:
-                    records[facts["row"]] = _record(one, place, facts)
-                    spent += len(json.dumps(records[facts["row"]]))
-                line = [facts["row"], facts["merit"], facts["task"], facts["target_id"]]
-                found[name]["rows"].append(line)
-                spent += len(json.dumps(line))
-        if spent > most_bytes:
+                    new[facts["row"]] = {"id": facts["id"], "source": facts["source"], **one.text(place), "tasks": []}
+        left -= len(inline_json([new, *lines.values()])) + tasks_bytes * len(new)
+        if left < 0:
             break
+        records |= new
+        for name, line in lines.items():
+            found[name]["rows"].append(line)
     if attribution is not None and attribution.stats.used_T.any() and records:
         for row, tasks in zip(records, served(attribution, np.array(list(records))), strict=True):
             records[row]["tasks"] = tasks
@@ -68,5 +73,9 @@ def served(attribution: Attribution, row_B: np.ndarray) -> list[list[tuple[str, 
     ]
 
 
-def _record(one: ChosenRows, place: int, facts: dict[str, Any]) -> dict[str, Any]:
-    return {"id": facts["id"], "source": facts["source"], **one.text(place), "tasks": []}
+def _tasks_bytes(attribution: Attribution | None) -> int:
+    """The bytes that the tasks of a row take at most: their names quoted, brackets, commas and a number each."""
+    if attribution is None:
+        return 0
+    names = sorted((len(inline_json(task)) for task in set(attribution.groups)), reverse=True)
+    return sum(names[:SERVED]) + 14 * min(SERVED, len(names))
