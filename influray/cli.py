@@ -1,4 +1,4 @@
-"""The command line: verbs onto the pipeline. The only file that prints.
+"""The command line: verbs onto the pipeline. What prints is here and in cli_query.
 
 Exit status: 0 done; 2 wrong config or data, one message; 1 a bug, with its traceback, or object storage that does not
 answer, one message; 130 interrupted.
@@ -7,21 +7,21 @@ answer, one message; 130 interrupted.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from influray import cli_query
+from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, Sets
+from influray.printing import err, out, print_tables, table
 from influray.protocols import USER_ERRORS, ConfigError, StorageError
 
 if TYPE_CHECKING:
     from influray.pipeline import Run
     from influray.report.compare import Comparison
-    from influray.report.sheet import Table as SheetTable
     from influray.steps.plan import Plan
 
 app = typer.Typer(
@@ -31,23 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML config, or RUN/config.yaml of an earlier run.")
-]
-RunDir = Annotated[
-    str | None,
-    typer.Option("--run-dir", help="Where the run lies: a folder, or s3://... or gs://...; default: the config's."),
-]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, such as data.max_tokens=512.")
-]
-Address = Annotated[
-    str | None, typer.Option("--address", help="A running Ray cluster; default: a local one of its own.")
-]
-AllowPlugins = Annotated[bool, typer.Option("--allow-plugins", help="Import plug-ins that a run directory names.")]
+cli_query.register(app)
 
 
 def _run(
@@ -145,7 +129,7 @@ def select(
         console=err,
     )
     numbers = [curve_sheet.numbers_of(one, few=len(curves) > 1) for one in curves]
-    _print_tables([*curve_sheet.knees(curves), *numbers], [])
+    print_tables([*curve_sheet.knees(curves), *numbers], [])
     for note in (*curve_sheet.NOTES, *curve_sheet.rechecks(curves)):
         out.print(escape(note))
     for path in paths:
@@ -258,7 +242,7 @@ def methods() -> None:
         for name, (selector, options, summary) in METHODS.items()
     ]
     rows += [("option", "normaliser", ", ".join(NORMALISERS)), ("option", "reduction", ", ".join(REDUCTIONS))]
-    out.print(_table("seam", "name", "what it is", rows=rows))
+    out.print(table("seam", "name", "what it is", rows=rows))
 
 
 @app.command()
@@ -290,15 +274,15 @@ def _print_plan(plan: Plan) -> None:
     from influray.report.formatting import large, seconds
 
     unit = "CPU-hours" if plan.device == "CPU" else "GPU-hours"
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("step", "state", "rows", "tokens", "FLOP", unit, "time", "took", "disk", "what"):
-        table.add_column(head, justify="left" if head in ("step", "state", "what") else "right", overflow="fold")
+        drawn.add_column(head, justify="left" if head in ("step", "state", "what") else "right", overflow="fold")
     for step in plan.steps:
         took = "" if step.actual_seconds is None else seconds(step.actual_seconds)
         if step.ratio is not None:
             took += f" ({step.ratio:.2g}x)"
         hours = step.worker_hours
-        table.add_row(
+        drawn.add_row(
             step.name,
             escape(step.state),
             large(step.rows),
@@ -310,7 +294,7 @@ def _print_plan(plan: Plan) -> None:
             large(step.bytes, "B"),
             escape(step.what),
         )
-    out.print(table)
+    out.print(drawn)
     memory = "unknown" if plan.memory_per_worker is None else large(plan.memory_per_worker, "B")
     out.print(
         f"\n{plan.workers} x {plan.device}, {large(plan.worker_operations)} FLOP/s each; memory a worker: {memory}"
@@ -327,28 +311,9 @@ def _print_comparison(result: Comparison) -> None:
     from influray.report.compare_sheet import compare_sheet
 
     sheet = compare_sheet(result)
-    _print_tables(sheet.tables, [entry.label for entry in result.entries])
+    print_tables(sheet.tables, [entry.label for entry in result.entries])
     for note in sheet.notes:
         out.print(escape(note))
-
-
-def _print_tables(tables: Sequence[SheetTable], names: Sequence[str]) -> None:
-    """Print tables that fit the terminal; heads that are one of `names` may be shortened, and are explained."""
-    from influray.report.terminal import fit
-
-    fitted, short = fit(tables, out.width, names)
-    for table in fitted:
-        drawn = Table(box=None, pad_edge=False, header_style="bold")
-        for place, (head, right) in enumerate(zip(table.columns, table.numeric, strict=True)):
-            fold: dict[str, Any] = {"no_wrap": True} if place else {"overflow": "fold"}
-            drawn.add_column(escape(head), justify="right" if right else "left", **fold)
-        for row in table.rows:
-            drawn.add_row(*(escape(cell) for cell in row))
-        out.print(f"[bold]{escape(table.title)}[/bold]")
-        out.print(drawn)
-        out.print()
-    for name, full in short.items():
-        out.print(f"{escape(name)} = {escape(full)}")
 
 
 def _number(text: str, option: str) -> int | float:
@@ -361,13 +326,6 @@ def _number(text: str, option: str) -> int | float:
 def _marked(text: str) -> str:
     # A pipe shows no reverse video.
     return f"[reverse]{escape(text)}[/reverse]" if out.is_terminal else escape(f"\u27e6{text}\u27e7")
-
-
-def _table(*columns: str, rows: Any) -> Table:
-    table = Table(*(escape(column) for column in columns), box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    return table
 
 
 def main() -> None:

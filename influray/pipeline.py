@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from influray.data.inspection import View
     from influray.report.data import CurveFacts
+    from influray.runtime.answers import QueryAnswer
+    from influray.runtime.query import QueryEngine
     from influray.steps.plan import Plan
     from influray.store.attribution import Attribution
     from influray.store.datastore import Datastore
@@ -84,6 +87,54 @@ class Run:
         if not present(path).exists():
             raise ArtifactMismatch(f"{path}: not there; run `influray evaluate` first")
         return read_json(path)
+
+    @cached_property
+    def engine(self) -> QueryEngine:
+        """What answers queries on this run; it keeps the model once a question has needed it."""
+        from influray.runtime.query import QueryEngine
+
+        return QueryEngine(self.directory, self.config)
+
+    def query(
+        self,
+        prompt: str = "",
+        answer: str = "",
+        k: int = 20,
+        *,
+        system: str = "",
+        messages: bytes = b"",
+        like: str = "",
+        tokens: bool = False,
+    ) -> QueryAnswer:
+        """Return the k pool rows that would help and the k that would harm the answer to a prompt most.
+
+        Args:
+            prompt, answer, system: the exchange, rendered as a target would be.
+            messages: a record as JSON in place of the three.
+            like: the id of a target or of a pool row whose stored vector asks, in place of text.
+            tokens: whether to split the influence over the tokens of the answer.
+
+        Raises:
+            ConfigError, DataError, ArtifactMismatch: as `QueryEngine.ask`.
+        """
+        from influray.data.question import Question
+        from influray.runtime.query import Asked
+
+        text = prompt or answer or system or messages
+        question = Question(prompt, answer, system, messages) if text or not like else None
+        return self.engine.ask(Asked(question, like, k, tokens))
+
+
+def open_run(run_dir: str | Path, *, allow_plugins: bool = True) -> Run:
+    """Return the run that lies in a folder, with the config it was carried out with.
+
+    Raises:
+        ConfigError: there is none, or its config names a plug-in and may not.
+    """
+    path = Path(run_dir) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir}: no run lies here (no config.yaml); name the folder of one, such as runs/demo")
+    return resolve(path, run_dir=run_dir, allow_plugins=allow_plugins)
 
 
 def resolve(

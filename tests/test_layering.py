@@ -26,6 +26,8 @@ LAYERS = [
     {"steps"},
     {"pipeline"},
     {"miniature"},
+    {"cli_options", "printing"},
+    {"cli_query"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

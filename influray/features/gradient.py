@@ -114,16 +114,9 @@ class GradientFeaturizer:
         if not examples:
             none = np.zeros(0)
             return _block([], np.zeros((0, self.dimension)), none, none, none, failures)
-        batch = make_batch(examples, self.device)
-        sums = _Sums(self, len(examples))
-        with _repeatable(self.device):
-            if self._factors is None:
-                loss_B = self._gradients.run(batch, sums.consume)
-            else:
-                loss_B = self._gradients.run(batch, sums.consume, sums.consume_factors)
-        feature_BD, square_B = sums.totals()
+        loss, feature_BD, square_B = self.projected(examples)
         norm_B = np.linalg.norm(feature_BD, axis=1)
-        loss, grad_norm_B = loss_B.cpu().numpy(), np.sqrt(square_B)
+        grad_norm_B = np.sqrt(square_B)
         good = []
         for b, example in enumerate(examples):
             reason = _failure(loss[b], grad_norm_B[b], norm_B[b])
@@ -135,6 +128,21 @@ class GradientFeaturizer:
         kept = [examples[b] for b in good]
         return _block(kept, unit_BD, norm_B[good], grad_norm_B[good], loss[good], failures)
 
+    def projected(self, examples: Sequence[TokenizedExample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return each example's mean loss [B], projected direction [B, D] and squared gradient norm [B], float64.
+
+        Each must have a trained token. The projection is not made a unit yet; with the direction "sgd" it is linear in
+        the gradient.
+        """
+        batch = make_batch(examples, self.device)
+        sums = _Sums(self, len(examples))
+        with _repeatable(self.device):
+            if self._factors is None:
+                loss_B = self._gradients.run(batch, sums.consume)
+            else:
+                loss_B = self._gradients.run(batch, sums.consume, sums.consume_factors)
+        return loss_B.cpu().numpy(), *sums.totals()
+
     def project_factors(self, weight: TrackedWeight, grad_BSo: Tensor, x_BSi: Tensor, out_BD: Tensor) -> None:
         """Add the projection of one weight's gradient sum_s grad_s x_s', which is not formed, to `out_BD`."""
         assert self._factors is not None
@@ -142,7 +150,8 @@ class GradientFeaturizer:
 
     def add_square(self, square_B: Tensor, block_Bp: Tensor) -> None:
         """Add one weight's share of the squared gradient norms to `square_B` float64."""
-        square_B += block_Bp.double().square_().sum(1)
+        # A copy even of float64: the block is projected after this.
+        square_B += block_Bp.to(torch.float64, copy=True).square_().sum(1)
 
     def project(self, weight: TrackedWeight, block_Bp: Tensor, out_BD: Tensor) -> None:
         """Add one weight's share of the feature, before it is made a unit, to `out_BD`."""

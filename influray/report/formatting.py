@@ -10,9 +10,10 @@ ABSENT = "\u2013"
 
 # What no page may carry as it is: controls, surrogates and noncharacters are not HTML, and the marks that steer the
 # direction of text can make a record read as something it is not. All of them become their code point in brackets.
-_UNSAFE = re.compile(
+UNSAFE = (
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
 )
+_UNSAFE = re.compile(UNSAFE)
 
 
 def visible(text: str) -> str:

@@ -18,6 +18,7 @@ from influray.report.curve_sheet import curve_figures, knees, numbers_of
 from influray.report.data import Example, Quantiles, ReportData, Step, TaskExamples, Tuned
 from influray.report.drawings import over_seeds, overlap_map
 from influray.report.evaluations import BASE
+from influray.report.explorer.page import write_explorer
 from influray.report.figures import Interval, Series, bullet, dots, heat_map, intervals
 from influray.report.templating import environment, style_sheet
 from influray.store.artifact import write_bytes
@@ -30,9 +31,10 @@ SHOWN_FACTS = {"status", "seconds", "started", "fingerprint", "rows", "tokens", 
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write RUN/report/index.html and return its path. Raises as `collect`."""
-    path = RunDirectory(run_dir).report
-    write_bytes(path, render(collect(run_dir)).encode("utf-8"))
+    """Write RUN/report/index.html and explorer.html beside it; return the path of the former. Raises as `collect`."""
+    path, data = RunDirectory(run_dir).report, collect(run_dir)
+    write_explorer(run_dir, data)
+    write_bytes(path, render(data).encode("utf-8"))
     return path
 
 

@@ -114,7 +114,7 @@ class FeatureWorker:
         self._reads = featurizer_reads(self._config.features.featurizer)
         if self._reads == "records":
             return WorkerInfo(name)
-        device = _prepare_torch(self._threads)
+        device = prepare_torch(self._threads)
         device_map = self._config.resources.device_map if device != "cpu" else None
         self._model: Any = load_base(self._config.model, device=device, device_map=device_map)
         self._device = device
@@ -237,7 +237,7 @@ class FeatureWorker:
         _free_memory()
 
 
-def _prepare_torch(threads: int) -> str:
+def prepare_torch(threads: int) -> str:
     """Make torch repeat its bytes and return the device."""
     import torch
 

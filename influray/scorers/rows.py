@@ -5,7 +5,7 @@ Shape suffixes: N rows of the split, B rows of a range, D feature, K checkpoints
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Literal
 
@@ -16,7 +16,7 @@ from influray.data.catalogue import Catalogue
 from influray.protocols import FeatureRows, SparseRows
 from influray.store.artifact import map_table, part_paths
 from influray.store.checks import check_file
-from influray.store.datastore import Datastore, counts_of, joined_counts
+from influray.store.datastore import Datastore, common_rows, counts_of, joined_counts
 from influray.store.encodings import decoded
 from influray.store.run_directory import RunDirectory
 
@@ -60,14 +60,6 @@ class SplitRows:
     @cached_property
     def _readers(self) -> list[_RangeReader]:
         return [_RangeReader(store) for store in self._stores]
-
-
-def common_rows(rows_K: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the rows that are in every one of the ascending arrays, ascending."""
-    common = rows_K[0]
-    for other in rows_K[1:]:
-        common = np.intersect1d(common, other, assume_unique=True)
-    return common
 
 
 class _RangeReader:

@@ -7,7 +7,7 @@ from influray.store.artifact import fingerprint
 
 
 def report(context: StepContext) -> StepResult:
-    """Write RUN/report/index.html from what is committed."""
+    """Write RUN/report/index.html and explorer.html from what is committed."""
     from influray.report.page import write_report
 
     write_report(context.directory.path)

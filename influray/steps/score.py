@@ -18,6 +18,7 @@ from influray.protocols import Columns, DataError, FeatureRows, Scorer, Stores
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
 from influray.store.checks import damaged
+from influray.store.datastore import features_digest
 from influray.store.mirror import address_of, local
 
 if TYPE_CHECKING:
@@ -57,16 +58,29 @@ def score(context: StepContext) -> StepResult:
     made = fingerprint(keys)
     store = ShardStore(context.directory.attribution)
     weights = list(plan.stores.weights)
+    facts = _manifest_facts(context, plan, made)
     manifest = read_manifest(context.directory.attribution)
-    if manifest is None or manifest["fingerprint"] != made or damaged(context.directory.attribution, manifest):
+    changed = manifest is None or any(manifest.get(name) != fact for name, fact in facts.items())
+    if changed or damaged(context.directory.attribution, manifest or {}):
         manifest = None
         columns = plan.scorer.columns(_target_columns(context, len(weights)))
         _compute(context, plan, store, tasks, state=_fit(context, plan, passes))
-        facts = {"fingerprint": made, "weights": weights}
         commit_attribution(store, keys, facts, columns.rows, columns.ids, columns.tasks)
     matrix = read_manifest(context.directory.attribution) or {}
     facts = {"rows": matrix["rows"], "columns": matrix["targets"], "weights": weights, "passes": len(passes)}
     return StepResult(made, skipped=manifest is not None, facts=facts)
+
+
+def _manifest_facts(context: StepContext, plan: Plan, made: str) -> dict[str, Any]:
+    """Return what the manifest says of how the matrix was made: who asks the same features needs to know."""
+    attribution = context.config.attribution.model_dump(mode="json")
+    return {
+        "fingerprint": made,
+        "weights": list(plan.stores.weights),
+        "scorer": attribution["scorer"],
+        "options": attribution["options"],
+        "pool_features": features_digest(plan.parts_K),
+    }
 
 
 def group_bounds(shards: Sequence[ShardPlan], most: int = GROUPS) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, FeatureBlock, SparseRows
-from influray.store.artifact import map_table, part_paths, require_manifest
+from influray.store.artifact import fingerprint, map_table, part_paths, require_manifest
 from influray.store.encodings import decoded, encoded
 from influray.store.mirror import local
 
@@ -88,6 +88,19 @@ class Datastore:
             ArtifactMismatch: a datastore of this featurizer has none.
         """
         return joined_counts([counts_of(table, self.folder) for table in self.parts()])
+
+
+def common_rows(rows_K: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the rows that are in every one of the ascending arrays, ascending."""
+    common = rows_K[0]
+    for other in rows_K[1:]:
+        common = np.intersect1d(common, other, assume_unique=True)
+    return common
+
+
+def features_digest(parts_K: Sequence[Sequence[str]]) -> str:
+    """Return what identifies the datastores of a split: the content of their parts, checkpoint by checkpoint."""
+    return fingerprint([list(parts) for parts in parts_K])
 
 
 def plain_of(table: pa.Table, name: str, folder: str | Path) -> np.ndarray:

@@ -60,6 +60,10 @@ class RunDirectory:
         return self.path / "fit"
 
     @property
+    def index(self) -> Path:
+        return self.path / "index"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

@@ -26,7 +26,7 @@ HOSTILE = [
     "</script></style><img src=x onerror=alert(2)>",
     "\"quoted\" & 'quoted' {{ 7 * 7 }} {% raw %}",
     "right to left: \u202etxt.exe\u202c and \u200fmarks",
-    "<svg onload=alert(3)></svg><!-- ]]>",
+    "<svg onload=alert(3)></svg><!-- ]]> <!--<script>\u2028",
 ]
 HOSTILE_SOURCE = "<b onmouseover=alert(4)>so\u202eurce</b>"
 

@@ -278,6 +278,15 @@ def test_a_bfloat16_base_gives_nearly_the_same_features():
     assert (cosine(exact.feature_BD, half.feature_BD) > 0.99).all()
 
 
+def test_a_float64_base_gives_the_gradients_of_the_loop_in_float64():
+    featurizer = GradientFeaturizer(adapted(dtype=torch.float64), config(), None, "sgd")
+    for one in mixed_batch():
+        expected = loop_gradient(with_lora(tiny_llama(dtype=torch.float64), ATTENTION), one)[0].numpy()
+        _, feature, square = featurizer.projected([one])
+        assert np.abs(feature[0] - expected).max() <= 1e-6 * np.abs(expected).max()
+        assert square[0] == pytest.approx(float(expected @ expected), rel=1e-6)
+
+
 def test_the_share_of_epsilon_is_reported():
     model = adapted()
     moments = moments_of(model)

@@ -1,0 +1,107 @@
+"""The verbs that ask a finished run: query, serve."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from influray.cli_options import AllowPlugins, RunPath
+from influray.printing import out, print_tables
+from influray.protocols import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(query)
+    app.command()(serve)
+
+
+def query(
+    run: RunPath,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The prompt.")] = "",
+    answer: Annotated[str, typer.Option("--answer", help="The answer that is wanted.")] = "",
+    system: Annotated[str, typer.Option("--system", help="A system turn before it.")] = "",
+    messages: Annotated[
+        Path | None, typer.Option("--messages", help="A JSON file with one record, in place of question and answer.")
+    ] = None,
+    like: Annotated[
+        str, typer.Option("--like", help="Id of a target, or of a pool row, whose stored vector asks instead.")
+    ] = "",
+    k: Annotated[int, typer.Option("-k", help="How many rows at each end.")] = 20,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Which tokens of the answer carry the influence.")] = False,
+    numbers: Annotated[str | None, typer.Option("--json", help="Write the answer as JSON; - prints it.")] = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", help="Write the rows as Parquet.")] = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Show which pool rows would help or harm the answer to a question most."""
+    from influray import pipeline
+    from influray.report.query_sheet import query_note, query_tables
+    from influray.report.sheet import check_output_path
+    from influray.store.artifact import write_json
+
+    wanted = {"--json": numbers if numbers != "-" else None, "--parquet": parquet}
+    files = {key: check_output_path(path, key) for key, path in wanted.items() if path is not None}
+    try:
+        record = b"" if messages is None else messages.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--messages: {messages}: the file cannot be read: {error}") from error
+    _quiet()
+    found = pipeline.open_run(run, allow_plugins=allow_plugins).query(
+        question, answer, k, system=system, messages=record, like=like, tokens=tokens
+    )
+    plain = found.as_plain()
+    if "--parquet" in files:
+        import pyarrow.parquet as pq
+
+        pq.write_table(found.as_table(), files["--parquet"])
+    if numbers == "-":
+        typer.echo(json.dumps(plain))
+        return
+    print_tables(query_tables(plain, out.width), [])
+    out.print(escape(query_note(plain)))
+    if numbers is not None:
+        write_json(files["--json"], plain)
+    for path in files.values():
+        out.print(f"answer: {escape(str(path))}")
+
+
+def serve(
+    run: RunPath,
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen; another than this machine's own needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes one that is free.")] = 8899,
+    workers: Annotated[int, typer.Option("--workers", help="Copies of the model that answer queries.")] = 1,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="A file with the token that requests must bring.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="A further name that the service is reached by.")
+    ] = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Serve a run over HTTP: a page to look around in, queries and explanations. Ctrl-C ends it."""
+    from influray import pipeline
+    from influray.runtime import serving
+
+    token = "" if token_file is None else serving.read_token(token_file)
+    opened = pipeline.open_run(run, allow_plugins=allow_plugins)
+    place = serving.Place(host, port, tuple(allow_host or ()), token)
+
+    def ready(address: str) -> None:
+        out.print(f"serving {escape(str(opened.directory.path))} at {escape(address)} (Ctrl-C ends it)")
+
+    serving.serve(opened.directory, opened.config, place, workers, on_ready=ready)
+
+
+def _quiet() -> None:
+    """Keep what transformers says while it loads a model out of the answer."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,0 +1,75 @@
+"""The answer to a query as tables for a terminal: one line a row of the pool, its text shortened to what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+
+from influray.report import formatting
+from influray.report.sheet import Table
+
+COLUMNS = ("", "influence", "z", "norm", "id", "source", "in", "text")
+MOST = {"id": 28, "source": 18, "in": 18}  # cells
+LEAST_TEXT, GAP = 20, 2
+
+
+def query_tables(answer: Mapping[str, Any], width: int) -> list[Table]:
+    """Return the tables of an answer (QueryAnswer.as_plain) for a terminal of `width` cells."""
+    tables = [
+        _rows_table(title, answer[side], width)
+        for side, title in (("helpful", "rows that help most"), ("harmful", "rows that harm most"))
+    ]
+    if answer["tokens"] is not None:
+        lines = [
+            (str(place), formatting.percent(one["share"]), formatting.signed(one["influence"], 4), repr(one["text"]))
+            for place, one in enumerate(answer["tokens"], start=1)
+        ]
+        shown = tuple((*line[:3], _short(line[3], max(LEAST_TEXT, width - 30))) for line in lines)
+        title = "tokens of the answer: their parts of the mean influence on the helpful rows"
+        tables.append(Table(title, ("", "share", "influence", "token"), shown))
+    return tables
+
+
+def query_note(answer: Mapping[str, Any]) -> str:
+    """Return a line on the query as a whole."""
+    found = [
+        f"{formatting.visible(answer['asked'])}:",
+        f"influence over the pool {formatting.number(answer['mean'], 4)} +- {formatting.number(answer['std'], 4)}",
+    ]
+    facts = [f"{name} {formatting.number(answer[key], 3)}" for name, key in _FACTS if answer[key] is not None]
+    if answer["truncated"]:
+        facts.append("cut to data.max_tokens")
+    if not answer["exact"]:
+        facts.append("approximate: rows may be missing, mean and std are estimates")
+    return " ".join(found) + "".join(f"; {fact}" for fact in facts) + f"; {formatting.seconds(answer['seconds'])}"
+
+
+_FACTS = (("loss", "loss"), ("gradient norm", "grad_norm"))
+
+
+def _rows_table(title: str, hits: Sequence[Mapping[str, Any]], width: int) -> Table:
+    lines = [
+        (
+            str(rank),
+            formatting.signed(hit["influence"], 4),
+            formatting.signed(hit["z"]),
+            formatting.number(hit["norm"]),
+            _short(hit["id"], MOST["id"]),
+            _short(hit["source"], MOST["source"]),
+            _short(" ".join(hit["selections"]), MOST["in"]),
+        )
+        for rank, hit in enumerate(hits, start=1)
+    ]
+    used = sum(max(map(cell_len, column)) + GAP for column in zip(COLUMNS[:-1], *lines, strict=True))
+    room = max(LEAST_TEXT, width - used)
+    texts = [_short(hit["text"], room) for hit in hits]
+    return Table(title, COLUMNS, tuple((*line, text) for line, text in zip(lines, texts, strict=True)))
+
+
+def _short(text: str, most: int) -> str:
+    """Return one line of at most `most` cells, in which nothing steers a terminal."""
+    # Cut before it is made visible, so that a huge text costs nothing.
+    plain = formatting.visible(" ".join(text[: 8 * most].split()))
+    return plain if cell_len(plain) <= most else set_cell_size(plain, most - 3) + "..."

@@ -1,0 +1,215 @@
+"""influray serve: a run over HTTP, by Ray Serve on a private cluster of this machine.
+
+Two deployments: engines hold the model and answer queries that came together in one batch; the front holds the HTTP
+application with all that reads files only, so that a page of rows never waits for a gradient.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from influray.config import Config, parse_config
+from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError
+from influray.runtime.cluster import connect, resolve_resources
+from influray.runtime.query import Asked, QueryEngine
+from influray.store.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+APPLICATION, ENGINE = "influray", "Engine"
+BATCH, BATCH_SECONDS = 32, 0.01  # most queries put together, and how long the first waits for others
+WAITING = 64  # queries that wait for an engine; one more is told to come again
+REQUEST_SECONDS = 90.0  # until the proxy gives up; the application itself does before
+LEAST_TOKEN = 16  # characters
+# A query takes seconds at most, so little is worth waiting for; with Serve's own values stopping takes 14 s.
+_STOPPING: dict[str, Any] = {"graceful_shutdown_wait_loop_s": 0.1, "graceful_shutdown_timeout_s": 5.0}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the service listens. `hosts` are more names that a Host header may have, without a port."""
+
+    host: str = "127.0.0.1"
+    port: int = 8899  # 0 = one that is free
+    hosts: tuple[str, ...] = ()
+    token: str = ""
+
+
+def read_token(path: Path) -> str:
+    """Return the token that a file holds. Raises ConfigError where it cannot be read or is too short to be one."""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token-file: {path}: the file cannot be read: {error}") from error
+    if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"--token-file: {path}: holds no token; one line of {LEAST_TOKEN} or more letters and digits is needed, "
+            "such as `openssl rand -hex 32` prints"
+        )
+    return token
+
+
+def serve(
+    directory: RunDirectory, config: Config, place: Place, workers: int = 1, on_ready: Callable[[str], None] = print
+) -> None:
+    """Serve a run until SIGTERM or Ctrl-C; `on_ready` hears the address once questions are answered.
+
+    Raises:
+        ConfigError: an address that cannot be listened at, or that others reach while there is no token; the extra
+            `serve` is not installed; no engine can be started.
+        ArtifactMismatch: the run cannot be asked, or not with the model that is there.
+    """
+    if workers < 1:
+        raise ConfigError(f"--workers: found {workers}, expected 1 or more")
+    if not _is_loopback(place.host) and not place.token:
+        raise ConfigError(
+            f"--host: {place.host} can be reached from other machines; name a --token-file, which they must know"
+        )
+    _require_serve()
+    QueryEngine(directory, config)  # before anything is started: that there is a run to ask
+    port = _free_port(place.host, place.port)
+    with connect(config.resources) as cluster:
+        if not cluster.owned:
+            raise ConfigError(
+                "influray serve: found a Ray cluster that others share (RAY_ADDRESS, or one that this process is "
+                "connected to); unset it, the service starts one of its own"
+            )
+        gpus = resolve_resources(config.resources, cluster).gpus_per_worker
+        from ray import serve as ray_serve
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        try:
+            options = {"host": place.host, "port": port, "request_timeout_s": REQUEST_SECONDS}
+            ray_serve.start(proxy_location="HeadOnly", http_options=options)
+            application = _application(directory.path, config.model_dump(mode="json"), place, workers, gpus)
+            ray_serve.run(application, name=APPLICATION, route_prefix="/")
+            _require_ready(ray_serve.get_deployment_handle(ENGINE, APPLICATION).refused.remote().result())
+            on_ready(f"http://{_in_url(place.host)}:{port}/")
+            with contextlib.suppress(KeyboardInterrupt):  # how the service is meant to end
+                threading.Event().wait()
+        finally:
+            # Queries under way are finished. The rest ends with the cluster: serve.shutdown() takes 5 s more, and the
+            # front's subscriptions print that their controller died.
+            ray_serve.delete(APPLICATION)
+
+
+def _application(run_dir: Path, config: dict[str, Any], place: Place, workers: int, gpus: float) -> Any:
+    from ray import serve as ray_serve
+
+    threads = config["resources"]["threads_per_worker"]
+
+    @ray_serve.deployment(
+        name=ENGINE,
+        num_replicas=workers,
+        ray_actor_options={"num_cpus": 0, "num_gpus": gpus},
+        max_ongoing_requests=2 * BATCH,
+        max_queued_requests=WAITING,
+        **_STOPPING,
+    )
+    class Engine:
+        def __init__(self) -> None:
+            from influray.runtime.process import prepare_process
+            from influray.runtime.workers import prepare_torch
+
+            prepare_process(RunDirectory(run_dir).logs, threads)
+            device = prepare_torch(threads)
+            self._engine = QueryEngine(RunDirectory(run_dir), parse_config(config), device)
+            self._refused = ("", "")
+            try:
+                self._engine.load()
+            except USER_ERRORS as error:  # told to the driver by `refused`: Serve would start the actor again
+                self._refused = type(error).__name__, str(error)
+
+        async def refused(self) -> tuple[str, str]:
+            return self._refused
+
+        @ray_serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_SECONDS)
+        async def ask(self, asked: list[Asked]) -> list[dict[str, Any]]:
+            from influray.runtime.http_app import error_of
+
+            plain = []
+            for found in await asyncio.to_thread(self._engine.ask_many, asked):
+                if isinstance(found, Exception):
+                    status, body = error_of(found)
+                    plain.append({"status": status, "error": body})
+                else:
+                    plain.append({"answer": found.as_plain()})
+            return plain
+
+    def front() -> Any:
+        from influray.runtime.http_app import Busy, build_app
+        from influray.runtime.http_guard import Access, Guard
+
+        handle: Any = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
+
+        async def ask(asked: Asked) -> dict[str, Any]:
+            from ray.serve.exceptions import BackPressureError
+
+            try:
+                return await handle.ask.remote(asked)
+            except BackPressureError:
+                raise Busy from None
+
+        hosts = (*place.hosts, _in_url(place.host))
+        return Guard(build_app(RunDirectory(run_dir), parse_config(config), ask), Access(hosts, place.token))
+
+    from influray.runtime.http_app import RETRY_AFTER
+
+    entrance = ray_serve.deployment(
+        ray_serve.ingress(front)(),
+        name="Front",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=4 * WAITING,
+        max_queued_requests=4 * WAITING,
+        backpressure_config={"retry_after_s": RETRY_AFTER},
+        **_STOPPING,
+    )
+    return entrance.bind(Engine.bind())
+
+
+def _require_ready(refused: tuple[str, str]) -> None:
+    kind, message = refused
+    if kind:
+        raise {"ArtifactMismatch": ArtifactMismatch, "DataError": DataError}.get(kind, ConfigError)(message)
+
+
+def _require_serve() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import ray.serve  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f'influray serve: {error}; pip install "influray[serve]"') from error
+
+
+def _free_port(host: str, port: int) -> int:
+    """Return the port, or a free one for 0. Raises ConfigError where nothing can listen there."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--port: nothing can listen at {host} port {port}: {error}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,211 @@
+"""The index of a run: faiss indexes over the pool's vectors, in shards, with what they find measured and written down.
+
+A shard holds a range of positions; all shards are copies of one trained index, so that what is found depends neither
+on who holds them nor on how many hold them. Candidates are ranked again by exact products with the datastore's rows.
+
+Shape suffixes: N pool rows, Q queries, k answers, E candidates, F numbers of a vector.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from influray.protocols import ArtifactMismatch
+from influray.store.arrays import arrays_of, arrays_table
+from influray.store.artifact import fingerprint, hash_file, map_table, require_manifest, write_table
+from influray.store.exact_query import Answers, BestRows, check_queries
+from influray.store.index_kinds import Setting, apply_setting, faiss_module
+from influray.store.query_moments import QueryMoments, moments_from
+from influray.store.run_directory import RunDirectory
+from influray.store.vectors import PoolVectors
+
+logger = logging.getLogger(__name__)
+
+MOMENTS = "moments.arrow"
+BLOCK_BYTES = 2**25  # of vectors that are added at a time
+RERANK_BYTES = 2**26  # of candidates' vectors that are in memory at a time
+
+# (queries [Q, F], candidates for each, with what) -> (positions [Q, E], exact scores [Q, E]), best first
+Candidates = Callable[[np.ndarray, int, Setting], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the index: the positions [start, stop) of the pool's vectors."""
+
+    file: str
+    start: int
+    stop: int
+
+
+class IndexShards:
+    """Some shards of an index in this process."""
+
+    def __init__(self, vectors: PoolVectors, folder: Path, shards: Sequence[Shard], device: str = "cpu") -> None:
+        self._vectors = vectors
+        self._shards = [(shard, _on_device(open_file(folder / shard.file), device)) for shard in shards]
+
+    def candidates(self, query_QF: np.ndarray, count: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+        """Return the `count` best rows that these shards find for each query: positions and exact scores, best first.
+
+        Each shard gives `count` times the setting's depth to be ranked. Where fewer are found, position -1 and score
+        -inf follow.
+        """
+        best = BestRows(len(query_QF), count)
+        for shard, index in self._shards:
+            apply_setting(index, setting)
+            # efSearch candidates are all that a graph looks at.
+            wide = min(count * setting.depth, shard.stop - shard.start)
+            _, place_QE = index.search(np.ascontiguousarray(query_QF), wide)
+            position_QE = np.where(place_QE >= 0, place_QE + shard.start, -1)
+            best.merge(position_QE, exact_scores(self._vectors, query_QF, position_QE))
+        return best.sorted()
+
+
+class PoolIndex:
+    """The committed index of a run, opened in this process.
+
+    `candidates` finds rows in shards that are elsewhere; by default all shards are opened here.
+
+    Raises:
+        ArtifactMismatch: there is none, or it was built of other vectors than the run has now.
+        ConfigError: faiss is not installed.
+    """
+
+    def __init__(self, directory: RunDirectory, candidates: Candidates | None = None) -> None:
+        self.vectors = PoolVectors(directory)
+        self.manifest = index_manifest(directory, self.vectors)
+        self.kind: str = self.manifest["kind"]
+        self.setting = Setting(**self.manifest["setting"])
+        shards = [Shard(**shard) for shard in self.manifest["shards"]]
+        self._candidates = candidates or IndexShards(self.vectors, directory.index, shards, best_device()).candidates
+        self._moments = moments_from(arrays_of(map_table(directory.index / MOMENTS)))
+
+    def search(self, query_QF: np.ndarray, k: int) -> Answers:
+        """Return the answers to queries [Q, F]. `exact` is True of a flat index alone. Raises as `exact_query`."""
+        query_QF = check_queries(query_QF, self.vectors.dimension, len(self.vectors.rows))
+        return answers_of(self.vectors, self._moments, self._candidates, query_QF, k, self.setting, self.kind == "flat")
+
+
+def answers_of(
+    vectors: PoolVectors,
+    moments: QueryMoments,
+    candidates: Candidates,
+    query_QF: np.ndarray,
+    k: int,
+    setting: Setting,
+    exact: bool,
+) -> Answers:
+    """Return the answers that candidates give; harmful rows are those that help -q."""
+    k = min(k, len(vectors.rows))
+    Q = len(query_QF)
+    position_QE, score_QE = candidates(np.concatenate([query_QF, -query_QF]), k, setting)
+    row_QE = np.where(position_QE >= 0, vectors.rows[position_QE], -1)
+    mean_Q, std_Q, error_Q = moments.of(query_QF)
+    return Answers(row_QE[:Q], score_QE[:Q], row_QE[Q:], -score_QE[Q:], mean_Q, std_Q, exact, error_Q)
+
+
+def exact_scores(vectors: PoolVectors, query_QF: np.ndarray, position_QE: np.ndarray) -> np.ndarray:
+    """Return the products of queries with the rows at positions, float32 [Q, E]; -inf at position -1."""
+    score_QE = np.full(position_QE.shape, -np.inf, np.float32)
+    step = max(1, RERANK_BYTES // (4 * vectors.dimension * max(1, position_QE.shape[1])))
+    for first in range(0, len(query_QF), step):
+        here_qE = position_QE[first : first + step]
+        found = here_qE >= 0
+        known, back = np.unique(here_qE[found], return_inverse=True)
+        query_E = np.nonzero(found)[0]
+        row_UF = vectors.take(known)
+        if len(here_qE) == 1:
+            score_QE[first, found[0]] = (row_UF @ query_QF[first])[back]
+        else:
+            product_Uq = row_UF @ query_QF[first : first + step].T
+            score_QE[first : first + step][found] = product_Uq[back, query_E]
+    return score_QE
+
+
+def index_manifest(directory: RunDirectory, vectors: PoolVectors) -> dict[str, Any]:
+    """Return the manifest of the index of these vectors.
+
+    Raises:
+        ArtifactMismatch: there is none, it is of other vectors, or a file of it is not there whole.
+    """
+    manifest = require_manifest(directory.index, "index")
+    if manifest["vectors"] != vectors.digest:
+        raise ArtifactMismatch(
+            f"{directory.index}: was built of other features or weights than the run has; run `influray index` again"
+        )
+    for shard, size in zip(manifest["shards"], manifest["bytes"], strict=True):
+        path = directory.index / shard["file"]
+        if not path.is_file() or path.stat().st_size != size:
+            raise ArtifactMismatch(f"{path}: not there or not whole; delete {directory.index} and run `influray index`")
+    return manifest
+
+
+def index_fingerprint(vectors: PoolVectors, asked: str) -> str:
+    """Return what an index is made from."""
+    return fingerprint(["index", vectors.digest, asked, faiss_module().__version__])
+
+
+def build_shard(vectors: PoolVectors, folder: Path, trained: Path, shard: Shard, block_bytes: int = BLOCK_BYTES) -> int:
+    """Fill a copy of the trained index with the vectors of a shard, block by block, write it and return its bytes."""
+    faiss = faiss_module()
+    index = open_file(trained)
+    threads = faiss.omp_get_max_threads()
+    try:
+        if "HNSW" in type(faiss.downcast_index(getattr(index, "index", index))).__name__:
+            faiss.omp_set_num_threads(1)  # threads that insert at once make another graph each time
+        for _, block_BF in vectors.blocks(max(1, block_bytes // (4 * vectors.dimension)), shard.start, shard.stop):
+            index.add(block_BF)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return write_file(folder / shard.file, index)
+
+
+def write_file(path: Path, index: Any) -> int:
+    """Write a faiss index so that `path` holds all of it or nothing new, and return its bytes."""
+    faiss = faiss_module()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    faiss.write_index(index, str(temporary))
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path.stat().st_size
+
+
+def open_file(path: Path) -> Any:
+    """Return the faiss index of a file. Raises ArtifactMismatch where it is torn."""
+    faiss = faiss_module()
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise ArtifactMismatch(
+            f"{path}: not a readable index; delete {path.parent} and run `influray index`"
+        ) from error
+
+
+def write_moments(folder: Path, moments: QueryMoments) -> str:
+    """Write the moments beside the index and return the hash of the file."""
+    write_table(folder / MOMENTS, arrays_table(moments.arrays()))
+    return hash_file(folder / MOMENTS)
+
+
+def best_device() -> str:
+    """Return "gpu" where faiss has one, else "cpu"."""
+    faiss = faiss_module()
+    return "gpu" if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0 else "cpu"
+
+
+def _on_device(index: Any, device: str) -> Any:
+    faiss = faiss_module()
+    if device == "cpu" or "HNSW" in type(faiss.downcast_index(getattr(index, "index", index))).__name__:
+        return index  # faiss has no graph on a GPU
+    logger.info("the index is searched on a GPU")
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)

@@ -1,0 +1,201 @@
+"""Building the index of a run block by block, and measuring what it finds.
+
+Shape suffixes: S rows of a sample, Q queries, F numbers of a vector.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from influray.store.artifact import read_manifest, write_manifest
+from influray.store.exact_query import exact_query
+from influray.store.index import (
+    BLOCK_BYTES,
+    Candidates,
+    IndexShards,
+    Shard,
+    answers_of,
+    best_device,
+    build_shard,
+    index_fingerprint,
+    write_file,
+    write_moments,
+)
+from influray.store.index_kinds import SEED, Setting, choose_kind, faiss_module, list_count, settings, train
+from influray.store.query_moments import SAMPLE, WIDEST, MomentSums, QueryMoments
+from influray.store.run_directory import RunDirectory
+from influray.store.vectors import PoolVectors, target_vectors
+
+logger = logging.getLogger(__name__)
+
+MEMORY_SHARE = 4  # the index may take one part in so many of a machine's memory
+TRAINING_BYTES = 2**28  # of the sample that an index is trained on
+SHARD_BYTES = 2**32  # of the vectors of a shard as float32
+HELD_OUT = 32  # queries of each kind that are asked to measure: targets, and pool rows that trained nothing
+RECALL_AT = 100
+WANTED = 0.95
+
+# Builds shards from (the trained index' file, the shards) and returns their bytes in order.
+Builder = Callable[[Path, Sequence[Shard]], list[int]]
+
+
+def build_index(
+    directory: RunDirectory,
+    asked: str = "auto",
+    *,
+    memory: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    builder: Builder | None = None,
+    finder: Callable[[Sequence[Shard]], Candidates] | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """Build the index of a run; return (its manifest, whether it was there already).
+
+    Args:
+        asked: a kind, or auto.
+        memory: bytes that the index may take; by default a quarter of this machine's.
+        shard_bytes: of float32 vectors that make a shard.
+        builder, finder: who builds and searches the shards; by default this process.
+
+    Raises:
+        ConfigError: an unknown kind, too few rows for it, or faiss is not installed.
+        ArtifactMismatch: as `PoolVectors`.
+    """
+    vectors = PoolVectors(directory)
+    memory = memory or machine_memory() // MEMORY_SHARE
+    choice = choose_kind(asked, len(vectors), vectors.dimension, memory)
+    made = index_fingerprint(vectors, asked if asked != "auto" else f"auto {choice.kind}")
+    before = read_manifest(directory.index)
+    if before is not None and before["fingerprint"] == made and _files_there(directory.index, before):
+        return before, True
+    logger.info("index: %s (%s)", choice.kind, choice.reason)
+    sample = training_positions(len(vectors), vectors.dimension)
+    sample_SF = vectors.take(sample)
+    trained = directory.index / f"trained-{made[:16]}.faiss"
+    index = train(choice.kind, sample_SF, len(vectors))
+    write_file(trained, index)
+    shards = plan_shards(len(vectors), vectors.dimension, shard_bytes, made)
+    build = builder or (lambda path, todo: [build_shard(vectors, directory.index, path, shard) for shard in todo])
+    sizes = build(trained, shards)
+    moments = pool_moments(vectors, sample_SF[:SAMPLE] if len(sample) > SAMPLE else sample_SF)
+    find = finder(shards) if finder else IndexShards(vectors, directory.index, shards, best_device()).candidates
+    setting, recall = Setting(1), None
+    if choice.kind != "flat":
+        query_QF = held_out_queries(directory, vectors, sample)
+        setting, recall = tune(vectors, moments, find, query_QF, settings(choice.kind, len(vectors), list_count(index)))
+    facts = {
+        "fingerprint": made,
+        "vectors": vectors.digest,
+        "asked": asked,
+        "kind": choice.kind,
+        "reason": choice.reason,
+        "rows": len(vectors),
+        "dimension": vectors.dimension,
+        "setting": {"depth": setting.depth, "nprobe": setting.nprobe, "efSearch": setting.efSearch},
+        "recall": recall,
+        "std": "exact" if moments.covariance_FF is not None else f"of a sample of {len(moments.sample_SF)} rows",
+        "moments": write_moments(directory.index, moments),
+        "shards": [shard.__dict__ for shard in shards],
+        "bytes": sizes,
+        "faiss": faiss_module().__version__,
+    }
+    write_manifest(directory.index, facts)
+    trained.unlink()
+    _sweep(directory.index, {shard.file for shard in shards})
+    return read_manifest(directory.index) or {}, False
+
+
+def training_positions(rows: int, dimension: int) -> np.ndarray:
+    """Return the positions that an index is trained on, in a drawn order that the seed and the pool alone decide."""
+    count = min(rows, max(SAMPLE, TRAINING_BYTES // (4 * dimension)))
+    return np.random.default_rng(SEED).permutation(rows)[:count]
+
+
+def plan_shards(rows: int, dimension: int, shard_bytes: int, made: str) -> list[Shard]:
+    """Return shards of as equal a size as they can be, of at most `shard_bytes` of float32 vectors."""
+    count = max(1, -(-4 * rows * dimension // shard_bytes))
+    bounds = [rows * i // count for i in range(count + 1)]
+    return [
+        Shard(f"shard-{i}-{made[:16]}.faiss", low, high) for i, (low, high) in enumerate(itertools.pairwise(bounds))
+    ]
+
+
+def pool_moments(vectors: PoolVectors, sample_SF: np.ndarray, widest: int = WIDEST) -> QueryMoments:
+    """Return what standardises any query; one pass, in blocks of a fixed size."""
+    sums = MomentSums(sample_SF.mean(axis=0, dtype=np.float64), exact=vectors.dimension <= widest)
+    for _, block_BF in vectors.blocks(max(1, BLOCK_BYTES // (4 * vectors.dimension))):
+        sums.add(block_BF)
+    return sums.finish(sample_SF)
+
+
+def held_out_queries(directory: RunDirectory, vectors: PoolVectors, trained: np.ndarray) -> np.ndarray:
+    """Return the queries that measure, float32 [Q, F]: targets drawn by seed, and pool rows that trained nothing.
+
+    Where every pool row trained it, any are drawn.
+    """
+    generator = np.random.default_rng(SEED + 1)
+    _, target_TF = target_vectors(directory)
+    of_targets = generator.permutation(len(target_TF))[:HELD_OUT]
+    free = np.setdiff1d(np.arange(len(vectors)), trained)
+    free = free if len(free) else np.arange(len(vectors))
+    of_pool = vectors.take(generator.permutation(free)[:HELD_OUT])
+    return np.concatenate([target_TF[of_targets], of_pool])
+
+
+def tune(
+    vectors: PoolVectors,
+    moments: QueryMoments,
+    candidates: Candidates,
+    query_QF: np.ndarray,
+    tried: Sequence[Setting],
+) -> tuple[Setting, dict[str, Any]]:
+    """Return the first setting that finds 95% of the exact 100 best and worst rows of the queries, and what it found.
+
+    Where none does, it is the last, and a warning says so.
+    """
+    k = min(RECALL_AT, len(vectors))
+    truth = exact_query(vectors, query_QF, k)
+    setting, value = tried[-1], 0.0
+    for setting in tried:
+        found = answers_of(vectors, moments, candidates, query_QF, k, setting, False)
+        value = recall_of(found.helpful_rows, truth.helpful_rows, found.harmful_rows, truth.harmful_rows)
+        logger.info("index: %s finds %.3f of the %d best", setting.plain(), value, k)
+        if value >= WANTED:
+            break
+    else:
+        logger.warning("index: finds %.3f of the %d best rows, less than %.2f; take another --kind", value, k, WANTED)
+    return setting, {"k": k, "value": value, "queries": len(query_QF)}
+
+
+def recall_of(*found_and_true: np.ndarray) -> float:
+    """Return the share of true rows that were found, from arrays [Q, k] in pairs (found, true)."""
+    hits = total = 0
+    for found_Qk, true_Qk in zip(found_and_true[::2], found_and_true[1::2], strict=True):
+        for found, true in zip(found_Qk, true_Qk, strict=True):
+            hits, total = hits + len(np.intersect1d(found, true)), total + len(true)
+    return hits / total
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _files_there(folder: Path, manifest: dict[str, Any]) -> bool:
+    paths = [folder / shard["file"] for shard in manifest["shards"]]
+    return all(
+        path.is_file() and path.stat().st_size == size for path, size in zip(paths, manifest["bytes"], strict=True)
+    )
+
+
+def _sweep(folder: Path, keep: set[str]) -> None:
+    """Delete the files of earlier indexes."""
+    for path in folder.glob("*.faiss"):
+        if path.name not in keep:
+            path.unlink()

@@ -1,0 +1,182 @@
+"""The kinds of faiss indexes: which fits, how one is trained, and what is turned until it finds enough.
+
+All but flat and fp16 work in the eigenbasis of the vectors' second moments, cut where what is left out would change
+the products of two rows least: gradient features have a falling spectrum, and nearly all of an inner product lies in
+few directions. What an index finds is ranked again by exact products, so a short code costs candidates, not scores.
+
+Shape suffixes: S rows of the sample, F numbers of a vector, R numbers in the eigenbasis.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from influray.protocols import ConfigError
+
+KINDS = ("flat", "fp16", "sq8", "ivf", "hnsw", "pq")
+KEPT = 0.995  # of the sum of squared eigenvalues, which is what products of two random rows are made of
+ROUND = 16  # numbers: what a code is padded to
+SCAN_BYTES = 2**30  # read by a query of a flat index: about 0.1 s on two cores
+SCAN_CODES = 2**28  # bytes of codes that a query may look through one by one
+NEIGHBOURS = 32  # of a node of the graph
+BUILD_BREADTH = 80  # efConstruction: below this recall suffers, above it only time
+PQ_BITS = 8
+PQ_NUMBERS = 4  # of the eigenbasis in a byte
+CLUSTER_ROWS = 39  # the least per list or code word that faiss asks for when it trains
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kind, and why."""
+
+    kind: str
+    reason: str
+
+
+def faiss_module() -> Any:
+    """Return faiss. Raises ConfigError naming the extra where it is not installed."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ConfigError(
+            "index: faiss is not installed; pip install influray[cpu], or influray[gpu] on a machine with CUDA"
+        ) from error
+    return faiss
+
+
+def choose_kind(asked: str, rows: int, dimension: int, memory: int) -> Choice:
+    """Return what is built for `rows` vectors of `dimension` numbers where `memory` bytes may be used.
+
+    Raises:
+        ConfigError: no such kind, or too few rows to train it.
+    """
+    if asked == "pq" and rows < 2**PQ_BITS:
+        raise ConfigError(f"--kind pq: needs {2**PQ_BITS} rows to train its code words, the pool has {rows}; take flat")
+    if asked in KINDS:
+        return Choice(asked, "asked for")
+    if asked != "auto":
+        raise ConfigError(f"--kind: found {asked!r}, expected auto or one of {', '.join(KINDS)}")
+    whole = 4 * rows * dimension
+    text = f"{rows} vectors of {dimension} numbers, {_size(whole)} as float32, {_size(memory)} of memory to use"
+    if whole <= min(memory, SCAN_BYTES):
+        return Choice("flat", f"{text}: they fit, and a query may read them all")
+    if rows * min(dimension, 256) <= min(memory, SCAN_CODES):
+        return Choice("sq8", f"{text}: more than a query should read; one byte for each of the leading numbers")
+    if rows * 512 <= memory:
+        return Choice("ivf", f"{text}: too many to look through one by one; lists of near ones")
+    return Choice("pq", f"{text}: only codes of some bytes a row fit")
+
+
+def eigenbasis(sample_SF: np.ndarray, kept: float = KEPT) -> np.ndarray:
+    """Return orthonormal directions, float32 [R, F], of the largest second moments of a sample, about no mean.
+
+    R is the least multiple of 16 that keeps `kept` of the sum of squared eigenvalues.
+    """
+    S, F = sample_SF.shape
+    wide_SF = sample_SF.astype(np.float64)
+    if F <= S:
+        value_F, vector_FF = np.linalg.eigh(wide_SF.T @ wide_SF / S)
+        value, basis = value_F[::-1], vector_FF[:, ::-1].T
+    else:
+        value_S, vector_SS = np.linalg.eigh(wide_SF @ wide_SF.T / S)
+        value = np.maximum(value_S[::-1], 0.0)
+        alive = value > 1e-12 * value[0]
+        value = value[alive]
+        basis = (vector_SS[:, ::-1].T[alive] @ wide_SF) / np.sqrt(value * S)[:, None]
+    share = np.cumsum(np.maximum(value, 0.0) ** 2)
+    rank = int(np.searchsorted(share, kept * share[-1])) + 1
+    basis = basis[: min(len(basis), -(-rank // ROUND) * ROUND)]
+    leading = basis[np.arange(len(basis)), np.abs(basis).argmax(axis=1)]
+    return np.ascontiguousarray(basis * np.sign(leading)[:, None], dtype=np.float32)  # one sign, whatever LAPACK says
+
+
+def train(kind: str, sample_SF: np.ndarray, rows: int) -> Any:
+    """Return an empty, trained faiss index of a kind for `rows` vectors like those of the sample."""
+    faiss = faiss_module()
+    F = sample_SF.shape[1]
+    metric = faiss.METRIC_INNER_PRODUCT
+    if kind == "flat":
+        return faiss.IndexFlatIP(F)
+    if kind == "fp16":
+        index = faiss.IndexScalarQuantizer(F, faiss.ScalarQuantizer.QT_fp16, metric)
+        index.train(sample_SF)
+        return index
+    basis_RF = eigenbasis(sample_SF)
+    R = len(basis_RF)
+    if kind == "sq8":
+        core = faiss.IndexScalarQuantizer(R, faiss.ScalarQuantizer.QT_8bit, metric)
+    elif kind == "hnsw":
+        core = faiss.IndexHNSWFlat(R, NEIGHBOURS, metric)
+        core.hnsw.efConstruction = BUILD_BREADTH
+    elif kind == "ivf":
+        lists = max(1, min(int(4 * math.sqrt(rows)), len(sample_SF) // CLUSTER_ROWS))
+        core = faiss.IndexIVFScalarQuantizer(
+            faiss.IndexFlatIP(R), R, lists, faiss.ScalarQuantizer.QT_fp16, metric, False
+        )
+        core.cp.seed, core.cp.niter = SEED, 10
+    else:
+        assert kind == "pq", kind
+        codes = next(m for m in range(max(1, R // PQ_NUMBERS), 0, -1) if R % m == 0)
+        core = faiss.IndexPQ(R, codes, PQ_BITS, metric)
+        core.pq.cp.seed = SEED
+        core.pq.cp.min_points_per_centroid = 1
+    turn = faiss.LinearTransform(F, R, False)
+    faiss.copy_array_to_vector(basis_RF.reshape(-1), turn.A)
+    turn.is_trained, turn.is_orthonormal = True, True
+    core.train(sample_SF @ basis_RF.T)
+    return faiss.IndexPreTransform(turn, core)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a search is done with: `depth` candidates for each answer asked for; nprobe and efSearch, 0 where unused."""
+
+    depth: int
+    nprobe: int = 0
+    efSearch: int = 0
+
+    def plain(self) -> dict[str, int]:
+        return {name: value for name, value in self.__dict__.items() if value}
+
+
+def settings(kind: str, rows: int, lists: int) -> list[Setting]:
+    """Return what is tried in turn until enough is found, the cheapest first."""
+    if kind == "flat":
+        return [Setting(1)]
+    depths = [Setting(depth) for depth in (2, 4, 8, 16, 32)]
+    if kind == "ivf":
+        probes = [2**power for power in range(lists.bit_length()) if 2**power >= lists // 64] + [lists]
+        return [Setting(4, nprobe=nprobe) for nprobe in probes if nprobe] + [Setting(16, nprobe=lists)]
+    if kind == "hnsw":
+        return [Setting(4, efSearch=breadth) for breadth in (400, 800, 1600, 3200) if breadth < 4 * rows]
+    return depths
+
+
+def list_count(index: Any) -> int:
+    """Return the number of lists of an IVF index, 0 of another."""
+    core = _core(index)
+    return int(core.nlist) if hasattr(core, "nlist") else 0
+
+
+def apply_setting(index: Any, setting: Setting) -> None:
+    """Set what the core of an index searches with."""
+    core = _core(index)
+    if setting.nprobe:
+        core.nprobe = setting.nprobe
+    if setting.efSearch:
+        core.hnsw.efSearch = setting.efSearch
+
+
+def _core(index: Any) -> Any:
+    faiss = faiss_module()
+    index = faiss.downcast_index(index)
+    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.0f} MiB"

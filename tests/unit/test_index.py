@@ -1,0 +1,185 @@
+"""What an index finds is what an exact pass finds, or the share of it that its manifest states."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from influray.protocols import ArtifactMismatch, ConfigError
+from influray.store import index_build, index_kinds
+from influray.store.attribution import Attribution
+from influray.store.exact_query import exact_query
+from influray.store.index import PoolIndex, build_shard, open_file
+from influray.store.index_build import build_index, held_out_queries, plan_shards, training_positions
+from influray.store.query_moments import MomentSums, QueryMoments
+from influray.store.vectors import PoolVectors, target_vectors
+from tests.unit.synthetic_features import random_run
+
+EPS32 = float(np.finfo(np.float32).eps)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(12, 90),
+    dimension=st.integers(1, 24),
+    checkpoints=st.integers(1, 3),
+    similarity=st.sampled_from(["cosine", "dot"]),
+    encoding=st.sampled_from(["float16", "int8"]),
+    seed=st.integers(0, 99),
+)
+def test_scores_of_a_flat_index_are_the_columns_of_the_matrix(rows, dimension, checkpoints, similarity, encoding, seed):
+    weights = [2 * (k + 1) / (checkpoints * (checkpoints + 1)) for k in range(checkpoints)]
+    with tempfile.TemporaryDirectory() as folder:
+        run = random_run(
+            Path(folder),
+            rows=rows,
+            dimension=dimension,
+            weights=weights,
+            similarity=similarity,
+            encoding=encoding,
+            seed=seed,
+        )
+        build_index(run, "flat")
+        matrix = Attribution(run.attribution)
+        answers = PoolIndex(run).search(target_vectors(run)[1], 10**6)
+        bound = (dimension * checkpoints + 4) * EPS32 * (9 if similarity == "dot" else 1) * 2
+        assert answers.exact
+        for j in range(matrix.shape[1]):
+            for found, score in (
+                (answers.helpful_rows[j], answers.helpful_scores[j]),
+                (answers.harmful_rows[j], answers.harmful_scores[j]),
+            ):
+                assert sorted(found.tolist()) == matrix.rows.tolist()
+                np.testing.assert_allclose(score, matrix.gather(found)[:, j], rtol=0, atol=bound)
+            assert (np.diff(answers.helpful_scores[j]) <= 0).all()
+            assert (np.diff(answers.harmful_scores[j]) >= 0).all()
+        scale = 9 if similarity == "dot" else 1
+        np.testing.assert_allclose(answers.mean, matrix.stats.mean_T, rtol=0, atol=1e-6 * scale)
+        np.testing.assert_allclose(answers.std**2, matrix.stats.std_T**2, rtol=1e-4, atol=1e-7 * scale**2)
+
+
+@pytest.mark.parametrize("kind", ["fp16", "sq8", "ivf", "hnsw", "pq"])
+def test_the_recall_that_is_stated_is_the_recall_that_a_loop_measures(tmp_path, kind):
+    run = random_run(tmp_path, rows=1500, dimension=48, targets=12)
+    manifest, there = build_index(run, kind)
+    assert not there
+    assert build_index(run, kind)[1], "nothing to do the second time"
+    vectors, index = PoolVectors(run), PoolIndex(run)
+    query_QF = held_out_queries(run, vectors, training_positions(len(vectors), vectors.dimension))
+    found, pool_NF = index.search(query_QF, 100), vectors.take(np.arange(len(vectors)))
+    hits = total = 0
+    for q, query_F in enumerate(query_QF):
+        score_N = pool_NF.astype(np.float64) @ query_F
+        order_N = np.argsort(-score_N, kind="stable")
+        hits += len(set(found.helpful_rows[q]) & set(vectors.rows[order_N[:100]]))
+        hits += len(set(found.harmful_rows[q]) & set(vectors.rows[order_N[-100:]]))
+        total += 200
+        by_row = dict(zip(vectors.rows.tolist(), score_N.tolist(), strict=True))
+        wanted = [by_row[row] for row in found.helpful_rows[q].tolist()]
+        np.testing.assert_allclose(found.helpful_scores[q], wanted, rtol=0, atol=1e-5)
+    assert manifest["recall"]["value"] == pytest.approx(hits / total, abs=2e-4), "but for equals at the end"
+    assert manifest["recall"] == {"k": 100, "value": manifest["recall"]["value"], "queries": len(query_QF)}
+    assert manifest["recall"]["value"] >= 0.95
+    assert not found.exact
+
+
+@pytest.mark.parametrize("kind", ["flat", "sq8", "hnsw"])
+def test_building_block_by_block_gives_the_index_of_one_block(tmp_path, kind):
+    run = random_run(tmp_path, rows=700, dimension=20)
+    vectors = PoolVectors(run)
+    sample_SF = vectors.take(training_positions(len(vectors), vectors.dimension))
+    index_build.write_file(tmp_path / "trained.faiss", index_kinds.train(kind, sample_SF, len(vectors)))
+    (shard,) = plan_shards(len(vectors), vectors.dimension, 10**9, "f" * 64)
+    found = []
+    for size in (4 * vectors.dimension * 13, 10**9, 10**9):
+        build_shard(vectors, tmp_path, tmp_path / "trained.faiss", shard, size)
+        index = open_file(tmp_path / shard.file)
+        found.append((*index.search(target_vectors(run)[1], 50), (tmp_path / shard.file).read_bytes()))
+    assert found[1][2] == found[2][2], "the same build gives the same bytes"
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=0, atol=1e-5 if kind == "flat" else 0.02)
+    if kind == "flat":
+        assert found[0][2] == found[1][2]
+
+
+def test_what_shards_find_together_is_what_one_finds(tmp_path):
+    run = random_run(tmp_path, rows=900, dimension=16)
+    query_QF = target_vectors(run)[1]
+    answers = []
+    for shards in (1, 4):
+        manifest, _ = build_index(run, "flat", shard_bytes=-(-4 * 32 * len(PoolVectors(run)) // shards))
+        assert len(manifest["shards"]) == shards
+        answers.append(PoolIndex(run).search(query_QF, 30))
+        (run.index / "manifest.json").unlink()
+    assert answers[0].helpful_rows.tolist() == answers[1].helpful_rows.tolist()
+    assert answers[0].harmful_rows.tolist() == answers[1].harmful_rows.tolist()
+    np.testing.assert_allclose(answers[0].helpful_scores, answers[1].helpful_scores, atol=1e-6)
+
+
+def test_moments_of_a_wide_pool_are_estimates_within_their_standard_error(tmp_path):
+    generator = np.random.default_rng(3)
+    pool_NF = generator.standard_normal((30_000, 12)).astype(np.float32) + 5
+    query_QF = generator.standard_normal((40, 12)).astype(np.float32)
+    score_NQ = pool_NF.astype(np.float64) @ query_QF.T.astype(np.float64)
+    sample_SF = pool_NF[generator.permutation(len(pool_NF))[:4096]]
+
+    def moments(exact: bool) -> QueryMoments:
+        sums = MomentSums(sample_SF.mean(axis=0), exact)
+        for start in range(0, len(pool_NF), 1000):
+            sums.add(pool_NF[start : start + 1000])
+        return sums.finish(sample_SF)
+
+    mean_Q, std_Q, error_Q = moments(True).of(query_QF)
+    np.testing.assert_allclose(mean_Q, score_NQ.mean(axis=0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(std_Q, score_NQ.std(axis=0), rtol=1e-5)
+    assert error_Q is None
+    mean_Q, std_Q, error_Q = moments(False).of(query_QF)
+    np.testing.assert_allclose(mean_Q, score_NQ.mean(axis=0), rtol=1e-6, atol=1e-6)
+    assert error_Q is not None
+    off_Q = np.abs(std_Q - score_NQ.std(axis=0)) / error_Q
+    assert (off_Q < 4).all(), "no estimate is four standard errors off"
+    assert off_Q.max() > 0.3, "nor are the errors far too large"
+
+
+def test_auto_takes_what_fits_and_says_why():
+    memory = 6 * 2**30
+    wanted = {(10_000, 1024): "flat", (10**6, 1024): "sq8", (10**7, 4096): "ivf", (10**9, 4096): "pq"}
+    for (rows, dimension), kind in wanted.items():
+        choice = index_kinds.choose_kind("auto", rows, dimension, memory)
+        assert choice.kind == kind, (rows, dimension)
+        assert f"{rows} vectors of {dimension} numbers" in choice.reason
+
+
+def test_a_stale_torn_or_unknown_index_is_refused_by_name(tmp_path):
+    run = random_run(tmp_path)
+    with pytest.raises(ArtifactMismatch, match="run `influray index` first"):
+        PoolIndex(run)
+    with pytest.raises(ConfigError, match="--kind: found 'lsh', expected auto or one of flat"):
+        build_index(run, "lsh")
+    with pytest.raises(ConfigError, match="--kind pq: needs 256 rows"):
+        build_index(run, "pq")
+    manifest, _ = build_index(run, "flat")
+    file = run.index / manifest["shards"][0]["file"]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(ArtifactMismatch, match="not whole"):
+        PoolIndex(run)
+    assert not build_index(run, "flat")[1], "it is built again"
+    other = random_run(tmp_path / "other", seed=5)
+    (run.index).rename(other.index)
+    with pytest.raises(ArtifactMismatch, match="built of other features.*run `influray index` again"):
+        PoolIndex(other)
+
+
+def test_an_exact_pass_and_a_flat_index_agree(tmp_path):
+    run = random_run(tmp_path, rows=800, dimension=24)
+    build_index(run, "auto")
+    vectors = PoolVectors(run)
+    query_QF = target_vectors(run)[1]
+    one, other = exact_query(vectors, query_QF, 40), PoolIndex(run).search(query_QF, 40)
+    for name in ("helpful_scores", "harmful_scores", "mean", "std"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-6)

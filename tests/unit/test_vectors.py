@@ -1,0 +1,184 @@
+"""One inner product of two vectors is the influence, and the answers of a pass are what a loop finds."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from influray.protocols import ArtifactMismatch, DataError
+from influray.store.artifact import read_json
+from influray.store.attribution import Attribution
+from influray.store.exact_query import BestRows, exact_query
+from influray.store.vectors import PoolVectors, join_checkpoints, target_vectors
+from tests.reference import answers as reference
+from tests.unit.synthetic_features import random_run, read_rows, write_matrix, write_store
+
+EPS32 = float(np.finfo(np.float32).eps)
+
+
+def whole(matrix: Attribution) -> np.ndarray:
+    return np.concatenate([block_BT for _, block_BT in matrix.blocks()])
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(12, 80),
+    dimension=st.integers(1, 33),
+    checkpoints=st.integers(1, 3),
+    encoding=st.sampled_from(["float16", "int8", "sign1"]),
+    similarity=st.sampled_from(["cosine", "dot"]),
+    parts=st.integers(1, 4),
+    size=st.integers(1, 90),
+    seed=st.integers(0, 99),
+)
+def test_products_of_vectors_are_the_lines_of_the_matrix(
+    rows, dimension, checkpoints, encoding, similarity, parts, size, seed
+):
+    weights = [2 * (k + 1) / (checkpoints * (checkpoints + 1)) for k in range(checkpoints)]
+    with tempfile.TemporaryDirectory() as folder:
+        run = random_run(
+            Path(folder),
+            rows=rows,
+            dimension=dimension,
+            weights=weights,
+            encoding=encoding,
+            similarity=similarity,
+            parts=parts,
+            seed=seed,
+        )
+        matrix, vectors = Attribution(run.attribution), PoolVectors(run)
+        row_T, target_TF = target_vectors(run)
+        A_NT = whole(matrix)
+        pool, target = read_rows(run, "pool", checkpoints), read_rows(run, "target", checkpoints)
+        assert vectors.rows.tolist() == matrix.rows.tolist()
+        assert row_T.tolist() == matrix.target_rows.tolist()
+        blocks = list(vectors.blocks(size))
+        assert [start for start, _ in blocks] == list(range(0, len(vectors.rows), size))
+        all_NF = np.concatenate([block_BF for _, block_BF in blocks])
+        # |sum of F rounded products| <= F eps |x||y|, and a norm is at most 3 on both sides.
+        bound = (dimension * checkpoints + 4) * EPS32 * (9 if similarity == "dot" else 1) * 2
+        np.testing.assert_allclose(all_NF @ target_TF.T, A_NT, rtol=0, atol=bound)
+        asked = vectors.query(target.feature_KBD, [facts["norm"] for facts in target.facts_KB])
+        np.testing.assert_allclose(asked, target_TF, rtol=2 * EPS32)
+        norms = [[facts["norm"].astype(np.float64) for facts in one.facts_KB] for one in (pool, target)]
+        scale = [[norm if similarity == "dot" else np.ones_like(norm) for norm in one] for one in norms]
+        plain = [
+            [feature.astype(np.float64) * norm[:, None] for feature, norm in zip(one.feature_KBD, factor, strict=True)]
+            for one, factor in zip((pool, target), scale, strict=True)
+        ]
+        np.testing.assert_allclose(A_NT, reference.influence(*plain, weights), rtol=0, atol=bound)
+        positions = np.random.default_rng(seed).integers(0, len(vectors.rows), 12)
+        assert vectors.take(positions).tobytes() == all_NF[positions].tobytes()
+        assert vectors.take(positions[:0]).shape == (0, vectors.dimension)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 300),
+    queries=st.integers(1, 5),
+    k=st.integers(1, 40),
+    levels=st.integers(1, 60),
+    size=st.integers(1, 130),
+    seed=st.integers(0, 99),
+)
+def test_the_best_of_blocks_are_the_best_of_all_and_equals_go_to_the_lower_row(rows, queries, k, levels, size, seed):
+    score_NQ = np.random.default_rng(seed).integers(-levels, levels + 1, (rows, queries)).astype(np.float32)
+    k = min(k, rows)
+    best = BestRows(queries, k)
+    for start in range(0, rows, size):
+        best.add(start, score_NQ[start : start + size])
+    position_Qk, score_Qk = best.sorted()
+    for j in range(queries):
+        wanted = reference.top(score_NQ[:, j], np.arange(rows), k)
+        assert (position_Qk[j].tolist(), score_Qk[j].tolist()) == wanted
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_a_pass_answers_a_target_with_its_column_of_the_matrix(tmp_path, similarity):
+    run = random_run(tmp_path, rows=700, similarity=similarity)
+    matrix = Attribution(run.attribution)
+    A_NT = whole(matrix)
+    vectors = PoolVectors(run)
+    answers = exact_query(vectors, target_vectors(run)[1], 20)
+    assert answers.exact
+    assert answers.helpful_rows.dtype == answers.harmful_rows.dtype == np.int64
+    assert answers.helpful_scores.dtype == answers.harmful_scores.dtype == np.float32
+    for j in range(A_NT.shape[1]):
+        for sign, rows, scores in (
+            (1, answers.helpful_rows[j], answers.helpful_scores[j]),
+            (-1, answers.harmful_rows[j], answers.harmful_scores[j]),
+        ):
+            wanted_rows, wanted_scores = reference.top(A_NT[:, j], matrix.rows, 20, sign)
+            np.testing.assert_allclose(scores, wanted_scores, rtol=0, atol=64 * EPS32 * 9)
+            assert len(set(rows.tolist()) & set(wanted_rows)) >= 19, "but for what rounding exchanges at the end"
+            assert (np.diff(scores) * sign <= 0).all()
+    np.testing.assert_allclose(answers.mean, matrix.stats.mean_T, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(answers.std, matrix.stats.std_T, rtol=1e-6)
+
+
+def test_fewer_rows_than_answers_give_all_rows(tmp_path):
+    run = random_run(tmp_path, rows=12)
+    vectors = PoolVectors(run)
+    answers = exact_query(vectors, vectors.take(np.array([0])), 100)
+    assert sorted(answers.helpful_rows[0].tolist()) == vectors.rows.tolist()
+    assert answers.helpful_rows[0].tolist() == answers.harmful_rows[0].tolist()[::-1]
+
+
+def test_the_digest_changes_with_every_vector(tmp_path):
+    found = set()
+    for name, changes in {
+        "a": {},
+        "b": {"seed": 1},
+        "c": {"weights": (0.5, 0.5)},
+        "d": {"similarity": "dot"},
+        "e": {"encoding": "int8"},
+    }.items():
+        found.add(PoolVectors(random_run(tmp_path / name, **changes)).digest)
+    assert len(found) == 5
+    assert PoolVectors(random_run(tmp_path / "again")).digest in found
+
+
+def test_what_cannot_be_asked_is_refused_by_name(tmp_path):
+    run = random_run(tmp_path)
+    vectors = PoolVectors(run)
+    with pytest.raises(DataError, match=r"shape \(1, 3\), but the pool's vectors have 32"):
+        exact_query(vectors, np.zeros((1, 3), np.float32), 5)
+    with pytest.raises(DataError, match="not finite"):
+        exact_query(vectors, np.full((1, 32), np.nan, np.float32), 5)
+    with pytest.raises(DataError, match="not finite"):
+        join_checkpoints([np.array([[np.inf]])], [1.0])
+    lost = int(np.setdiff1d(np.arange(60), vectors.rows)[0])
+    with pytest.raises(DataError, match=f"row {lost}: has no feature at every checkpoint"):
+        vectors.positions_of(np.array([lost]))
+    assert vectors.positions_of(vectors.rows[[7, 3]]).tolist() == [7, 3]
+
+
+def test_a_matrix_of_another_scorer_or_of_other_features_is_refused(tmp_path):
+    run = random_run(tmp_path)
+    path = run.attribution / "manifest.json"
+    manifest = read_json(path)
+    path.write_text(json.dumps({**manifest, "scorer": "datainf"}))
+    with pytest.raises(ArtifactMismatch, match="scorer datainf.*inner_product can"):
+        PoolVectors(run)
+    path.write_text(json.dumps({name: fact for name, fact in manifest.items() if name != "scorer"}))
+    with pytest.raises(ArtifactMismatch, match="run `influray score` again"):
+        PoolVectors(run)
+    path.write_text(json.dumps(manifest))
+    PoolVectors(run)
+    features = run.features("pool", 2)
+    write_store(features, np.arange(60), np.ones((60, 16), np.float16) / 4, seed=77)
+    with pytest.raises(ArtifactMismatch, match="made of other features"):
+        PoolVectors(run)
+    for file in run.attribution.iterdir():
+        if file.is_file():
+            file.unlink()
+    for receipt in (run.attribution / "_receipts").iterdir():
+        receipt.unlink()
+    write_matrix(run, (0.75, 0.25), ["ab"[row % 2] for row in range(5)], "cosine")
+    PoolVectors(run)
