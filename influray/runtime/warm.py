@@ -14,7 +14,8 @@ import numpy as np
 
 from influray.config import Config
 from influray.data.batches import plan_batches
-from influray.features.gradient import GradientFeaturizer, resolve_token_budget
+from influray.features.gradient import GradientFeaturizer
+from influray.features.token_budget import resolve_token_budget
 from influray.model.checkpoints import load_checkpoint
 from influray.model.loading import attach_adapter, load_base
 from influray.protocols import ArtifactMismatch, FeatureBlock, TokenizedExample
@@ -60,15 +61,16 @@ class WarmFeaturizers:
         base: Any = load_base(
             config.model, device=device, device_map=config.resources.device_map if device != "cpu" else None
         )
-        self._token_budget = resolve_token_budget(features.token_budget, base, device, config.data.max_tokens)
         self._featurizers: list[Any] = []
         if reads == "base":
             self._featurizers = [kind(base, device, **features.options)]
-            return
-        for number in range(1, checkpoints + 1):
-            checkpoint = load_checkpoint(directory.checkpoint(number))
-            model = attach_adapter(_tree_over(base), checkpoint.adapter)
-            self._featurizers.append(kind(model, features, None, "sgd", device))
+        else:
+            for number in range(1, checkpoints + 1):
+                checkpoint = load_checkpoint(directory.checkpoint(number))
+                model = attach_adapter(_tree_over(base), checkpoint.adapter)
+                self._featurizers.append(kind(model, features, None, "sgd", device))
+        limits = features.token_budget, config.data.max_tokens
+        self._token_budget = resolve_token_budget(limits[0], base, device, limits[1], self._featurizers[0].compute)
 
     def rows(self, examples: Sequence[TokenizedExample]) -> NewRows:
         """Return the feature rows of examples, whatever their own row numbers are."""
