@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from influray.model.checkpointing import calling, checkpointed_layers, run_checkpointed
 from influray.model.merged_lora import MergedLora, merge_lora
+from influray.model.packed_linear import pack_linear
 from influray.protocols import ConfigError, TokenizedExample
 
 log = logging.getLogger(__name__)
@@ -157,6 +158,7 @@ class ExampleGradients:
         self.masks_padding = self._probe_padding()
         self.head: Literal["pieces", "whole"] = self._choose_head()
         self.merged = merge_lora(self.model, self.weights, self._deliver) if merging else []
+        self._packed = pack_linear(self.model, (part for merged in self.merged for part in merged.layer.modules()))
         by_itself = {weight.name for layer in self.merged for weight in (layer.down, layer.up)}
         self._handles = [
             weight.module.register_forward_hook(partial(self._on_forward, weight))
@@ -165,10 +167,10 @@ class ExampleGradients:
         ]
 
     def close(self) -> None:
-        """Remove the hooks from the model and drop the merged weights."""
+        """Remove the hooks from the model and drop the merged and packed weights."""
         for handle in self._handles:
             handle.remove()
-        self.merged = []
+        self.merged, self._packed = [], []
 
     def run(self, batch: Batch, consume: BlockConsumer, consume_factors: FactorConsumer | None = None) -> Tensor:
         """Hand the gradients of a batch to `consume`, weight by weight, and return the mean losses [B] float64.
@@ -192,6 +194,8 @@ class ExampleGradients:
             with torch.enable_grad(), ExitStack() as replaced:
                 for layer in self.merged:
                     replaced.enter_context(calling(layer.layer, partial(self._run_merged, layer)))
+                for linear in self._packed:
+                    replaced.enter_context(calling(linear.layer, linear.forward))
                 for block in self._checkpointed:
                     replaced.enter_context(calling(block, partial(run_checkpointed, block.forward)))
                 backward = self._backward_in_pieces if self.head == "pieces" else self._backward_whole
