@@ -48,8 +48,9 @@ from influray.data.readers import read_rows, resolve_files
 from influray.data.records import BadRow, Record, parse_record
 from influray.features.gradient import GradientFeaturizer, resolve_token_budget
 from influray.features.preconditioners import make_direction
+from influray.model.batch import make_batch
 from influray.model.checkpoints import AdamMoments
-from influray.model.example_gradients import lora_weights, make_batch
+from influray.model.example_gradients import lora_weights
 from influray.model.loading import attach_new_adapter, load_base, load_tokenizer
 from influray.protocols import ConfigError, TokenizedExample
 from influray.store.artifact import ShardStore
