@@ -127,7 +127,7 @@ class WarmupConfig(FinetuneConfig):
 class ProjectorConfig(Section):
     """The random map from P gradient coordinates to D."""
 
-    name: str = "rademacher"
+    name: str = "sparse_jl"  # the fastest at the variance of dense signs (jobs/benchmark_projectors.py)
     dimension: Positive = 8192  # D
     seed: int = 0
     options: dict[str, Any] = {}  # such as nonzeros of sparse_jl

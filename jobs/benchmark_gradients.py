@@ -10,8 +10,10 @@ until it is idle.
   lora_step  forward and backward of a LoRA fine-tuning step with a frozen base: transformers' own loss, ordinary
              autograd, no optimizer step
   full_step  the same with all parameters trained
-  loop       one example at a time, its gradient flattened, turned into the direction and projected by a dense +-1
-             matrix, 16 examples at once, the matrix made in blocks as it is needed (as LESS does it)
+  loop       as LESS does it: one example at a time, its gradient flattened and turned into the direction; 16 of them
+             are projected at once by a dense +-1 matrix, whose columns are drawn 128 at a time each time, as TRAK's
+             BasicProjector does, which LESS falls back to without TRAK's CUDA kernel. Drawn in float32 where LESS
+             takes float16, which is slower on a CPU
 
 MODEL is a built-in shape with random weights, or a folder that `model.base` could name. --data takes a pool, whose
 texts a folder's tokenizer reads; for a shape, four characters count as a token. Without it lengths are log-normal
@@ -46,10 +48,10 @@ from influray.data.readers import read_rows, resolve_files
 from influray.data.records import BadRow, Record, parse_record
 from influray.features.gradient import GradientFeaturizer
 from influray.features.preconditioners import make_direction
-from influray.features.projectors.rademacher import RademacherProjector
 from influray.features.token_budget import resolve_token_budget
+from influray.model.batch import make_batch
 from influray.model.checkpoints import AdamMoments
-from influray.model.example_gradients import lora_weights, make_batch
+from influray.model.example_gradients import lora_weights
 from influray.model.loading import attach_new_adapter, load_base, load_tokenizer
 from influray.protocols import ConfigError, TokenizedExample
 from influray.store.artifact import ShardStore
@@ -182,17 +184,16 @@ class Step:
 
 
 class Loop:
-    """Gradients one example at a time, projected by a dense matrix whose blocks are made anew for every 16 rows."""
+    """Gradients one example at a time, projected by a dense matrix that is drawn anew for every 16 rows."""
 
-    BLOCK = 4096
+    COLUMNS, BYTES = 128, 2**31  # of a drawn block
 
     def __init__(self, model: nn.Module, features: FeaturesConfig, moments: AdamMoments, device: torch.device) -> None:
         self._model, self._device = model, device
         self._weights = lora_weights(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".lora_" in name)
-        size, dimension = sum(weight.size for weight in self._weights), features.projector.dimension
-        self._projector = RademacherProjector(dimension, size, 0, device, cache_bytes=0)
+        self._dimension = features.projector.dimension
         self._direction = make_direction(features.direction, self._weights, moments)
 
     def run(self, batches: list[list[TokenizedExample]]) -> None:
@@ -214,10 +215,15 @@ class Loop:
         return torch.cat(pieces)
 
     def _project(self, grad_BP: Tensor) -> Tensor:
-        out_BD = grad_BP.new_zeros(len(grad_BP), self._projector.dimension)
-        for start in range(0, grad_BP.shape[1], self.BLOCK):
-            stop = min(start + self.BLOCK, grad_BP.shape[1])
-            out_BD += grad_BP[:, start:stop] @ self._projector.matrix(start, stop)
+        P, D = grad_BP.shape[1], self._dimension
+        columns = max(1, min(D, self.COLUMNS, self.BYTES // (4 * P)))
+        sign_Pc, out_BD = grad_BP.new_empty(P, columns), grad_BP.new_zeros(len(grad_BP), D)
+        generator = torch.Generator(self._device)
+        for start in range(0, D, columns):
+            generator.manual_seed(start)
+            sign_Pc.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+            width = min(columns, D - start)
+            out_BD[:, start : start + width] = grad_BP @ sign_Pc[:, :width]
         return out_BD
 
 
@@ -321,6 +327,10 @@ def roofline(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
         return min(times)
 
     return 2 * side**3 / best(lambda: torch.mm(a, b, out=product)), 2 * size / best(lambda: copied.copy_(source))
+
+
+def packed_flops(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * x_shape.numel() * weight_shape[0]
 
 
 class Benchmark:
@@ -447,7 +457,8 @@ class Benchmark:
         for _ in range(max(1, self.args.rounds)):
             self.ours.run(self.batches)
         spent = dict(watched.seconds)  # what follows is timed too, and slow
-        with FlopCounterMode(display=False) as counter:
+        packed = {torch.ops.mkldnn._linear_pointwise: packed_flops} if self.device.type == "cpu" else {}
+        with FlopCounterMode(display=False, custom_mapping=packed) as counter:
             counted = Stages(lambda: 0.0, lambda: float(counter.get_total_flops()))
             self.ours.watch(counted)
             self.ours.run(self.batches)

@@ -31,7 +31,7 @@ def score_answers(
     """
     import torch
 
-    from influray.model.example_gradients import make_batch
+    from influray.model.batch import make_batch
     from influray.model.example_losses import by_example, mean_losses, trained_logits
 
     loss_N = np.zeros(len(examples))

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from influray.features.module_blocks import ModuleBlocks
 from influray.features.preconditioners import epsilon_share, make_direction
-from influray.model.example_gradients import ExampleGradients, TrackedWeight, lora_weights, make_batch
+from influray.model.batch import make_batch
+from influray.model.example_gradients import ExampleGradients, TrackedWeight, lora_weights
 from influray.model.linear_weights import linear_weights
 from influray.protocols import ConfigError, FactorProjector, FeatureBlock, Projector, TokenizedExample
 from influray.registry import resolve

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from influray.features.options import Option, read_options
-from influray.model.example_gradients import make_batch
-from influray.model.example_losses import PiecewiseHead, by_example
+from influray.model.batch import make_batch
+from influray.model.example_losses import by_example
+from influray.model.piecewise_head import PiecewiseHead
 from influray.protocols import FeatureBlock, Reads, TokenizedExample
 
 
@@ -37,7 +38,7 @@ class LossFeaturizer:
     def __init__(self, model: nn.Module, device: str | torch.device = "cpu", **options: Any) -> None:
         read_options("loss", options, self.OPTIONS)
         self._device = torch.device(device)
-        self._head = PiecewiseHead(model)
+        self._head = PiecewiseHead(model.eval())
 
     @torch.no_grad()
     def compute(self, examples: Sequence[TokenizedExample]) -> FeatureBlock:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from influray.features.options import Option, one_of, read_options
-from influray.model.example_gradients import make_batch
+from influray.model.batch import make_batch
 from influray.protocols import ConfigError, FeatureBlock, Reads, TokenizedExample
 
 _POOLINGS = ("position_weighted", "mean", "last_token")

@@ -10,27 +10,22 @@ Shape suffixes: B batch, S tokens, P parameters (p of one weight), H hidden, V v
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from influray.model.batch import Batch, at_trained
 from influray.model.checkpointing import calling, checkpointed_layers, run_checkpointed
 from influray.model.merged_lora import MergedLora, merge_lora
-from influray.protocols import ConfigError, TokenizedExample
-
-log = logging.getLogger(__name__)
-
-# Float32 logits of one piece of the head. On one CPU thread, vocabulary 4096, 4 MB took 0.41 s where 1 MB took 0.51,
-# 16 MB 0.49 and 64 MB 0.62: it still fits a core's cache.
-_PIECE_BYTES = {"cpu": 2**22, "cuda": 2**28}
+from influray.model.packed_linear import pack_linear
+from influray.model.piecewise_head import PiecewiseHead, at_least_float32, padding_shows
+from influray.protocols import ConfigError
 
 # float16 activations lose gradients under 6e-8. A power of two is undone exactly.
 _LOSS_SCALE = {torch.float16: 2.0**12}
@@ -47,17 +42,6 @@ class TrackedWeight:
     @property
     def size(self) -> int:
         return self.module.weight.numel()
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Examples padded on the right; `position_n`, ascending, are the places in B*S that predict a trained token."""
-
-    input_ids_BS: Tensor
-    attention_mask_BS: Tensor
-    position_n: Tensor
-    label_n: Tensor
-    loss_tokens_B: Tensor
 
 
 BlockConsumer = Callable[[TrackedWeight, Tensor], None]  # (weight, gradient block [B, p])
@@ -96,36 +80,12 @@ def track(named: Sequence[tuple[str, nn.Linear]]) -> tuple[TrackedWeight, ...]:
     return tuple(weights)
 
 
-def make_batch(examples: Sequence[TokenizedExample], device: str | torch.device) -> Batch:
-    """Return the examples as one right-padded batch. Each must have a trained token."""
-    B, S = len(examples), max(example.tokens for example in examples)
-    # Padding repeats the row's own first token, so that it brings nothing into a row that was not in it: the pad
-    # token's embedding could be poisoned, and NaN times a masked weight of zero is NaN.
-    ids_BS = np.stack([np.pad(e.input_ids_S, (0, S - e.tokens), constant_values=e.input_ids_S[0]) for e in examples])
-    trained_BS = np.zeros((B, S), dtype=bool)
-    attended_BS = np.zeros((B, S), dtype=np.int64)
-    for b, example in enumerate(examples):
-        assert example.loss_tokens, f"row {example.row} has no trained token"
-        assert not example.loss_mask_S[0], f"row {example.row}: nothing predicts its first token"
-        trained_BS[b, : example.tokens] = example.loss_mask_S
-        attended_BS[b, : example.tokens] = 1
-    label_at = np.flatnonzero(trained_BS)
-    return Batch(
-        input_ids_BS=torch.from_numpy(ids_BS.astype(np.int64)).to(device),
-        attention_mask_BS=torch.from_numpy(attended_BS).to(device),
-        position_n=torch.from_numpy(label_at - 1).to(device),  # token s is predicted at s - 1
-        label_n=torch.from_numpy(ids_BS.reshape(-1)[label_at].astype(np.int64)).to(device),
-        loss_tokens_B=torch.from_numpy(trained_BS.sum(1)).to(device),
-    )
-
-
 class ExampleGradients:
     """Computes per-example gradients of linear layers of a causal LM; freezes all its weights.
 
-    `head` says how logits are made. "pieces": the decoder runs once, and the model's own head, with whatever it does
-    to logits (scaling, soft caps), is applied to trained positions a piece at a time. "whole": the model runs as it
-    stands and makes all B x S logits; used where a probe at construction finds the two unequal, or where the head
-    itself is tracked. `masks_padding` is False where a probe shows that real tokens do not see padding anyway.
+    `head` says how logits are made: "pieces" of trained positions, or where PiecewiseHead has a problem with that,
+    "whole": the model runs as it stands and makes all B x S logits. `masks_padding` is False where a probe shows that
+    real tokens do not see padding anyway.
     `checkpointing` keeps only the input of each decoder layer and runs its forward again in the backward; without
     `merging` LoRA layers stay apart from their bases, as `run` with `consume_factors` needs them.
     Raises ConfigError for `checkpointing` of a model whose layers transformers cannot checkpoint.
@@ -153,10 +113,12 @@ class ExampleGradients:
         self._consume: BlockConsumer = _ignore
         self._consume_factors: FactorConsumer | None = None
         self._factors: dict[str, list[tuple[Tensor, Tensor]]] = {}  # of layers that are called more than once
-        self.masks_padding = False
-        self.masks_padding = self._probe_padding()
-        self.head: Literal["pieces", "whole"] = self._choose_head()
+        self.masks_padding = padding_shows(self.model)
+        tracked = [weight.module for weight in self.weights]
+        self._head = PiecewiseHead(self.model, masked=self.masks_padding, tracked=tracked)
+        self.head: Literal["pieces", "whole"] = "whole" if self._head.problem else "pieces"
         self.merged = merge_lora(self.model, self.weights, self._deliver) if merging else []
+        self._packed = pack_linear(self.model, (part for merged in self.merged for part in merged.layer.modules()))
         by_itself = {weight.name for layer in self.merged for weight in (layer.down, layer.up)}
         self._handles = [
             weight.module.register_forward_hook(partial(self._on_forward, weight))
@@ -165,10 +127,10 @@ class ExampleGradients:
         ]
 
     def close(self) -> None:
-        """Remove the hooks from the model and drop the merged weights."""
+        """Remove the hooks from the model and drop the merged and packed weights."""
         for handle in self._handles:
             handle.remove()
-        self.merged = []
+        self.merged, self._packed = [], []
 
     def run(self, batch: Batch, consume: BlockConsumer, consume_factors: FactorConsumer | None = None) -> Tensor:
         """Hand the gradients of a batch to `consume`, weight by weight, and return the mean losses [B] float64.
@@ -192,6 +154,8 @@ class ExampleGradients:
             with torch.enable_grad(), ExitStack() as replaced:
                 for layer in self.merged:
                     replaced.enter_context(calling(layer.layer, partial(self._run_merged, layer)))
+                for linear in self._packed:
+                    replaced.enter_context(calling(linear.layer, linear.forward))
                 for block in self._checkpointed:
                     replaced.enter_context(calling(block, partial(run_checkpointed, block.forward)))
                 backward = self._backward_in_pieces if self.head == "pieces" else self._backward_whole
@@ -212,14 +176,14 @@ class ExampleGradients:
     def _head_gradient(self, output_type: type, hidden_BSH: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the gradient of the batch's loss in the decoder's output and the loss of each trained token."""
         H = hidden_BSH.shape[-1]
-        hidden_nH = _at_trained(hidden_BSH, batch)
+        hidden_nH = at_trained(hidden_BSH, batch)
         label_n, weight_n = batch.label_n, self._token_weights(batch)
         grad_nH, losses = torch.empty_like(hidden_nH), []
-        step = self._piece(hidden_BSH.device)
+        step = self._head.rows_of_a_piece(hidden_BSH.device)
         for start in range(0, len(hidden_nH), step):
             part = slice(start, start + step)
             piece = hidden_nH[part].requires_grad_()
-            logits = _at_least_float32(self._apply_head(output_type, piece))
+            logits = at_least_float32(self._head.logits(output_type, piece))
             loss = F.cross_entropy(logits, label_n[part].to(logits.device), reduction="none")
             (grad_nH[part],) = torch.autograd.grad(loss, piece, weight_n[part].to(loss))
             losses.append(loss.detach())
@@ -228,85 +192,18 @@ class ExampleGradients:
         return grad_BSH, torch.cat(losses)
 
     def _backward_whole(self, batch: Batch) -> Tensor:
-        logits_nV = _at_least_float32(_at_trained(self._whole_logits(batch), batch))
+        logits_nV = at_least_float32(at_trained(self._head.whole_logits(batch), batch))
         loss_n = F.cross_entropy(logits_nV, batch.label_n.to(logits_nV.device), reduction="none")
         loss_n.backward(self._token_weights(batch).to(loss_n))
         return loss_n.detach()
 
-    def _whole_logits(self, batch: Batch) -> Tensor:
-        return self.model(**self._inputs(batch)).logits
-
     def _decode(self, batch: Batch) -> Any:
-        return self.model.get_decoder()(**self._inputs(batch))
-
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
-        # Positions are left to the model: with padding on the right they are 0, 1, 2 ... in every family. For the same
-        # reason a causal model needs no mask, and without one attention has faster kernels: they skip the future.
-        mask_BS = batch.attention_mask_BS if self.masks_padding else None
-        return {"input_ids": batch.input_ids_BS, "attention_mask": mask_BS, "use_cache": False}
-
-    def _apply_head(self, output_type: type, hidden_nH: Tensor) -> Tensor:
-        # The model's own forward, with a decoder that answers with the states that we already have.
-        answer = output_type(last_hidden_state=hidden_nH[None])
-        with calling(self.model.get_decoder(), lambda *_, **__: answer):
-            return self.model(input_ids=None, use_cache=False).logits[0]
+        return self._head.decode(batch)
 
     def _token_weights(self, batch: Batch) -> Tensor:
         S = batch.input_ids_BS.shape[1]
         mean_B = self._scale / batch.loss_tokens_B.double()
         return mean_B[batch.position_n.div(S, rounding_mode="floor")]
-
-    def _piece(self, device: torch.device) -> int:
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        return max(16, _PIECE_BYTES.get(device.type, _PIECE_BYTES["cuda"]) // (4 * vocabulary))
-
-    @torch.no_grad()
-    def _probe_padding(self) -> bool:
-        """Return whether padding changes the logits of real tokens unless it is masked."""
-        batch = self._probe_batch()
-        other = torch.where(batch.attention_mask_BS.bool(), batch.input_ids_BS, batch.input_ids_BS[0, 3])
-        first, second = (
-            _at_trained(self._whole_logits(replace(batch, input_ids_BS=ids)), batch).nan_to_num()
-            for ids in (batch.input_ids_BS, other)
-        )
-        return not torch.equal(first, second)
-
-    def _choose_head(self) -> Literal["pieces", "whole"]:
-        """Return "pieces" if a probe shows that it gives the logits of the whole model."""
-        decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model
-        inside = set(decoder.modules())
-        if decoder is self.model or self.model.get_output_embeddings() is None:
-            reason = "its decoder cannot be told from its head"
-        elif not all(weight.module in inside for weight in self.weights):
-            reason = "a tracked weight lies outside its decoder"
-        else:
-            reason = self._probe_head()
-        if not reason:
-            return "pieces"
-        log.warning(
-            "%s: %s, so all logits are made, which takes [tokens, vocabulary] memory", type(self.model).__name__, reason
-        )
-        return "whole"
-
-    @torch.no_grad()
-    def _probe_head(self) -> str:
-        batch = self._probe_batch()
-        expected = _at_trained(self._whole_logits(batch), batch)
-        output = self._decode(batch)
-        hidden_nH = _at_trained(output.last_hidden_state, batch)
-        found = self._apply_head(type(output), hidden_nH).to(expected.device)
-        if found.shape != expected.shape:
-            return f"its head gives {tuple(found.shape)} for trained positions, not {tuple(expected.shape)}"
-        error = float((found.double() - expected.double()).nan_to_num().abs().max())
-        allowed = max(1e-5, 8 * torch.finfo(expected.dtype).eps) * float(expected.double().nan_to_num().abs().max())
-        return "" if error <= allowed else f"logits of trained positions alone are off by {error:.3g}"
-
-    def _probe_batch(self) -> Batch:
-        embedding = self.model.get_input_embeddings().weight
-        tokens = np.arange(1, 13, dtype=np.int32) % embedding.shape[0]
-        mask = np.arange(len(tokens)) > 0
-        examples = [TokenizedExample(0, tokens, mask), TokenizedExample(1, tokens[:5][::-1].copy(), mask[:5])]
-        return make_batch(examples, embedding.device)
 
     def _on_forward(self, weight: TrackedWeight, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if self._shape_BS is None or not torch.is_grad_enabled():
@@ -337,13 +234,13 @@ class ExampleGradients:
     @torch.no_grad()
     def _on_gradient(self, weight: TrackedWeight, x_BSi: Tensor, grad_BSo: Tensor) -> None:
         if self._consume_factors is not None:
-            factors = _at_least_float32(grad_BSo) / self._scale, _at_least_float32(x_BSi)
+            factors = at_least_float32(grad_BSo) / self._scale, at_least_float32(x_BSi)
             self._factors.setdefault(weight.name, []).append(factors)
             self._calls[weight.name] -= 1
             if not self._calls[weight.name]:
                 self._hand_on_factors(weight)
             return
-        block_Bp = torch.bmm(_at_least_float32(grad_BSo).transpose(1, 2), _at_least_float32(x_BSi)).flatten(1)
+        block_Bp = torch.bmm(at_least_float32(grad_BSo).transpose(1, 2), at_least_float32(x_BSi)).flatten(1)
         if self._scale != 1.0:
             block_Bp /= self._scale
         self._deliver(weight, block_Bp)
@@ -386,14 +283,6 @@ def _sum_by_example(value_n: Tensor, batch: Batch) -> Tensor:
     value_BS = torch.zeros(batch.input_ids_BS.numel(), dtype=torch.float64, device=value_n.device)
     value_BS[batch.position_n.to(value_n.device)] = value_n.double()
     return value_BS.view(batch.input_ids_BS.shape).sum(1).to(batch.input_ids_BS.device)
-
-
-def _at_trained(value_BSx: Tensor, batch: Batch) -> Tensor:
-    return value_BSx.reshape(-1, value_BSx.shape[-1]).index_select(0, batch.position_n.to(value_BSx.device))
-
-
-def _at_least_float32(value: Tensor) -> Tensor:
-    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _ignore(weight: TrackedWeight, block_Bp: Tensor) -> None:

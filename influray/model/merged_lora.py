@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from influray.model.packed_linear import frozen_weight, packs
 
 if TYPE_CHECKING:
     from influray.model.example_gradients import TrackedWeight
@@ -24,14 +25,17 @@ Deliver = Callable[["TrackedWeight", Tensor], None]  # (weight, its gradients by
 class MergedLora:
     """One LoRA layer that stands in for the adapter's own forward. Holds a merged copy of the layer's weight."""
 
-    def __init__(self, layer: Any, down: TrackedWeight, up: TrackedWeight, deliver: Deliver) -> None:
+    def __init__(
+        self, layer: Any, down: TrackedWeight, up: TrackedWeight, deliver: Deliver, packed: bool = False
+    ) -> None:
         self.layer, self.down, self.up, self._deliver = layer, down, up, deliver
         scaling = layer.scaling[layer.active_adapters[0]]
-        self._scaled_down_ri = scaling * down.module.weight.detach()
-        self._scaled_up_or = scaling * up.module.weight.detach()
+        scaled_down_ri = scaling * down.module.weight.detach()
         base_oi = layer.base_layer.weight.detach()
-        self.merged_oi = torch.addmm(base_oi, up.module.weight.detach(), self._scaled_down_ri)
-        self.bias_o = layer.base_layer.bias
+        merged_oi = torch.addmm(base_oi, up.module.weight.detach(), scaled_down_ri)
+        self.merged = frozen_weight(merged_oi, layer.base_layer.bias, packed)
+        self._down = frozen_weight(scaled_down_ri, None, packed)
+        self._up = frozen_weight(scaling * up.module.weight.detach(), None, packed)
         # Autograd calls the backward only where some input needs a gradient; below the lowest adapter none does.
         self._anchor = torch.zeros((), device=base_oi.device, requires_grad=True)
 
@@ -41,7 +45,7 @@ class MergedLora:
 
     @torch.no_grad()
     def products(self, x_BSi: Tensor, grad_BSo: Tensor) -> None:
-        down_BSr, up_BSr = F.linear(x_BSi, self._scaled_down_ri), grad_BSo @ self._scaled_up_or
+        down_BSr, up_BSr = self._down.outputs(x_BSi), self._up.input_gradient(grad_BSo)
         self._deliver(self.up, torch.bmm(grad_BSo.transpose(1, 2), down_BSr).flatten(1))
         self._deliver(self.down, torch.bmm(up_BSr.transpose(1, 2), x_BSi).flatten(1))
 
@@ -52,13 +56,13 @@ class _Apply(torch.autograd.Function):
         del anchor
         ctx.merged = merged
         ctx.save_for_backward(x_BSi)
-        return F.linear(x_BSi, merged.merged_oi, merged.bias_o)
+        return merged.merged.outputs(x_BSi)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None]:
         (grad_BSo,), (x_BSi,) = grads, ctx.saved_tensors
         ctx.merged.products(x_BSi, grad_BSo)
-        return grad_BSo @ ctx.merged.merged_oi if ctx.needs_input_grad[0] else None, None, None
+        return ctx.merged.merged.input_gradient(grad_BSo) if ctx.needs_input_grad[0] else None, None, None
 
 
 def merge_lora(model: nn.Module, weights: Iterable[TrackedWeight], deliver: Deliver) -> list[MergedLora]:
@@ -70,7 +74,7 @@ def merge_lora(model: nn.Module, weights: Iterable[TrackedWeight], deliver: Deli
     from peft.tuners.lora.layer import Linear
 
     by_module = {weight.module: weight for weight in weights}
-    merged = []
+    merged, packed = [], packs(model)
     for layer in model.modules():
         if type(layer) is not Linear or len(layer.active_adapters) != 1:
             continue
@@ -88,5 +92,5 @@ def merge_lora(model: nn.Module, weights: Iterable[TrackedWeight], deliver: Deli
         if plain and down is not None and up is not None:
             same = all(f.module.weight.dtype == base.weight.dtype and f.module.bias is None for f in (down, up))
             if same and "forward" not in vars(layer):
-                merged.append(MergedLora(layer, down, up, deliver))
+                merged.append(MergedLora(layer, down, up, deliver, packed))
     return merged

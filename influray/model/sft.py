@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from influray.config import FinetuneConfig
+from influray.model.batch import Batch, make_batch
 from influray.model.checkpoints import Checkpoint, save_checkpoint
-from influray.model.example_gradients import Batch, make_batch
 from influray.model.example_losses import mean_losses, trained_logits
 from influray.model.finetune import History, StepPlan, barrier, process_group
 from influray.model.optimizer_state import AdamMoments

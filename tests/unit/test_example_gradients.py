@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from influray.model import example_gradients
-from influray.model.example_gradients import ExampleGradients, lora_weights, make_batch, track
+from influray.model.batch import make_batch
+from influray.model.example_gradients import ExampleGradients, lora_weights, track
 from influray.model.linear_weights import linear_weights
 from influray.protocols import ConfigError, TokenizedExample
 from tests.reference.loop_gradients import loop_gradient, loop_gradients
@@ -150,7 +151,9 @@ def test_rows_are_those_of_a_loop_for_other_families(name):
 
 def test_float32_rows_are_close_to_float64():
     expected = loop_gradients(with_lora(tiny_llama(dtype=torch.float64), ATTENTION), mixed_batch())
-    found, _, _ = collected(ExampleGradients(with_lora(tiny_llama(), ATTENTION)), mixed_batch())
+    gradients = ExampleGradients(with_lora(tiny_llama(), ATTENTION))
+    assert len(gradients._packed) == 7  # the head and the other layers of two decoder layers
+    found, _, _ = collected(gradients, mixed_batch())
     assert_rows(found, expected, 1e-5)
 
 
@@ -231,7 +234,7 @@ def test_a_poisoned_row_leaves_the_others_as_they_are(poison):
 def test_the_head_in_pieces_of_any_size_is_the_same(monkeypatch):
     gradients = ExampleGradients(with_lora(tiny_llama(dtype=torch.float64), ATTENTION))
     whole, whole_loss, _ = collected(gradients, mixed_batch())
-    monkeypatch.setattr(gradients, "_piece", lambda device: 3)
+    monkeypatch.setattr(gradients._head, "rows_of_a_piece", lambda device: 3)
     pieces, loss, _ = collected(gradients, mixed_batch())
     assert_rows(pieces, whole, 1e-12)
     assert torch.allclose(loss, whole_loss, rtol=1e-12)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from influray.features.loss import LossFeaturizer, token_scores
-from influray.model import example_losses
+from influray.model import piecewise_head
 from influray.protocols import ConfigError, TokenizedExample
 from tests.reference.loop_features import loop_losses
 from tests.tiny import tiny_llama
@@ -48,7 +48,7 @@ def test_pieces_and_company_do_not_show_in_a_row(name, monkeypatch):
     """The head of gemma2 caps logits and that of cohere scales them: both must happen to the pieces too."""
     model = family(name).double().eval()
     whole = LossFeaturizer(model).compute(mixed_batch())
-    monkeypatch.setattr(example_losses, "_PIECE_BYTES", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(piecewise_head, "_PIECE_BYTES", {"cpu": 1, "cuda": 1})
     featurizer = LossFeaturizer(model)
     pieces = featurizer.compute(mixed_batch())
     for b, e in enumerate(mixed_batch()):

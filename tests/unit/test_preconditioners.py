@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from influray.features.preconditioners import adam_direction, epsilon_share, make_direction
+from influray.features.preconditioners import AdamDirection, epsilon_share, make_direction
 from influray.model.checkpoints import AdamMoments
 from influray.model.example_gradients import track
 from influray.protocols import ArtifactMismatch
@@ -34,7 +34,7 @@ def test_adam_is_the_formula(mode, momentum, epsilon):
     torch.manual_seed(0)
     g, m, v = torch.randn(4, 7, dtype=torch.float64), torch.randn(7).double(), torch.rand(7).double() ** 4
     settings = {"beta1": 0.8, "beta2": 0.95, "epsilon": epsilon}
-    found = adam_direction(g, m, v, **settings, epsilon_mode=mode, momentum=momentum)
+    found = AdamDirection(m, v, **settings, epsilon_mode=mode, momentum=momentum)(g)
     for b in range(4):
         for i in range(7):
             expected = adam_number(float(g[b, i]), float(m[i]), float(v[i]), *settings.values(), mode, momentum)
@@ -43,7 +43,7 @@ def test_adam_is_the_formula(mode, momentum, epsilon):
 
 def test_adam_leaves_its_inputs_as_they_are():
     g, m, v = torch.ones(2, 3), torch.ones(3), torch.ones(3)
-    adam_direction(g, m, v, beta1=0.9, beta2=0.99, epsilon=1e-8)
+    AdamDirection(m, v, beta1=0.9, beta2=0.99, epsilon=1e-8)(g)
     assert torch.equal(g, torch.ones(2, 3))
     assert torch.equal(m, torch.ones(3))
     assert torch.equal(v, torch.ones(3))
@@ -55,8 +55,7 @@ def test_each_weight_meets_its_own_moments():
     direction = make_direction("adam", weights, state, epsilon_mode="adamw", momentum=False)
     for weight in weights:
         grad = torch.randn(2, weight.size)
-        expected = adam_direction(
-            grad,
+        expected = AdamDirection(
             state.exp_avg[weight.name].reshape(-1),
             state.exp_avg_sq[weight.name].reshape(-1),
             beta1=0.9,
@@ -64,7 +63,7 @@ def test_each_weight_meets_its_own_moments():
             epsilon=1e-8,
             epsilon_mode="adamw",
             momentum=False,
-        )
+        )(grad)
         assert torch.equal(direction(weight, grad), expected)
 
 
@@ -99,6 +98,29 @@ def test_moments_of_another_adapter_are_refused_by_parameter(change, message):
     state = moments(weights)
     with pytest.raises(ArtifactMismatch, match=message):
         make_direction("adam", weights, dataclasses.replace(state, **change(state)))
+
+
+@pytest.mark.parametrize("beta", ["beta1", "beta2"])
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_betas_that_are_no_averages_are_refused(beta, value):
+    weights = tracked()
+    with pytest.raises(ArtifactMismatch, match="betas are .*below 1"):
+        make_direction("adam", weights, moments(weights, **{beta: value}))
+
+
+@pytest.mark.parametrize("mode", ["less", "adamw"])
+@pytest.mark.parametrize("momentum", [True, False])
+def test_adam_in_float32_is_the_formula_to_a_few_ulps(mode, momentum):
+    """Gradients far below the moments, beside them and far above; each sum may cancel, so against its largest term."""
+    torch.manual_seed(0)
+    m = torch.randn(4000) * 10.0 ** torch.randint(-9, 0, (4000,))
+    g, v = m * 10.0 ** torch.randint(-3, 4, (3, 4000)), m.square()
+    settings = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "epsilon_mode": mode, "momentum": momentum}
+    found = AdamDirection(m, v, **settings)(g)
+    exact = AdamDirection(m.double(), v.double(), **settings)(g.double())
+    largest = AdamDirection(m.double().abs(), v.double(), **settings)(g.double().abs())
+    assert found.dtype == torch.float32
+    assert float(((found - exact).abs() / largest).max()) < 1e-6
 
 
 def test_the_share_of_epsilon_counts_coordinates_below_it():
