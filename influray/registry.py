@@ -110,6 +110,11 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
         "round robin over tasks as RDS+, arXiv 2503.01807",
     ),
     "cropi": ("top_k", {"normaliser": "none", "reduction": "reciprocal_rank"}, "CROPI, arXiv 2510.26491"),
+    "dsir": (
+        "gumbel_top_k",
+        {"normaliser": "none", "reduction": "instance_max", "standardise": False, "temperature": 1.0},
+        "a draw by log importance weight, arXiv 2302.03169",
+    ),
     "betr": ("top_k", {"normaliser": "none", "reduction": "best_rank"}, "BETR's best rank, arXiv 2507.12466"),
 }
 

@@ -44,9 +44,10 @@ from influray.config import FeaturesConfig, LoraConfig, ModelConfig
 from influray.data.batches import plan_batches
 from influray.data.readers import read_rows, resolve_files
 from influray.data.records import BadRow, Record, parse_record
-from influray.features.gradient import GradientFeaturizer, resolve_token_budget
+from influray.features.gradient import GradientFeaturizer
 from influray.features.preconditioners import make_direction
 from influray.features.projectors.rademacher import RademacherProjector
+from influray.features.token_budget import resolve_token_budget
 from influray.model.checkpoints import AdamMoments
 from influray.model.example_gradients import lora_weights, make_batch
 from influray.model.loading import attach_new_adapter, load_base, load_tokenizer
@@ -336,13 +337,6 @@ class Benchmark:
         base = self._base()
         adapted = with_adapter(copy.deepcopy(base), args)
         self.examples = pool_examples(args, base.config.vocab_size)
-        lengths = [example.tokens for example in self.examples]
-        budget = resolve_token_budget(args.token_budget or "auto", adapted, self.device, max(lengths))
-        self.budget = budget
-        planned = plan_batches(lengths, budget)  # of a whole shard, so that padding is what it is there
-        at = np.unique(np.linspace(0, len(planned) - 1, min(args.batches, len(planned))).round().astype(int))
-        self.batches = [[self.examples[i] for i in planned[n]] for n in at]
-        self.examples = [example for batch in self.batches for example in batch]
         options = dict(part.split("=") for part in args.options.split(",") if part)
         self.features = FeaturesConfig.model_validate(
             {
@@ -358,6 +352,13 @@ class Benchmark:
         self.size = sum(parameter.numel() for parameter in base.parameters())
         moments = some_moments(adapted)
         self.ours = Ours(adapted, self.features, moments, self.device)
+        lengths = [example.tokens for example in self.examples]
+        compute = self.ours.featurizer.compute
+        self.budget = resolve_token_budget(args.token_budget or "auto", adapted, self.device, max(lengths), compute)
+        planned = plan_batches(lengths, self.budget)  # of a whole shard, so that padding is what it is there
+        at = np.unique(np.linspace(0, len(planned) - 1, min(args.batches, len(planned))).round().astype(int))
+        self.batches = [[self.examples[i] for i in planned[n]] for n in at]
+        self.examples = [example for batch in self.batches for example in batch]
         self.contestants: dict[str, Any] = {"ours": self.ours}
         if "lora_step" in self.against:
             self.contestants["lora_step"] = Step(with_adapter(copy.deepcopy(base), args), False, self.device)

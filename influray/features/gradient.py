@@ -29,12 +29,6 @@ if TYPE_CHECKING:
     from influray.config import FeaturesConfig
     from influray.model.checkpoints import AdamMoments
 
-# Padded tokens a batch on CPU. One thread, Llama of 1.3M parameters, 180 tokens a row, D = 1024, rows per CPU second on
-# a busy machine: 1024 tokens 22, 2048 28, 4096 31, 8192 30.
-_CPU_TOKENS = 4096
-_GPU_TOKENS = (1024, 65536)  # bounds of `auto`
-_GPU_SHARE = 0.7  # of a GPU's memory for weights and a batch; the rest is fragmentation and the projection's chunks
-
 
 class GradientFeaturizer:
     """Projected gradients of LoRA matrices, or of chosen linear layers, at one checkpoint.
@@ -205,35 +199,6 @@ def squared_norm(grad_BSo: Tensor, x_BSi: Tensor) -> Tensor:
         return torch.bmm(grad_BSo.transpose(1, 2), x_BSi).double().square_().sum((1, 2))
     between_grads, between_inputs = (torch.bmm(t, t.transpose(1, 2)).double() for t in (grad_BSo, x_BSi))
     return (between_grads * between_inputs).sum((1, 2)).clamp_(min=0)  # rounding may leave a zero below zero
-
-
-def resolve_token_budget(
-    setting: int | Literal["auto"], model: nn.Module, device: str | torch.device, max_tokens: int
-) -> int:
-    """Return the padded tokens a batch may have; the same for the same model, max_tokens and kind of hardware.
-
-    "auto" on a GPU is an estimate from its total memory (not from what is free at the moment, which would differ from
-    run to run) and the model's shape; never less than one longest example.
-    """
-    if setting != "auto":
-        return setting
-    device = torch.device(device)
-    if device.type != "cuda":
-        return max(_CPU_TOKENS, max_tokens)
-    total = torch.cuda.get_device_properties(device).total_memory
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    low, high = _GPU_TOKENS
-    fitting = int((total * _GPU_SHARE - weights) / _token_bytes(model)) // low * low
-    return max(max_tokens, low, min(high, fitting))
-
-
-def _token_bytes(model: nn.Module) -> int:
-    """Return an upper estimate of what one token leaves behind until the backward."""
-    # Frozen linear layers keep nothing for themselves: it is the elementwise results around each, norms in float32 and
-    # the inputs of LoRA layers. Four times their outputs is 11 MB for an 8B Llama in bfloat16, where counting by hand
-    # gives 8.
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return max(1, 4 * sum(module.out_features * module.weight.element_size() for module in linear))
 
 
 @contextmanager

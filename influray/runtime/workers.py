@@ -41,17 +41,20 @@ def featurize(
     resources: ResolvedResources,
     on_event: Callable[[PoolEvent], None] = lambda event: None,
     on_receipt: Callable[[ShardTask, Receipt], None] = lambda task, receipt: None,
+    *,
+    token_budget: int | None = None,
 ) -> PoolReport:
     """Compute the feature shards of `todo` (splits pool and target, any checkpoints) and return their receipts.
 
     `config` is the run's, as plain data; `run_dir` holds its catalogues and warmup checkpoints and must be a path that
-    every worker sees. The receipts are in the order of checkpoints, splits and rows. Raises as `ShardPool.run`.
+    every worker sees. `token_budget` is what shards made before had; None lets the first worker find one. The receipts
+    are in the order of checkpoints, splits and rows. Raises as `ShardPool.run`.
     """
     # In this order a worker changes its adapter as seldom as it can.
     ordered = sorted(todo, key=lambda task: (task.checkpoint, task.split, task.start))
     reads = featurizer_reads(config["features"]["featurizer"])
     gpus = 0.0 if reads == "records" else resources.gpus_per_worker
-    arguments = (config, str(run_dir))
+    arguments = (config, str(run_dir), token_budget)
     return run_pool(FeatureWorker, arguments, ordered, resources, gpus, on_event, on_receipt, isolate=True)
 
 
@@ -92,9 +95,10 @@ class FeatureWorker:
     The constructor only keeps its arguments: Ray rewraps what it raises, while errors of `ready` arrive as they are.
     """
 
-    def __init__(self, config: dict[str, Any], run_dir: str, threads: int = 1) -> None:
+    def __init__(self, config: dict[str, Any], run_dir: str, token_budget: int | None = None, threads: int = 1) -> None:
         self._plain_config = config
         self._directory = RunDirectory(run_dir)
+        self._token_budget = token_budget
         self._threads = threads
         self._catalogues: dict[str, Catalogue] = {}
         self._checkpoint = 0  # whose adapter is on the model; 0 = none yet
@@ -103,23 +107,31 @@ class FeatureWorker:
 
     def ready(self) -> WorkerInfo:
         """Load the base model, where the features are made from it, and return what this worker is."""
-        from influray.features.gradient import resolve_token_budget
-        from influray.model.loading import load_base
-
         name = prepare_process(self._directory.logs, self._threads)
         self._config: Config = parse_config(self._plain_config)
         self._reads = featurizer_reads(self._config.features.featurizer)
-        self._token_budget: int | None = None
         if self._reads == "records":
             return WorkerInfo(name)
+        from influray.model.loading import load_base  # with torch: a worker without a model is up in half the time
+
         device = _prepare_torch(self._threads)
         device_map = self._config.resources.device_map if device != "cpu" else None
         self._model: Any = load_base(self._config.model, device=device, device_map=device_map)
         self._device = device
-        limits = self._config.features.token_budget, self._config.data.max_tokens
-        self._token_budget = resolve_token_budget(limits[0], self._model, device, limits[1])
+        if self._token_budget is None:
+            self._token_budget = self._find_token_budget()
         logger.info("ready on %s, %d padded tokens a batch", device, self._token_budget)
         return WorkerInfo(name, device, self._token_budget)
+
+    def _find_token_budget(self) -> int:
+        from influray.features.token_budget import resolve_token_budget
+
+        def compute(batch: Sequence[Any]) -> object:
+            # Of the pool, whose direction takes the most memory; at the first checkpoint, as good as any.
+            return self._featurizer_for(POOL, 1).compute(batch)
+
+        limits = self._config.features.token_budget, self._config.data.max_tokens
+        return resolve_token_budget(limits[0], self._model, self._device, limits[1], compute)
 
     def compute(self, task: ShardTask, attempt: Attempt) -> Receipt | None:
         """Compute and commit a shard and return its receipt; where it has one already, that. None after a probe.
@@ -153,7 +165,7 @@ class FeatureWorker:
         from influray.store.datastore import feature_table
 
         started = time.perf_counter()
-        featurizer = self._featurizer_for(task)
+        featurizer = self._featurizer_for(task.split, task.checkpoint)
         first, stop = attempt.probe or (task.start, task.stop)
         catalogue = self._catalogue(task.split)
         examples: list[Any]
@@ -188,10 +200,10 @@ class FeatureWorker:
             self._catalogues[split] = Catalogue(self._directory.data(split))
         return self._catalogues[split]
 
-    def _featurizer_for(self, task: ShardTask) -> Featurizer:
+    def _featurizer_for(self, split: str, number: int) -> Featurizer:
         features = self._config.features
         if self._featurizer is not None and (
-            self._reads != "checkpoints" or (self._checkpoint, self._split) == (task.checkpoint, task.split)
+            self._reads != "checkpoints" or (self._checkpoint, self._split) == (number, split)
         ):
             return self._featurizer
         kind = resolve("featurizers", features.featurizer, "features.featurizer")
@@ -204,15 +216,15 @@ class FeatureWorker:
         from influray.model.loading import attach_adapter, swap_adapter
 
         self._release_featurizer()
-        checkpoint = load_checkpoint(self._directory.checkpoint(task.checkpoint))
-        if self._checkpoint != task.checkpoint:
+        checkpoint = load_checkpoint(self._directory.checkpoint(number))
+        if self._checkpoint != number:
             put_on = swap_adapter if self._checkpoint else attach_adapter
             self._model = put_on(self._model, checkpoint.adapter)
-            self._checkpoint = task.checkpoint
-        direction = features.direction if task.split == POOL else "sgd"
+            self._checkpoint = number
+        direction = features.direction if split == POOL else "sgd"
         moments = checkpoint.moments() if direction == "adam" else None
         self._featurizer = kind(self._model, features, moments, direction, self._device)
-        self._split = task.split
+        self._split = split
         assert self._featurizer is not None
         return self._featurizer
 

@@ -12,23 +12,25 @@ import numpy as np
 
 from influray.protocols import Selection, SelectionProblem
 from influray.selectors.admission import Admission, as_selection, take_in_order
-from influray.selectors.options import generator, number
+from influray.selectors.options import boolean, generator, number
 from influray.selectors.reductions import RowMerit
 from influray.store.moments import column_moments, column_stats
 
 
 class GumbelTopK:
-    """Rank rows by standardised merit / temperature + a seeded Gumbel number; ties to the lowest row.
+    """Rank rows by merit / temperature + a seeded Gumbel number; ties to the lowest row.
 
     The first pick falls on row i with a chance proportional to exp(merit_i / temperature), each further one likewise
     among the rows that are left. `merit` is the sum that was ranked. A smaller budget gives a prefix.
 
     Args:
-        temperature: above 0; low ones are top-k, high ones a uniform draw. In standard deviations of the merit.
+        temperature: above 0; low ones are top-k, high ones a uniform draw.
+        standardise: whether the temperature is in standard deviations of the merit, or in its own units.
         normaliser, reduction, reduction_options, task_weights: as top_k has them.
 
     Source: MATES, arXiv 2406.06046, temperature 0.5, on predicted losses standardised over the pool. Its code adds
     the noise and keeps the smallest, which is no such draw; this is the draw. Merits without spread draw uniformly.
+    DSIR, arXiv 2302.03169, draws so by log importance weights: own units, temperature 1.
     """
 
     def __init__(
@@ -38,17 +40,22 @@ class GumbelTopK:
         reduction: str = "mean",
         reduction_options: Mapping[str, Any] | None = None,
         task_weights: Mapping[str, float] | None = None,
+        standardise: bool = True,
     ) -> None:
         self._temperature = number(temperature, "options.temperature", 0, np.inf, open_low=True)
+        self._standardise = boolean(standardise, "options.standardise")
         self._merit = RowMerit(normaliser, reduction, reduction_options, task_weights)
 
     def select(self, problem: SelectionProblem) -> Selection:
         random = generator(problem.seed)
         reduced = self._merit.of(problem)
         uniform_N = random.integers(1, 2**53, len(reduced.merit_N)) / 2.0**53  # never 0 or 1
-        stats = column_stats(column_moments([(problem.attribution.rows, reduced.merit_N[:, None])]))
         key_N = -np.log(-np.log(uniform_N))
-        if stats.used_T[0]:
-            key_N += (reduced.merit_N - stats.mean_T[0]) / stats.std_T[0] / self._temperature
+        if not self._standardise:
+            key_N += reduced.merit_N / self._temperature
+        else:
+            stats = column_stats(column_moments([(problem.attribution.rows, reduced.merit_N[:, None])]))
+            if stats.used_T[0]:
+                key_N += (reduced.merit_N - stats.mean_T[0]) / stats.std_T[0] / self._temperature
         chosen = take_in_order(Admission(problem), np.argsort(-key_N, kind="stable"))
         return as_selection(problem, chosen, key_N, reduced.column_N)

@@ -109,6 +109,7 @@ def featurize(context: StepContext) -> StepResult:
             context.resources,
             on_event=progress.on_event,
             on_receipt=progress.on_receipt,
+            token_budget=recorded_budget(stores),
         )
     manifests = [store.freeze() for store in stores]
     return StepResult(
@@ -147,6 +148,16 @@ def plan(context: StepContext) -> list[FeatureStore]:
             )
             stores.append(FeatureStore(context.directory, split, number, keyed, catalogue, facts))
     return stores
+
+
+def recorded_budget(stores: list[FeatureStore]) -> int | None:
+    """Return the token budget of the shards that are there; a resumed run keeps it, on whatever hardware it goes on."""
+    for store in stores:
+        for key, _, _ in store.shards:
+            receipt = store.store.receipt(key)
+            if receipt is not None and not receipt.details["shrunk"] and receipt.details["token_budget"] is not None:
+                return int(receipt.details["token_budget"])
+    return None
 
 
 def _content(context: StepContext, catalogue: Catalogue, start: int, stop: int) -> Any:

@@ -12,7 +12,12 @@ from influray.selectors.api import make_selector, run_selector, select
 from influray.store.attribution import ArrayAttribution
 
 ALL = sorted({*SELECTORS, *METHODS})
-DRAWN = ["random", "strata", "gumbel_top_k"]  # chance goes by the row's place, so another row order is another draw
+DRAWN = [
+    "random",
+    "strata",
+    "gumbel_top_k",
+    "dsir",
+]  # chance goes by the row's place, so another row order is another draw
 UNSCORED = ["random", "longest"]  # methods that do not look at the scores
 SCORED = [name for name in ALL if name not in UNSCORED]
 # The order of the columns is the order of the turns, as published: another order gives another selection.

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from influray.config import FeaturesConfig
-from influray.features.gradient import GradientFeaturizer, resolve_token_budget
+from influray.features.gradient import GradientFeaturizer
 from influray.features.projectors.hadamard import HadamardProjector
 from influray.features.projectors.rademacher import RademacherProjector
 from influray.features.projectors.sparse_jl import SparseJLProjector
+from influray.features.token_budget import GPU_SHARE, made_up_batch, resolve_token_budget
 from tests.reference.loop_gradients import loop_gradients
 from tests.tiny import tiny_llama
 from tests.unit.test_example_gradients import ATTENTION, mixed_batch, with_lora
@@ -84,11 +85,13 @@ def test_the_same_batch_gives_the_same_bytes(dtype):
     assert np.array_equal(blocks[0].norm_B, blocks[1].norm_B)
 
 
-def test_the_token_budget_follows_from_the_hardware_alone():
-    model = tiny_llama().cuda()
-    before = resolve_token_budget("auto", model, "cuda", 512)
+def test_the_token_budget_is_found_by_trial_and_repeats():
+    featurizer = features("cuda")
+    model = featurizer._gradients.model
+    before = resolve_token_budget("auto", model, "cuda", 512, featurizer.compute)
     taken = torch.empty(2**28, dtype=torch.uint8, device="cuda")
-    assert resolve_token_budget("auto", model, "cuda", 512) == before
-    assert before >= 1024
-    assert before % 1024 == 0
+    assert resolve_token_budget("auto", model, "cuda", 512, featurizer.compute) == before
     del taken
+    torch.cuda.reset_peak_memory_stats()
+    featurizer.compute(made_up_batch(before, 16))
+    assert torch.cuda.max_memory_allocated() <= GPU_SHARE * torch.cuda.get_device_properties(0).total_memory

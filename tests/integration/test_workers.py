@@ -19,6 +19,7 @@ from influray.protocols import ConfigError
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.shards import ShardTask
 from influray.runtime.workers import featurize
+from influray.steps.featurize import FeatureStore, recorded_budget
 from influray.store.artifact import ShardStore, map_table
 from influray.store.datastore import feature_table
 from influray.store.run_directory import RunDirectory
@@ -138,6 +139,20 @@ def test_the_number_of_workers_does_not_show_in_the_bytes(world, featurized, tmp
     assert len({receipt.details["worker"] for receipt in report.receipts}) == 2
     assert digests(tasks) == digests(featurized[0])
     assert {path.name.partition("-")[0] for path in directory.logs.iterdir()} == {"worker"}
+
+
+def test_a_resumed_run_keeps_the_budget_of_the_shards_that_are_there(world, tmp_path):
+    config, directory = world
+    plain = config.model_dump(mode="json")
+    plain["features"]["token_budget"] = "auto"
+    target = [t for t in feature_tasks(config, directory, tmp_path / "features") if t.split == "target"]
+    featurize(plain, directory.path, target[:1], resources(1), token_budget=96)
+    shards = tuple((task.key, task.start, task.stop) for task in target if task.checkpoint == 1)
+    store = FeatureStore(RunDirectory(tmp_path), "target", 1, shards, Catalogue(directory.data("target")), {})
+    recorded = recorded_budget([store])
+    assert recorded == 96, "what auto would give is 4096"
+    report = featurize(plain, directory.path, target[1:], resources(1), token_budget=recorded)
+    assert {receipt.details["token_budget"] for receipt in report.receipts} == {96}
 
 
 def test_what_is_wrong_with_the_model_arrives_as_an_error_of_the_user(world, tmp_path):

@@ -69,6 +69,15 @@ def test_a_cold_draw_is_top_k_and_a_hot_one_is_uniform():
     assert len(set(hot[:20].tolist()) & set(ranked[:20].tolist())) < 8
 
 
+def test_dsir_draws_with_the_odds_of_its_importance_weights():
+    weight_N = np.array([8.0, 4.0, 2.0, 1.0, 1.0])
+    log_N1 = np.log(weight_N)[:, None]
+    picks = [select(log_N1, ["a"], 1, method="dsir", seed=seed).rows[0] for seed in range(3000)]
+    share_N = np.bincount(picks, minlength=5) / 3000
+    expected_N = weight_N / weight_N.sum()
+    assert (np.abs(share_N - expected_N) < 4 * np.sqrt(expected_N * (1 - expected_N) / 3000)).all()
+
+
 @pytest.mark.parametrize("method", ["strata", "gumbel_top_k"])
 def test_another_seed_is_another_draw(method):
     score_NT = np.random.default_rng(2).standard_normal((200, 3))

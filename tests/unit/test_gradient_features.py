@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from influray.config import FeaturesConfig
-from influray.features.gradient import GradientFeaturizer, resolve_token_budget, squared_norm
+from influray.features.gradient import GradientFeaturizer, squared_norm
 from influray.model.checkpoints import AdamMoments
 from influray.model.example_gradients import lora_weights
 from influray.protocols import ArtifactMismatch, ConfigError, TokenizedExample
@@ -331,10 +331,3 @@ def test_a_featurizer_that_is_refused_or_closed_leaves_no_hooks():
     assert any(module._forward_hooks for module in model.modules())
     featurizer.close()
     assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_the_token_budget_is_what_was_asked_or_follows_from_the_hardware():
-    model = tiny_llama()
-    assert resolve_token_budget(700, model, "cpu", 2048) == 700
-    assert resolve_token_budget("auto", model, "cpu", 512) == 4096
-    assert resolve_token_budget("auto", model, "cpu", 9000) == 9000
