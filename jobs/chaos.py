@@ -38,7 +38,7 @@ from influray.miniature.world import Size, write_world
 from influray.store.artifact import hash_file
 from jobs.local_cluster import LocalCluster, Node, unavailable
 
-KINDS = ("actor", "driver", "sigterm", "node", "disk", "truncate")
+KINDS = {"actor": 3, "driver": 2, "sigterm": 2, "node": 1, "disk": 2, "truncate": 2}  # how often, in proportion
 STEPS = ("featurize", "score", "select")
 DISK_MIB = 256
 RUN_SECONDS = 300.0  # until a run counts as stuck
@@ -50,7 +50,8 @@ HEALTH = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-ENDS = {"driver": (-9,), "sigterm": (130,), "disk": (0, 2), "truncate": (0, -signal.SIGBUS)}  # others: 0
+RESUMED = 0.3  # of a step's time, where a driver goes on with what another has begun
+ENDS = {"driver": (0, -9), "sigterm": (0, 130), "disk": (0, 2), "truncate": (0, -signal.SIGBUS)}  # others: 0
 
 
 @dataclass(frozen=True)
@@ -335,7 +336,7 @@ class Chaos:
                 continue
             fault = waiting[0]
             moment = began.get(fault.step)
-            due = fault.fraction * self._seconds[workload.name][fault.step]
+            due = fault.fraction * self._seconds[workload.name][fault.step] * (RESUMED if before else 1)
             if moment is not None and time.monotonic() - moment >= due:
                 fault.what = self._strike(fault.kind, pid, run, draw)
                 if fault.what:
@@ -465,9 +466,10 @@ def _last(log: Path) -> str:
     return " / ".join(lines[-3:])[-600:]
 
 
-def draw_faults(draw: random.Random, kinds: Sequence[str] = KINDS, each: int = 1) -> list[Fault]:
+def draw_faults(draw: random.Random, kinds: Sequence[str] = tuple(KINDS), each: int = 1) -> list[Fault]:
     """Return `each` faults for each step, of random kinds and moments."""
-    found = [Fault(step, draw.choice(kinds), draw.random()) for step in STEPS for _ in range(each)]
+    chosen = iter(draw.choices(kinds, [KINDS[kind] for kind in kinds], k=each * len(STEPS)))
+    found = [Fault(step, next(chosen), draw.random()) for step in STEPS for _ in range(each)]
     return sorted(found, key=lambda fault: (STEPS.index(fault.step), fault.fraction))
 
 
