@@ -39,7 +39,12 @@ from influray.store.artifact import hash_file
 from jobs.local_cluster import LocalCluster, Node, unavailable
 
 KINDS = {"actor": 3, "driver": 2, "sigterm": 2, "node": 1, "disk": 2, "truncate": 2}  # how often, in proportion
-STEPS = ("featurize", "score", "select")
+STEPS = {
+    "featurize": ("FeatureWorker",),
+    "score": ("ScoreWorker",),
+    "select": ("SelectionDriver", "ColumnWorker"),
+}  # and the actors that are at work in it
+ORDER = tuple(STEPS)
 DISK_MIB = 256
 RUN_SECONDS = 300.0  # until a run counts as stuck
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -338,15 +343,16 @@ class Chaos:
             moment = began.get(fault.step)
             due = fault.fraction * self._seconds[workload.name][fault.step] * (RESUMED if before else 1)
             if moment is not None and time.monotonic() - moment >= due:
-                fault.what = self._strike(fault.kind, pid, run, draw)
+                fault.what = self._strike(fault, pid, run, draw)
                 if fault.what:
                     struck = waiting.pop(0)
-                elif fault.step != STEPS[-1] and STEPS[STEPS.index(fault.step) + 1] in began:
+                elif any(step in began for step in ORDER[ORDER.index(fault.step) + 1 :]):
                     waiting.pop(0)  # nothing of its kind was there while the step lasted
         return struck
 
-    def _strike(self, kind: str, pid: int, run: Path, draw: random.Random) -> str:
+    def _strike(self, fault: Fault, pid: int, run: Path, draw: random.Random) -> str:
         """Let a fault happen and return what it hit, "" where there is nothing to hit yet."""
+        kind = fault.kind
         if kind in ("driver", "sigterm"):
             os.kill(pid, signal.SIGKILL if kind == "driver" else signal.SIGTERM)
             return "driver"
@@ -355,7 +361,8 @@ class Chaos:
             return "disk"
         if kind == "truncate":
             return _truncate(run, draw)
-        found = [(node, actor, name) for node in self._alive() for actor, name in _actors(self.cluster.pids(node))]
+        every = [(node, actor, name) for node in self._alive() for actor, name in _actors(self.cluster.pids(node))]
+        found = [one for one in every if one[2] in STEPS[fault.step]]
         if not found:
             return ""
         node, actor, name = draw.choice(found)
@@ -470,7 +477,7 @@ def draw_faults(draw: random.Random, kinds: Sequence[str] = tuple(KINDS), each: 
     """Return `each` faults for each step, of random kinds and moments."""
     chosen = iter(draw.choices(kinds, [KINDS[kind] for kind in kinds], k=each * len(STEPS)))
     found = [Fault(step, next(chosen), draw.random()) for step in STEPS for _ in range(each)]
-    return sorted(found, key=lambda fault: (STEPS.index(fault.step), fault.fraction))
+    return sorted(found, key=lambda fault: (ORDER.index(fault.step), fault.fraction))
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -522,6 +529,7 @@ def main() -> int:
         return 0
     if reason := unavailable():
         parser.error(reason)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is taken down whatever ends this
     outcomes: list[Outcome] = []
     workloads = [workload for workload in WORKLOADS if workload.name in options.workloads]
     with chaos(say=lambda text: print(text, flush=True)) as one:
