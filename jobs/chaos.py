@@ -305,13 +305,14 @@ class Chaos:
                     outcome.problems.append(f"a full disk is not named: {_last(log)}")
                 if status == 0 or outcome.problems or time.monotonic() - started > RUN_SECONDS:
                     break
+            self._replace_cut_nodes()  # whoever still writes there has ended now
             if not outcome.problems:
                 self._must(self._argv(workload, run), log, workload)
                 found, outcome.problems = content(run)
                 outcome.problems += differences(self._expected[workload.name], found)
         except (RuntimeError, AssertionError) as error:
             outcome.problems.append(str(error))
-        self._replace_cut_nodes()
+            self._replace_cut_nodes()
         outcome.seconds = time.monotonic() - started
         if not outcome.problems:
             shutil.rmtree(run)
@@ -412,7 +413,8 @@ def content(run: Path) -> tuple[dict[str, Any], list[str]]:
         found[name] = [(part["key"], part["sha256"], part["rows"]) for part in parts]
         named = {part["file"] for part in parts if part["file"]}
         problems += [f"{name}/{p['file']} is not whole" for p in parts if p["file"] and _hash(folder, p) != p["sha256"]]
-        there = {path.name for path in folder.iterdir() if path.name.startswith((".", "part-"))}
+        # A hidden file is no part of anything; one that a killed process left goes with the next commit.
+        there = {path.name for path in folder.glob("part-*")}
         problems += [f"{name}/{extra} is left over" for extra in sorted(there - named)]
         receipts = {path.stem for path in (folder / "_receipts").iterdir()}
         if receipts != {part["key"] for part in parts}:
@@ -532,7 +534,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is taken down whatever ends this
     outcomes: list[Outcome] = []
     workloads = [workload for workload in WORKLOADS if workload.name in options.workloads]
-    with chaos(say=lambda text: print(text, flush=True)) as one:
+    with contextlib.suppress(KeyboardInterrupt), chaos(say=lambda text: print(text, flush=True)) as one:
         for workload in workloads:
             one.prepare(workload)
         seed = options.seed

@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2  # how soon a straggler or a signal is noticed; results wake the loop at once
 SPECULATE_FLOOR_SECONDS = 1.0  # a shard younger than this is never issued twice
 SIZE_SECONDS = 1.0  # how often the size is asked for: 1 ms a time
+END_SECONDS = 2.0  # for a killed worker to end; it takes 0.1 s where its node answers
 WAITING_SECONDS = 30.0  # how often a pool without a single worker says so
 
 
@@ -127,8 +128,13 @@ class ShardPool:
                 self._drain(run)
                 raise
             finally:
-                for worker in [w for w in self._workers if w.item is not None]:
+                busy = [worker for worker in self._workers if worker.item is not None]
+                for worker in busy:
                     self._drop(worker)  # it computes what nobody waits for
+                # Until they are gone they may write beside what the caller is about to commit.
+                ended = [worker.ref for worker in busy if worker.ref is not None and ray.is_initialized()]
+                if ended:
+                    ray.wait(ended, num_returns=len(ended), timeout=END_SECONDS)
         report = run.report(started, self._token_budget)
         if report.failures:
             raise PoolError(report)
