@@ -6,7 +6,7 @@ A real cluster in network namespaces (local_cluster.py), run directories on a sm
 run a fault strikes in featurize, one in score and one in select, each after a random part of the time that the step
 takes undisturbed. A run whose driver ends is resumed by the same command. At the end the command is repeated once more,
 and everything is compared: parts of features and attribution by content, selections, quarantine, and that no file or
-receipt is there twice. Needs root and the command `ip`; one process a moment is what it costs, about 10 s of CPU a run.
+receipt is there twice. Needs root and the command `ip`; about 10 s of CPU a run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ if __name__ == "__main__":
 from influray.miniature import BASE
 from influray.miniature.world import Size, write_world
 from influray.store.artifact import hash_file
+from jobs.chaos_drivers import Disk, Drivers
 from jobs.local_cluster import LocalCluster, Node, unavailable
 
 KINDS = {"actor": 3, "driver": 2, "sigterm": 2, "node": 1, "disk": 2, "truncate": 2}  # how often, in proportion
@@ -45,7 +45,6 @@ STEPS = {
     "select": ("SelectionDriver", "ColumnWorker"),
 }  # and the actors that are at work in it
 ORDER = tuple(STEPS)
-DISK_MIB = 256
 RUN_SECONDS = 300.0  # until a run counts as stuck
 REPOSITORY = Path(__file__).resolve().parent.parent
 # A node that does not answer for about 4 s is lost. Ray's own 30 s would be most of the time of a moment.
@@ -120,115 +119,6 @@ class Outcome:
     faults: list[Fault]
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
-
-
-class Disk:
-    """A small disk that can be filled, as a tmpfs at `path`."""
-
-    def __init__(self, path: Path, mib: int = DISK_MIB) -> None:
-        self.path = path
-        path.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(path)], check=True)
-
-    def fill(self) -> None:
-        with contextlib.suppress(OSError), open(self.path / "ballast", "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(2**20))
-        with contextlib.suppress(OSError), open(self.path / "ballast", "ab", buffering=0) as file:
-            while True:
-                file.write(bytes(512))
-
-    def free(self) -> None:
-        (self.path / "ballast").unlink(missing_ok=True)
-
-    def close(self) -> None:
-        subprocess.run(["umount", "-l", str(self.path)], check=True)
-        self.path.rmdir()
-
-
-class Drivers:
-    """Drivers on the head of a cluster, forked from one process that has imported everything: 0.1 s each, not 5 s."""
-
-    def __init__(self, cluster: LocalCluster) -> None:
-        self._process = cluster.popen(
-            [sys.executable, str(Path(__file__).resolve()), "--drivers"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._address = cluster.address
-
-    def start(self, argv: Sequence[str], log: Path, columns: bool) -> int:
-        """Start a driver that carries out `influray ARGV` and return its pid."""
-        order = {"argv": [*argv, "--address", self._address], "log": str(log), "columns": columns}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return int(self._answer())
-
-    def wait(self) -> int:
-        """Return the exit status of the driver that runs, minus the signal where one ended it."""
-        return int(self._answer())
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the process that forks drivers is gone")
-        return line
-
-
-def fork_drivers() -> None:
-    """Fork a driver for every line of standard input, and answer with its pid and then with its exit status."""
-    import ray
-    import torch
-
-    import influray.features.gradient
-    import influray.steps.score  # noqa: F401 - all that a driver needs is there before the fork
-
-    torch.set_num_threads(1)
-    assert not ray.is_initialized()
-    for line in sys.stdin:
-        order = json.loads(line)
-        pid = os.fork()
-        if not pid:
-            _drive(order)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-
-
-def _drive(order: Mapping[str, Any]) -> None:
-    import logging
-
-    from influray import cli, progress
-    from influray.runtime import columns
-
-    log = os.open(order["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    steps = logging.StreamHandler(sys.stderr)
-    steps.setLevel(logging.DEBUG)
-    progress.logger.addHandler(steps)
-    progress.logger.setLevel(logging.DEBUG)  # it tells when a step begins
-    if order["columns"]:
-        columns.LARGE_BYTES = 0  # the real way of a large matrix, for one that is made in a second
-    sys.argv = ["influray", *order["argv"]]
-    status = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:  # noqa: BLE001 - a bug: its traceback is in the log, and the status says so
-        import traceback
-
-        traceback.print_exc()
-        status = 1
-    sys.stderr.flush()
-    os._exit(status)
 
 
 class Chaos:
@@ -524,11 +414,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--each", type=int, default=1, help="moments in each step of a run")
     parser.add_argument("--workloads", nargs="+", default=[workload.name for workload in WORKLOADS])
-    parser.add_argument("--drivers", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.drivers:
-        fork_drivers()
-        return 0
     if reason := unavailable():
         parser.error(reason)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is taken down whatever ends this
