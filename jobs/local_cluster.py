@@ -248,6 +248,7 @@ def main() -> int:
         parser.error("a command is needed, after --")
     if reason := unavailable():
         parser.error(reason)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is taken down whatever ends this
     head = ["--num-cpus=0", f"--include-dashboard={str(arguments.dashboard).lower()}", "--dashboard-host=127.0.0.1"]
     with local_cluster(arguments.nodes, arguments.cpus, head=head) as cluster:
         # The command runs on the head, where the dashboard listens.

@@ -61,7 +61,7 @@ class ResolvedResources:
 
         each = {"CPU": self.cpus_per_worker, "GPU": gpus}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return max(1, sum(_room(node, each) for node in nodes))
+        return max(1, sum(room_on(node, each) for node in nodes))
 
 
 @contextlib.contextmanager
@@ -275,7 +275,7 @@ def _describe(owned: bool) -> ClusterInfo:
     )
 
 
-def _room(node: Mapping[str, float], each: Mapping[str, float]) -> int:
+def room_on(node: Mapping[str, float], each: Mapping[str, float]) -> int:
     """Return how many workers fit on one node; what a worker takes none of does not count."""
     return min(math.floor(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each.items() if amount)
 

@@ -15,7 +15,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,6 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 from influray.protocols import USER_ERRORS
 from influray.runtime.cluster import interrupt_between
 from influray.runtime.poison import MAX_CONVICTED, Hunt
+from influray.runtime.pool_state import Item, PoolRun, Worker
 from influray.runtime.tasks import (
     Attempt,
     PoolError,
@@ -59,66 +59,8 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2  # how soon a straggler or a signal is noticed; results wake the loop at once
 SPECULATE_FLOOR_SECONDS = 1.0  # a shard younger than this is never issued twice
 SIZE_SECONDS = 1.0  # how often the size is asked for: 1 ms a time
+END_SECONDS = 2.0  # for a killed worker to end; it takes 0.1 s where its node answers
 WAITING_SECONDS = 30.0  # how often a pool without a single worker says so
-
-
-@dataclass(eq=False)
-class _Item:
-    task: ShardTask
-    reasons: list[str] = field(default_factory=list)
-    issued: int = 0
-    copies: int = 0  # in flight
-    tries: int = 0  # failed attempts that count against `max_attempts`
-    deaths: int = 0  # those among them that ended with the process
-    hunt: Hunt | None = None  # for the row that kills it
-    hunted: bool = False  # in vain
-    without: tuple[int, ...] = ()
-    shrunk_to: int | None = None  # token budget
-    receipt: Receipt | None = None
-    failed: bool = False
-
-    @property
-    def open(self) -> bool:
-        return self.receipt is None and not self.failed
-
-
-@dataclass(eq=False)
-class _Worker:
-    handle: Any
-    ref: Any  # of ready(), then of the shard in flight; None while idle
-    since: float
-    info: WorkerInfo | None = None
-    item: _Item | None = None
-
-
-@dataclass
-class _Run:
-    """The state of one call of `run`."""
-
-    items: list[_Item]
-    on_receipt: Callable[[ShardTask, Receipt], None]
-    on_event: Callable[[PoolEvent], None]
-    queue: collections.deque[_Item]
-    left: int  # items that are open
-    seconds: list[float] = field(default_factory=list)  # of each committed shard
-    retries: int = 0
-    workers_lost: int = 0
-    speculated: int = 0
-    shrunk: list[str] = field(default_factory=list)
-    starts_failed: int = 0  # in a row
-    quiet_since: float = field(default_factory=time.monotonic)
-
-    def report(self, started: float, token_budget: int | None) -> PoolReport:
-        return PoolReport(
-            receipts=tuple(item.receipt for item in self.items if item.receipt is not None),
-            retries=self.retries,
-            workers_lost=self.workers_lost,
-            speculated=self.speculated,
-            token_budget=token_budget,
-            shrunk=tuple(self.shrunk),
-            seconds=time.monotonic() - started,
-            failures=tuple(ShardFailure(item.task, tuple(item.reasons)) for item in self.items if item.failed),
-        )
 
 
 class ShardPool:
@@ -147,7 +89,7 @@ class ShardPool:
         self._speculate_after = speculate_after
         self._drain_seconds = drain_seconds
         self._isolate = isolate
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._token_budget: int | None = None
 
     def __enter__(self) -> ShardPool:
@@ -171,9 +113,9 @@ class ShardPool:
             KeyboardInterrupt: Ctrl-C or SIGTERM; what was in flight had `drain_seconds` to commit.
         """
         started = time.monotonic()
-        items = [_Item(task) for task in tasks]
+        items = [Item(task) for task in tasks]
         assert len({item.task.key for item in items}) == len(items), "two shards share a key"
-        run = _Run(items, on_receipt, on_event, collections.deque(items), len(items))
+        run = PoolRun(items, on_receipt, on_event, collections.deque(items), len(items))
         with interrupt_between() as check_interrupt:
             try:
                 while run.left:
@@ -186,8 +128,13 @@ class ShardPool:
                 self._drain(run)
                 raise
             finally:
-                for worker in [w for w in self._workers if w.item is not None]:
+                busy = [worker for worker in self._workers if worker.item is not None]
+                for worker in busy:
                     self._drop(worker)  # it computes what nobody waits for
+                # Until they are gone they may write beside what the caller is about to commit.
+                ended = [worker.ref for worker in busy if worker.ref is not None and ray.is_initialized()]
+                if ended:
+                    ray.wait(ended, num_returns=len(ended), timeout=END_SECONDS)
         report = run.report(started, self._token_budget)
         if report.failures:
             raise PoolError(report)
@@ -198,14 +145,14 @@ class ShardPool:
         for worker in list(self._workers):
             self._drop(worker)
 
-    def _staff(self, run: _Run) -> None:
+    def _staff(self, run: PoolRun) -> None:
         """Start workers up to the size, or to the open shards where those are fewer."""
         if time.monotonic() - self._asked > SIZE_SECONDS:
             self._size, self._asked = max(1, self._ask_size() - self._given_up), time.monotonic()
         wanted = min(self._size, run.left)
         while len(self._workers) < wanted:
             handle = self._make_worker()
-            self._workers.append(_Worker(handle, handle.ready.remote(), time.monotonic()))
+            self._workers.append(Worker(handle, handle.ready.remote(), time.monotonic()))
         if any(worker.info for worker in self._workers):
             run.quiet_since = time.monotonic()
         elif time.monotonic() - run.quiet_since > WAITING_SECONDS:
@@ -214,14 +161,14 @@ class ShardPool:
             text = f"no worker is up after {oldest:.0f} s: the model is loading, or the cluster has no room for one"
             self._tell(run, PoolEvent("waiting", text))
 
-    def _hand_out(self, run: _Run) -> None:
+    def _hand_out(self, run: PoolRun) -> None:
         for worker in self._workers:
             if not run.queue:
                 return
             if worker.info is not None and worker.item is None:
                 self._issue(worker, run.queue.popleft())
 
-    def _issue(self, worker: _Worker, item: _Item) -> None:
+    def _issue(self, worker: Worker, item: Item) -> None:
         item.issued += 1
         item.copies += 1
         worker.item, worker.since = item, time.monotonic()
@@ -231,7 +178,7 @@ class ShardPool:
         attempt = Attempt(item.issued, budget, shrunk, item.without, probe)
         worker.ref = worker.handle.compute.remote(item.task, attempt)
 
-    def _speculate(self, run: _Run) -> None:
+    def _speculate(self, run: PoolRun) -> None:
         """Where nothing is queued, give idle workers copies of the shards that take unusually long."""
         if run.queue or not run.seconds:
             return
@@ -250,7 +197,7 @@ class ShardPool:
                 self._tell(run, PoolEvent("speculated", text, item.task.key))
                 self._issue(idle.pop(), item)
 
-    def _settle(self, run: _Run, timeout: float) -> None:
+    def _settle(self, run: PoolRun, timeout: float) -> None:
         """Wait for one answer and take in every answer that is there."""
         waiting = {worker.ref: worker for worker in self._workers if worker.ref is not None}
         # Refs of pending actors stand among them but nothing depends on them: they are the autoscaler's demand signal.
@@ -267,7 +214,7 @@ class ShardPool:
             else:
                 self._answered(run, worker, answer)
 
-    def _answered(self, run: _Run, worker: _Worker, answer: Any) -> None:
+    def _answered(self, run: PoolRun, worker: Worker, answer: Any) -> None:
         worker.ref = None
         if worker.info is None:
             worker.info, run.starts_failed = answer, 0
@@ -284,7 +231,7 @@ class ShardPool:
             run.seconds.append(time.monotonic() - worker.since)
             run.on_receipt(item.task, answer)
 
-    def _raised(self, run: _Run, worker: _Worker, error: RayTaskError) -> None:
+    def _raised(self, run: PoolRun, worker: Worker, error: RayTaskError) -> None:
         cause = error.cause
         if isinstance(cause, USER_ERRORS):
             raise cause from None
@@ -303,7 +250,7 @@ class ShardPool:
         # An unknown error leaves a process in an unknown state (a CUDA context, say): the next attempt gets a new one.
         self._lost(run, worker, f"{type(cause).__name__}: {cause}"[:500], died=False)
 
-    def _lost(self, run: _Run, worker: _Worker, reason: str, died: bool = True) -> None:
+    def _lost(self, run: PoolRun, worker: Worker, reason: str, died: bool = True) -> None:
         item = self._take_back(worker) if worker.item is not None else None
         self._drop(worker)
         run.workers_lost += 1
@@ -316,7 +263,7 @@ class ShardPool:
         elif worker.info is None:
             self._start_failed(run, reason)
 
-    def _start_failed(self, run: _Run, reason: str) -> None:
+    def _start_failed(self, run: PoolRun, reason: str) -> None:
         run.starts_failed += 1
         if run.starts_failed < self._max_attempts:
             return
@@ -328,7 +275,7 @@ class ShardPool:
         elif run.starts_failed >= self._max_attempts * self._size:
             raise WorkerStartError(f"{run.starts_failed} workers died while starting; the last one: {reason}")
 
-    def _attempt_failed(self, run: _Run, item: _Item, reason: str, died: bool = False) -> None:
+    def _attempt_failed(self, run: PoolRun, item: Item, reason: str, died: bool = False) -> None:
         if not item.open:
             return
         item.tries += 1
@@ -345,12 +292,12 @@ class ShardPool:
         else:
             self._give_up(run, item, reason)
 
-    def _give_up(self, run: _Run, item: _Item, reason: str) -> None:
+    def _give_up(self, run: PoolRun, item: Item, reason: str) -> None:
         item.failed = True
         run.left -= 1
         self._tell(run, PoolEvent("failed", f"{label(item.task)}: given up: {reason}", item.task.key))
 
-    def _probed(self, run: _Run, item: _Item, died: bool) -> None:
+    def _probed(self, run: PoolRun, item: Item, died: bool) -> None:
         """Take in one answer of the hunt for a row; once it is over, try the shard again, without the row."""
         hunt = item.hunt
         assert hunt is not None
@@ -368,7 +315,7 @@ class ShardPool:
             item.without = (*item.without, hunt.row)
         self._requeue(run, item, PoolEvent("isolated", f"{label(item.task)}: {hunt.finding}", item.task.key))
 
-    def _shrink(self, run: _Run, item: _Item, cause: ShardOutOfMemory) -> None:
+    def _shrink(self, run: PoolRun, item: Item, cause: ShardOutOfMemory) -> None:
         if not item.open:
             return
         item.shrunk_to = min(item.shrunk_to or cause.token_budget, cause.token_budget // 2)
@@ -378,25 +325,25 @@ class ShardPool:
             text = f"{label(item.task)}: {cause}; again with {item.shrunk_to}"
             self._requeue(run, item, PoolEvent("shrunk", text, item.task.key))
 
-    def _requeue(self, run: _Run, item: _Item, event: PoolEvent) -> None:
+    def _requeue(self, run: PoolRun, item: Item, event: PoolEvent) -> None:
         run.retries += 1
         run.queue.appendleft(item)
         self._tell(run, event)
 
-    def _take_back(self, worker: _Worker) -> _Item:
+    def _take_back(self, worker: Worker) -> Item:
         item, worker.item = worker.item, None
         assert item is not None
         item.copies -= 1
         return item
 
-    def _drop(self, worker: _Worker) -> None:
+    def _drop(self, worker: Worker) -> None:
         self._workers.remove(worker)
         if worker.item is not None:
             self._take_back(worker)
         if ray.is_initialized():
             ray.kill(worker.handle, no_restart=True)
 
-    def _drain(self, run: _Run) -> None:
+    def _drain(self, run: PoolRun) -> None:
         """Hand out nothing more and let shards in flight commit, for `drain_seconds` at most."""
         deadline = time.monotonic() + self._drain_seconds
         run.queue.clear()
@@ -412,7 +359,7 @@ class ShardPool:
                     self._answered(run, worker, ray.get(ref))
                 worker.ref = None
 
-    def _tell(self, run: _Run, event: PoolEvent) -> None:
+    def _tell(self, run: PoolRun, event: PoolEvent) -> None:
         level = logging.INFO if event.kind in ("started", "speculated") else logging.WARNING
         logger.log(level, "%s", event.text)
         run.on_event(event)

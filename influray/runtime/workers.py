@@ -107,13 +107,13 @@ class FeatureWorker:
 
     def ready(self) -> WorkerInfo:
         """Load the base model, where the features are made from it, and return what this worker is."""
-        from influray.model.loading import load_base
-
         name = prepare_process(self._directory.logs, self._threads)
         self._config: Config = parse_config(self._plain_config)
         self._reads = featurizer_reads(self._config.features.featurizer)
         if self._reads == "records":
             return WorkerInfo(name)
+        from influray.model.loading import load_base  # with torch: a worker without a model is up in half the time
+
         device = prepare_torch(self._threads)
         device_map = self._config.resources.device_map if device != "cpu" else None
         self._model: Any = load_base(self._config.model, device=device, device_map=device_map)

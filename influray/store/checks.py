@@ -1,8 +1,8 @@
 """Whether the files of a committed artifact are still what was committed.
 
-Sizes are compared whenever a step looks at what is there: one `stat` a file. The content is hashed when a process first
-reads a file, about 1 GB/s on a CPU with SHA instructions, once a process. A file that fails is set aside, so that the
-step that made it finds it missing and makes it again.
+Sizes are compared whenever a step looks at what is there: one `stat` a file, 8 us. The content is hashed when a process
+first reads a file: 1.3 GB/s of one core with SHA instructions, an eighth of what products with 256 targets take. A file
+that fails is set aside, so that the step that made it finds it missing and makes it again.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import ray
 
 from influray.config import ResourcesConfig
 from influray.protocols import ConfigError
-from influray.runtime.cluster import ClusterInfo, connect, resolve_resources
+from influray.runtime.cluster import ClusterInfo, connect, resolve_resources, room_on
 
 pytestmark = pytest.mark.ray
 
@@ -156,3 +156,20 @@ def test_auto_becomes_what_the_cluster_has_room_for(asked, offered, workers, cpu
 def test_what_a_private_cluster_can_never_give_is_refused(asked, offered, key):
     with pytest.raises(ConfigError, match=f"^{key}: "):
         resolve_resources(ResourcesConfig(**asked), offered)
+
+
+def test_auto_follows_a_cluster_of_others_and_not_one_of_its_own(ray_cluster):
+    shared = ClusterInfo(cpus=3, gpus=0, nodes=2, address="", owned=False)
+    assert resolve_resources(ResourcesConfig(), shared).follows
+    assert not resolve_resources(ResourcesConfig(workers=2), shared).follows
+    assert not resolve_resources(ResourcesConfig(), ClusterInfo(3, 0, 1, "", owned=True)).follows
+    resources = resolve_resources(ResourcesConfig(cpus_per_worker=0.5), shared)
+    assert resources.room(0.0) == 2 * int(ray_cluster.cpus)
+    assert resources.room(1.0) == 1, "one worker is asked for where there is room for none"
+
+
+def test_room_is_counted_node_by_node():
+    assert room_on({"CPU": 3.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.25}) == 3
+    assert room_on({"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.25}) == 4
+    assert room_on({"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 2.0}) == 0
+    assert room_on({"CPU": 8.0}, {"CPU": 0.1, "GPU": 0.0}) == 80

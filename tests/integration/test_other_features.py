@@ -11,7 +11,8 @@ import pytest
 
 import influray
 from influray.data.catalogue import Catalogue
-from influray.protocols import ArtifactMismatch, ConfigError
+from influray.data.quarantine import read_quarantine
+from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.store.artifact import read_json
 from tests.integration.test_pipeline import bytes_of, redone, stamps
 from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
@@ -174,3 +175,25 @@ def test_wrong_options_and_a_warmup_that_nobody_reads_are_refused(world, tmp_pat
         run(config, **{"features": {"options": {"n": 1}}, "attribution.scorer": "inner_product"})
     with pytest.raises(ConfigError, match="'ngram' reads no checkpoint, so there is nothing to warm up"):
         run(config, until="warmup")
+
+
+def test_a_row_that_kills_every_process_goes_to_the_quarantine_and_all_others_have_features(world, tmp_path):
+    rows = pool_rows(24)
+    rows[5]["messages"][0]["content"] = "poison"
+    write_jsonl(tmp_path / "pool.jsonl", rows)
+    config = tree(world, tmp_path / "run", "ngram")
+    config["data"] |= {"pool": str(tmp_path / "pool.jsonl"), "max_bad_fraction": 0.05}
+    config["features"]["featurizer"] = "tests.integration.poison_features:PoisonFeaturizer"
+    config["attribution"] = {"scorer": "inner_product"}  # never carried out
+    config["resources"]["max_attempts"] = 1
+    poisoned = run(config, until="featurize")
+    manifest = poisoned.datastore("pool").manifest
+    assert list(manifest["failures"]) == ["5"]
+    assert manifest["byte_reproducible"] is False
+    assert manifest["rows"] == 23
+    (found,) = [found for found in read_quarantine(poisoned.directory.quarantine_path) if found["stage"] == "featurize"]
+    assert (found["row"], found["id"]) == (5, rows[5]["id"])
+    assert "kills the process" in found["reason"]
+    config["data"]["max_bad_fraction"] = 0.01
+    with pytest.raises(DataError, match=r"1 of 24 rows of the pool cannot be used.*kills the process"):
+        run(config, until="featurize")
