@@ -174,7 +174,7 @@ class ShardStore:
         path = self.folder / receipt.file
         if receipt.file and (
             os.path.basename(receipt.file) != receipt.file
-            or not present(path).exists()
+            or not present(path, anew=True).exists()
             or hash_file(path) != receipt.sha256
         ):
             self._known.pop(key, None)

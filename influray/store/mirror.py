@@ -65,12 +65,15 @@ def address_of(path: str | Path) -> str:
     return str(path) if location is None else location.address(Path(path))
 
 
-def present(path: str | Path) -> Path:
-    """Return the path, its file being what the storage holds now; where that holds none, there is no file."""
+def present(path: str | Path, anew: bool = False) -> Path:
+    """Return the path, its file being what the storage holds now; where that holds none, there is no file.
+
+    Parts never change, and are asked for once a process; `anew` asks again.
+    """
     path = local(path)
     location = location_of(path)
     if location is not None and location.shared(path) and path not in _followed:
-        location.fetch(path)
+        location.fetch(path, anew)
     return path
 
 
