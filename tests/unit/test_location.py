@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from influray.protocols import ArtifactMismatch, ConfigError, StorageError
+from influray.data.readers import read_rows, resolve_files
+from influray.protocols import ArtifactMismatch, ConfigError, DataError, StorageError
 from influray.store import lease, location, mirror
 from influray.store.artifact import (
     ShardStore,
@@ -338,6 +339,22 @@ def test_a_torn_object_says_what_to_do(store, folder, host):
     store.write(f"{folder}/part-x.arrow", b"ARROW1")
     with pytest.raises(ArtifactMismatch, match="run the step again"):
         map_table(run.path / "part-x.arrow")
+
+
+def test_data_files_are_read_from_object_storage(store, folder, host):
+    rows = b'{"prompt": "a", "completion": "b"}\n'
+    for name in ("b.jsonl", "more/a.jsonl", "more/notes.txt", ".hidden.jsonl"):
+        store.write(f"{folder}/{name}", rows)
+    files = resolve_files([store.uri(folder)], ".", "data.pool")
+    assert [file.name for file in files] == [f"s3://bucket/{folder}/{name}" for name in ("b.jsonl", "more/a.jsonl")]
+    (one,) = resolve_files([store.uri(f"{folder}/b.jsonl")], ".", "data.pool")
+    assert (one.name, one.stem) == (f"s3://bucket/{folder}/b.jsonl", "b")
+    for file in (*files, one):
+        assert list(read_rows(file, 100, 100)) == [(1, rows.strip())]
+    with pytest.raises(DataError, match=r"data\.pool\.0: s3://bucket/.*nothing holds no file"):
+        resolve_files([store.uri(f"{folder}/nothing")], ".", "data.pool")
+    with pytest.raises(ConfigError, match=r"data\.pool\.0: .*credentials"):
+        resolve_files(["s3://key:secret@bucket/pool"], ".", "data.pool")
 
 
 def test_names_in_a_bucket_do_not_leave_the_mirror(store: Store, folder, host, tmp_path):
