@@ -25,6 +25,8 @@ from influray.data import hub
 from influray.data.records import BadRow
 from influray.protocols import USER_ERRORS, DataError
 from influray.store.artifact import fingerprint, hash_file
+from influray.store.mirror import local, present, present_folder
+from influray.store.uri import is_uri, parse_uri
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +65,8 @@ class DataFile:
 def resolve_files(entries: Sequence[str], root: str | Path, key: str) -> list[DataFile]:
     """Return the files that config entries name, in byte order of their names.
 
-    An entry is a file, a folder (searched through, hidden names and other suffixes left out) or an `hf://` id;
-    relative ones start at `root`. `key` is the dotted key of the list, for messages.
+    An entry is a file, a folder (searched through, hidden names and other suffixes left out), the same on object
+    storage (`s3://`, `gs://`) or an `hf://` id; relative ones start at `root`. `key` is the dotted key of the list, for messages.
 
     Raises:
         DataError: nothing there, a suffix that is not read, a folder without data, a file named twice.
@@ -118,6 +120,9 @@ def _entry_files(entry: str, root: Path, where: str) -> Iterator[DataFile]:
         hub.parse(entry, where)
         yield DataFile(entry, entry, "hub")
         return
+    if is_uri(entry):
+        yield from _stored_files(entry, where)
+        return
     path = root / entry
     if path.is_dir():
         yield from _folder_files(path, root, where)
@@ -145,6 +150,21 @@ def _folder_files(folder: Path, root: Path, where: str) -> Iterator[DataFile]:
         log.info("%s: %d files of %s are not data and were left out", where, others, folder)
     for path in paths:
         yield _data_file(path, root)
+
+
+def _stored_files(uri: str, where: str) -> Iterator[DataFile]:
+    """Fetch a file or a folder of object storage into this machine's cache: the driver alone reads data files."""
+    place, name = local(uri, where), parse_uri(uri, where).shown
+    if present(place).is_file():
+        found = {name: place}
+    else:
+        paths = [path for path in present_folder(place).rglob("*") if path.is_file()]
+        found = {f"{name}/{path.relative_to(place).as_posix()}": path for path in paths}
+    kept = {shown: path for shown, path in found.items() if _suffix(path.name) and not path.name.startswith(".")}
+    if not kept:
+        raise DataError(f"{where}: {name} holds no file with a suffix that is read; one of {', '.join(SUFFIXES)}")
+    for shown, path in kept.items():
+        yield DataFile(str(path), shown, *SUFFIXES[_suffix(path.name)])
 
 
 def _data_file(path: Path, root: Path) -> DataFile:

@@ -23,6 +23,7 @@ from influray.report.data import Overlap, PoolFacts, Quantiles, SelectionFacts, 
 from influray.selectors.output import SUMMARY, TABLE
 from influray.store.artifact import read_json, read_manifest
 from influray.store.attribution import Attribution
+from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
 
 STYLES = ("c0", "c1", "c2", "c3", "c4", "c5")  # colour classes of style.css
@@ -56,7 +57,7 @@ def selection_facts(
     folder = run.selection(name)
     try:
         record = read_json(folder / SUMMARY)
-        table = pq.read_table(folder / TABLE, columns=["rank", "row", "id", "task"]).sort_by("rank")
+        table = pq.read_table(present(folder / TABLE), columns=["rank", "row", "id", "task"]).sort_by("rank")
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtifactMismatch(f"{folder}: not a readable selection ({error}); run `influray select` again") from error
     row_n = table["row"].to_numpy().astype(np.int64)

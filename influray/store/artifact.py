@@ -205,7 +205,7 @@ class ShardStore:
             remove(self._receipt_path(key))  # torn or foreign
             return None
         path = self.folder / receipt.file
-        if receipt.file and (not present(path).exists() or hash_file(path) != receipt.sha256):
+        if receipt.file and (not present(path, anew=True).exists() or hash_file(path) != receipt.sha256):
             self._known.pop(key, None)
             remove(self._receipt_path(key))
             return None

@@ -8,12 +8,14 @@ the mirror can be deleted at any time.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -28,13 +30,14 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5  # of each request, on top of those that the file system makes by itself
 FIRST_PAUSE_SECONDS = 0.25  # doubled each time
+SMALL = 2**22  # bytes; an object below is one PUT
+BUFFER = 2**24  # bytes in memory at once
 PARTS = "part-"  # what begins so never changes once it is there: each attempt has a name of its own
 # What no repetition mends: errors as AWS and Google name them.
 _FINAL = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN")
 _FINAL += ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNRECOGNIZED_CLIENT", "HTTP status 403", "HTTP status 401")
 
 T = TypeVar("T")
-_LOCAL = fs.LocalFileSystem()
 
 
 class Location:
@@ -52,6 +55,10 @@ class Location:
     def filesystem(self) -> fs.FileSystem:
         """The pyarrow file system of the bucket; reaches for the network when first asked for."""
         return self.uri.filesystem()
+
+    @cached_property
+    def _in_parts(self) -> fs.FileSystem:
+        return self.uri.filesystem(delayed=False)
 
     def address(self, path: Path) -> str:
         """Return the URI, and after a # what of it a path of the mirror is."""
@@ -77,8 +84,8 @@ class Location:
         size = source.stat().st_size
 
         def put(system: fs.FileSystem) -> fs.FileInfo:
-            # One call: a signal cannot come between its steps and leave half an object.
-            fs.copy_files(str(source), self.key(path), source_filesystem=_LOCAL, destination_filesystem=system)
+            # In another thread, which no signal reaches: a stream that is given up half-way leaves half an object.
+            _uploads().submit(self._put, source, self.key(path)).result()
             info = system.get_file_info(self.key(path))
             if info.type != fs.FileType.File or info.size != size:
                 raise OSError(f"{info.size} bytes arrived of {size}")
@@ -88,9 +95,12 @@ class Location:
         _stamp(source, info)
         self._settled.add(path)
 
-    def fetch(self, path: Path) -> None:
-        """Bring the file of the mirror to what the object is; where there is no object, none is left."""
-        if path in self._settled and path.name.startswith(PARTS) and path.exists():
+    def fetch(self, path: Path, anew: bool = False) -> None:
+        """Bring the file of the mirror to what the object is; where there is no object, none is left.
+
+        A part that this process has seen once is looked at again only where `anew` says so.
+        """
+        if not anew and path in self._settled and path.name.startswith(PARTS) and path.exists():
             return
         info = self.stat(path)
         if info is None:
@@ -157,9 +167,12 @@ class Location:
 
         def get(system: fs.FileSystem) -> bool:
             try:
-                fs.copy_files(info.path, str(temporary), source_filesystem=system, destination_filesystem=_LOCAL)
+                stream = system.open_input_file(info.path)
             except FileNotFoundError:  # deleted meanwhile
                 return False
+            with stream, open(temporary, "wb") as file:
+                while piece := stream.read(BUFFER):
+                    file.write(piece)
             if temporary.stat().st_size != info.size:
                 raise OSError(f"{temporary.stat().st_size} bytes arrived of {info.size}")
             return True
@@ -172,6 +185,22 @@ class Location:
                 path.unlink(missing_ok=True)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _put(self, source: Path, key: str) -> None:
+        """Write the object `key`. pyarrow's copy_files will not do: it drops the error of closing (26.0)."""
+        with open(source, "rb") as file:
+            data = file.read(SMALL)
+            if len(data) < SMALL:
+                stream = self.filesystem.open_output_stream(key)
+                stream.write(data)
+            else:
+                # Opened as an upload in parts. Where a delayed one cannot be begun, pyarrow (26.0) gives it up by
+                # writing an empty object, whatever was there before.
+                stream = self._in_parts.open_output_stream(key)
+                while data:
+                    stream.write(data)
+                    data = file.read(BUFFER)
+        stream.close()
 
     def _ask(self, doing: str, path: Path, request: Callable[[fs.FileSystem], T]) -> T:
         shown = self.uri.join(self._relative(path)).shown
@@ -206,6 +235,11 @@ class Location:
         """Whether the file of an object lies in the mirror: a name in a bucket may hold anything."""
         relative = key.removeprefix(self.uri.key).lstrip("/")
         return bool(relative) and ".." not in PurePosixPath(relative).parts and "\0" not in relative
+
+
+@functools.cache
+def _uploads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(8, "upload")
 
 
 def _stamp(path: Path, info: fs.FileInfo) -> None:

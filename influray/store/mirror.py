@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -21,7 +22,7 @@ from influray.store.uri import is_uri, parse_uri
 
 logger = logging.getLogger(__name__)
 
-FOLLOW_SECONDS = 20.0  # between two uploads of a file that grows
+FOLLOW_SECONDS = 20.0  # between two uploads of a file that grows, at first less
 
 _mirrors: dict[Path, Location] = {}
 _followed: dict[Path, int] = {}  # path -> bytes that are uploaded
@@ -65,12 +66,15 @@ def address_of(path: str | Path) -> str:
     return str(path) if location is None else location.address(Path(path))
 
 
-def present(path: str | Path) -> Path:
-    """Return the path, its file being what the storage holds now; where that holds none, there is no file."""
+def present(path: str | Path, anew: bool = False) -> Path:
+    """Return the path, its file being what the storage holds now; where that holds none, there is no file.
+
+    Parts never change, and are asked for once a process; `anew` asks again.
+    """
     path = local(path)
     location = location_of(path)
     if location is not None and location.shared(path) and path not in _followed:
-        location.fetch(path)
+        location.fetch(path, anew)
     return path
 
 
@@ -198,9 +202,11 @@ def flush(leave: Path | None = None) -> None:
 
 
 def _keep_following() -> None:
-    pause = threading.Event()
-    while not pause.wait(FOLLOW_SECONDS):
+    pause = 1.0  # a process may be killed soon
+    while True:
+        time.sleep(pause)
         flush()
+        pause = min(2 * pause, FOLLOW_SECONDS)
 
 
 def _commits(path: Path, folder: Path, manifests: tuple[str, ...]) -> int:

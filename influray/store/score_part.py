@@ -47,7 +47,7 @@ class ScorePart:
         if not hasattr(os, "posix_fadvise"):
             return
         size = 4 * self._width
-        with open(self.path, "rb", buffering=0) as file:
+        with open(present(self.path), "rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), self._layout[1] + size * start, size * (stop - start), _WILLNEED)
 
     def _read(self, out: np.ndarray, offset: int) -> None:

@@ -60,8 +60,8 @@ class StorageUri:
         """The folder above; of a folder that lies in the bucket itself there is none, and the prefix is ""."""
         return StorageUri(self.scheme, self.bucket, self.prefix.rpartition("/")[0], self.options)
 
-    def filesystem(self) -> fs.FileSystem:
-        """Return the pyarrow file system that reaches the bucket.
+    def filesystem(self, delayed: bool = True) -> fs.FileSystem:
+        """Return the pyarrow file system that reaches the bucket; with `delayed` it begins an object when it is closed.
 
         Raises:
             OSError: the region of the bucket cannot be found out.
@@ -85,7 +85,7 @@ class StorageUri:
             connect_timeout=seconds,
             request_timeout=seconds,
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
-            allow_delayed_open=True,  # a small object is one PUT
+            allow_delayed_open=delayed,
         )
 
 
