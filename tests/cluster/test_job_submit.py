@@ -26,8 +26,8 @@ ENVIRONMENT = {
     "RAY_AUTH_TOKEN": TOKEN,
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265",
     "PATH": f"{Path(RAY).parent}:{os.environ['PATH']}",  # a job's `python` is that of the head
-    # Beside the script stands the featurizer that takes its time.
-    "PYTHONPATH": f"{SCRIPT.parents[1]}:{SCRIPT.parent}",
+    "PYTHONPATH": str(SCRIPT.parents[1]),  # where the plug-in of the configs is
+    "RAY_metrics_report_interval_ms": "1000",
 }
 SECONDS = 180.0
 
@@ -49,8 +49,8 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def config(world: Path, name: str, rounds: int = 1, **data: Any) -> Path:
-    """A config whose shards each take `rounds` x 10 us or so, and the path of its file."""
+def config(world: Path, name: str, milliseconds: int = 0, **data: Any) -> Path:
+    """A config whose shards each take so long, as the path of its file."""
     tree = {
         "run_dir": str(world / name),
         "model": {"base": str(world / "model")},
@@ -61,7 +61,11 @@ def config(world: Path, name: str, rounds: int = 1, **data: Any) -> Path:
             "targets": {task: f"targets/{task}.jsonl" for task in ("sums", "reversals")},
             **data,
         },
-        "features": {"featurizer": "noop_featurizer:Spin", "options": {"rounds": rounds}, "rows_per_shard": 2},
+        "features": {
+            "featurizer": "tests.cluster.resting:Resting",
+            "options": {"milliseconds": milliseconds},
+            "rows_per_shard": 2,
+        },
         "selectors": [{"name": "bids", "method": "bids", "budget": 6}],
         "resources": {"workers": 2},
     }
@@ -114,7 +118,7 @@ def test_a_stopped_job_submitted_again_does_the_rest_and_ends_in_the_same_bytes(
     assert "succeeded" in undisturbed.stdout
 
     # The same rows: how long a shard takes is an option, so its name in the keys differs, and no byte of the parts.
-    path, run = config(world, "stopped", rounds=50_000), world / "stopped"
+    path, run = config(world, "stopped", milliseconds=2500), world / "stopped"
     started = ray_job(cluster, "submit", "--no-wait", "--submission-id", "first", *entrypoint(path))
     assert started.returncode == 0, started.stdout
     deadline, seen = time.monotonic() + SECONDS, ""
