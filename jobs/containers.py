@@ -27,7 +27,7 @@ from local_cluster import _ip, _kill_all, unavailable  # beside this file
 
 COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
 GATEWAY = "10.78.0.254"
-START_SECONDS = 300.0
+START_SECONDS = 600.0
 RAY_FOLDER = "/tmp/ray"  # noqa: S108 - where Ray keeps its files unless told otherwise; every container gets its own
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
@@ -137,6 +137,9 @@ def _started(containers: Containers, name: str, service: Mapping[str, Any]) -> N
         if time.monotonic() > deadline:
             raise RuntimeError(f"{name} is not healthy: {log.read_text(errors='replace')[-2000:]}")
         if process is None or (process.poll() is not None and service["restart"] == "on-failure"):
+            if process is not None:
+                tail = log.read_text(errors="replace")[-1000:]
+                print(f"{name} ended with {process.returncode} and is started again; it said: {tail}", flush=True)
             with open(log, "wb") as file:
                 process = containers.execute(name, service["command"], service, stdout=file, stderr=subprocess.STDOUT)
         time.sleep(0.5)
