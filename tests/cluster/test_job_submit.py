@@ -35,7 +35,6 @@ SECONDS = 180.0
 @pytest.fixture(scope="module")
 def cluster():
     head = ["--num-cpus=0", "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--metrics-export-port=8080"]
-    head += ["--ray-client-server-port=0"]
     with local_cluster(1, 2, ENVIRONMENT, head) as cluster:
         yield cluster
 

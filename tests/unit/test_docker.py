@@ -46,7 +46,6 @@ def test_the_linter_has_nothing_to_say_of_the_dockerfile():
 def test_no_port_is_published_and_the_dashboard_listens_on_the_heads_loopback(services):
     assert not [name for name, service in services.items() if "ports" in service]
     assert "--dashboard-host=127.0.0.1" in services["head"]["command"]
-    assert "--ray-client-server-port=0" in services["head"]["command"]
     assert services["submitter"]["network_mode"] == "service:head"
     assert services["submitter"]["environment"]["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:8265"
 
