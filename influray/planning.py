@@ -97,9 +97,9 @@ CPU_EFFICIENCY = 0.45
 class Rates:
     """Seconds that are no model's, measured by jobs/benchmark_runtime.py and benchmark_selection.py on 2 CPU cores."""
 
-    data_row: float = 110e-6  # driver seconds to read, render and index a row
-    data_token: float = 1.2e-6  # and to tokenise it
-    driver_shard: float = 6e-3  # driver seconds to plan, hand out and take in a shard
+    data_row: float = 87e-6  # driver seconds to read, render and index a row
+    data_token: float = 0.5e-6  # and to tokenise it
+    driver_shard: float = 2.5e-3  # driver seconds to plan, hand out and take in a shard
     driver_row: float = 1e-6  # driver seconds a row to plan and to freeze
     startup: float = 8.0  # seconds until a worker that loads no model computes, Ray's own start included
     startup_training: float = 25.0  # until Ray Train trains

@@ -27,7 +27,7 @@ from local_cluster import _ip, _kill_all, unavailable  # beside this file
 
 COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
 GATEWAY = "10.78.0.254"
-START_SECONDS = 300.0
+START_SECONDS = 600.0
 RAY_FOLDER = "/tmp/ray"  # noqa: S108 - where Ray keeps its files unless told otherwise; every container gets its own
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
@@ -72,17 +72,11 @@ class Containers:
             _ip("netns", "del", namespace)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def start(self, name: str, service: Mapping[str, Any], network: str = "", **options: Any) -> subprocess.Popen[Any]:
-        """Start the command of a service as container `name`; `network` is another one whose namespace it shares."""
-        if not network:
-            self._plug_in(name)
-        return self.execute(network or name, service["command"], service, folder=name, **options)
-
     def execute(
-        self, name: str, command: list[str], service: Mapping[str, Any], folder: str = "", **options: Any
+        self, name: str, command: list[str], service: Mapping[str, Any], **options: Any
     ) -> subprocess.Popen[Any]:
         """Start a command in a container, with the environment, the volume and the names of its service."""
-        ray = self._folder / (folder or name)
+        ray = self._folder / name
         ray.mkdir(exist_ok=True)
         Path(RAY_FOLDER).mkdir(exist_ok=True)
         # `ip netns exec` gives the process mounts of its own, so these are seen by it and its children alone.
@@ -105,7 +99,8 @@ class Containers:
     def log(self, name: str) -> Path:
         return self._folder / f"{name}.log"
 
-    def _plug_in(self, name: str) -> None:
+    def plug_in(self, name: str) -> None:
+        """Give a container its namespace, address and name."""
         number = len(self._namespaces) + 1
         namespace, cable = f"ic{self._token}-{number}", f"c{number}"
         _ip("netns", "add", namespace)
@@ -130,17 +125,23 @@ def compose_up(variables: Mapping[str, str], shared: Path) -> int:
         for number in range(int(of["worker"]["deploy"]["replicas"])):
             _started(containers, f"worker-{number + 1}", of["worker"])
         assert of["submitter"]["network_mode"] == "service:head"
-        return containers.start("submitter", of["submitter"], network="head").wait()
+        return containers.execute("head", of["submitter"]["command"], of["submitter"]).wait()
 
 
 def _started(containers: Containers, name: str, service: Mapping[str, Any]) -> None:
-    """Start a container and wait until its health check is content, as `depends_on` has it."""
-    with open(containers.log(name), "wb") as log:
-        process = containers.start(name, service, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    deadline = time.monotonic() + START_SECONDS
-    while not (b"Ray runtime started" in containers.log(name).read_bytes() and containers.healthy(name, service)):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{name} is not healthy: {containers.log(name).read_text(errors='replace')[-2000:]}")
+    """Start a container and wait until its health check is content, as `depends_on` has it; restart it as it says."""
+    log, deadline = containers.log(name), time.monotonic() + START_SECONDS
+    containers.plug_in(name)
+    process = None
+    while process is None or not (b"Ray runtime started" in log.read_bytes() and containers.healthy(name, service)):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{name} is not healthy: {log.read_text(errors='replace')[-2000:]}")
+        if process is None or (process.poll() is not None and service["restart"] == "on-failure"):
+            if process is not None:
+                tail = log.read_text(errors="replace")[-1000:]
+                print(f"{name} ended with {process.returncode} and is started again; it said: {tail}", flush=True)
+            with open(log, "wb") as file:
+                process = containers.execute(name, service["command"], service, stdout=file, stderr=subprocess.STDOUT)
         time.sleep(0.5)
     print(f"{name} is healthy", flush=True)
 

@@ -76,7 +76,7 @@ class Catalogue:
         for name in columns:
             chunks = [part.column(name) for part in self._parts()]
             if pa.types.is_string(SCHEMA.field(name).type):
-                found[name] = [value for chunk in chunks for value in chunk.to_pylist()]
+                found[name] = [value for chunk in chunks for value in _shared_strings(chunk)]
             else:
                 found[name] = np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
         return found
@@ -142,6 +142,11 @@ class Catalogue:
     def values(self, column: str, start: int, stop: int) -> list[Any]:
         """Return one column of the rows [start, stop) as Python objects."""
         return [value for _, batch in self._slices(start, stop) for value in batch.column(column).to_pylist()]
+
+    def gather(self, column: str, rows: np.ndarray) -> list[Any]:
+        """Return one column of these rows in the order given, as Python objects; no other row's are made."""
+        chunks = [part.column(column) for part in self._parts()]
+        return pa.chunked_array(chunks, SCHEMA.field(column).type).take(pa.array(rows)).to_pylist()
 
     def find(self, id: str) -> int:
         """Return the row of an id. Raises DataError where there is none."""
@@ -328,6 +333,13 @@ def _check(
             f"{key}: {len(bad)} of {read} rows of the {split} cannot be used, more than data.max_bad_fraction = "
             f"{config.max_bad_fraction} allows; mend them or raise the limit{quoted}"
         )
+
+
+def _shared_strings(column: pa.Array) -> list[str]:
+    """Return the strings of a column, one object for all rows that have the same: sources are few, rows many."""
+    encoded = column.dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    return [values[code] for code in encoded.indices.to_numpy().tolist()]
 
 
 def _flat(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from influray.config import Config, parse_config
 from influray.protocols import ConfigError, Featurizer
 from influray.registry import featurizer_reads, resolve
 from influray.runtime.cluster import ResolvedResources
+from influray.runtime.metrics import PoolMetrics
 from influray.runtime.poison import ROW_REASON
 from influray.runtime.process import logged, prepare_process, process_name
 from influray.runtime.shards import ShardPool
@@ -84,9 +85,19 @@ def run_pool(
     def room() -> int:
         return resources.room(gpus)
 
+    metrics = PoolMetrics(len(todo))
+
+    def receive(task: ShardTask, receipt: Receipt) -> None:
+        metrics.on_receipt(task, receipt)
+        on_receipt(task, receipt)
+
+    def hear(event: PoolEvent) -> None:
+        metrics.on_event(event)
+        on_event(event)
+
     size = room if resources.follows else resources.workers
     with ShardPool(make_worker, size, max_attempts=resources.max_attempts, isolate=isolate) as pool:
-        return pool.run(todo, on_receipt, on_event)
+        return pool.run(todo, receive, hear)
 
 
 class FeatureWorker:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from numbers import Integral, Real
@@ -75,7 +75,7 @@ def select(
     names = check_groups(source, groups)
     total = source.shape[0]
     facts = _facts(source, rows)
-    for name, values in facts.items():
+    for name, values in (rows or {}).items():  # those of a catalogue are one a row, and not made before they are read
         if len(values) != total:
             raise ConfigError(f"rows.{name}: {len(values)} values for {total} rows of the attribution matrix")
     if isinstance(seed, bool) or not isinstance(seed, Integral):
@@ -201,10 +201,31 @@ def _facts(source: AttributionSource, rows: Mapping[str, Sequence[Any]] | None) 
     return pool_facts(Catalogue(folder), source.rows)
 
 
-def pool_facts(catalogue: Catalogue, row_N: np.ndarray) -> dict[str, list[Any]]:
-    """Return FACTS of these catalogue rows, in the order given."""
-    columns = catalogue.facts(*FACTS)
-    return {name: np.asarray(columns[name], dtype=object)[row_N].tolist() for name in FACTS}
+def pool_facts(catalogue: Catalogue, row_N: np.ndarray) -> Mapping[str, Sequence[Any]]:
+    """Return FACTS of these catalogue rows, in the order given; a column is made when it is first asked for."""
+    return PoolFacts(catalogue, row_N)
+
+
+class PoolFacts(Mapping[str, Sequence[Any]]):
+    """Columns of a catalogue by name. Most selectors read none, and the ids of a million rows take 100 MB."""
+
+    def __init__(self, catalogue: Catalogue, row_N: np.ndarray) -> None:
+        self._catalogue, self._row_N = catalogue, row_N
+        self._made: dict[str, Sequence[Any]] = {}
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        if name not in FACTS:
+            raise KeyError(name)
+        if name not in self._made:
+            column_N = self._catalogue.facts(name)[name]
+            self._made[name] = np.asarray(column_N, dtype=object)[self._row_N].tolist()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(FACTS)
+
+    def __len__(self) -> int:
+        return len(FACTS)
 
 
 def resolve_budget(budget: int | float, total: int) -> int:

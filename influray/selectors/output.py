@@ -74,8 +74,7 @@ def select_and_write(
         attribution, attribution.groups, budget, selector["seed"], facts, limits, features, journal
     )
     selection = run_selector(problem, selector["method"], selector["options"])
-    place_n = np.searchsorted(rows_N, selection.rows).tolist()
-    chosen = {name: [values[place] for place in place_n] for name, values in facts.items()}
+    chosen = {name: catalogue.gather(name, selection.rows) for name in facts}
     balance = measure_balance(attribution, attribution.stats, attribution.groups, selection.rows)
     summary = _summary(selector, attribution, selection, chosen, balance)
     scratch = _scratch(folder)

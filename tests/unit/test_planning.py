@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from influray import pipeline, planning
-from influray.config import parse_config
+from influray.config import ModelConfig, parse_config
 from influray.planning import ModelShape, StepCost, Workload
 from influray.protocols import ConfigError, FeatureBlock, TokenizedExample
 from influray.steps.estimate import costs, find_machine, find_split
@@ -75,7 +76,7 @@ def test_operations_are_those_that_torch_counts(world):
     mask_S = np.arange(S) >= S - trained
     work = Workload(B, B * S, B * trained, B * S * S)
     with FlopCounterMode(display=False) as counter:
-        base(input_ids=__import__("torch").zeros(B, S, dtype=int), logits_to_keep=trained)
+        base(input_ids=torch.zeros(B, S, dtype=int), logits_to_keep=trained)
     # LoRA layers stand beside their bases here, 2 operations for each of their numbers and tokens.
     assert counter.get_total_flops() == pytest.approx(planning.forward(shape, work) + 2 * shape.lora * B * S, rel=1e-6)
     featurizer = GradientFeaturizer(model, config.features, None, "sgd")
@@ -255,3 +256,18 @@ def test_a_model_too_large_for_the_device_is_said_with_the_mend(world, monkeypat
         config, RunDirectory(world), dict.fromkeys(step_states(config, RunDirectory(world)), ""), "l40s", 4
     )
     assert any("device_map" in note for note in plan.notes)
+
+
+def test_the_table_is_for_the_shape_of_llama_3_8b(tmp_path):
+    sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
+    try:
+        import plan_table
+    finally:
+        sys.path.pop(0)
+    from transformers import LlamaConfig
+
+    from influray.model.shape import model_shape
+
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    LlamaConfig(**sizes, num_key_value_heads=8, vocab_size=128256).save_pretrained(tmp_path)
+    assert model_shape(ModelConfig(base=str(tmp_path))) == plan_table.LLAMA_3_8B
