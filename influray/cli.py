@@ -224,6 +224,25 @@ def compare(
         out.print(f"numbers: {escape(str(plain))}")
 
 
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, scored.")]
+
+
+@app.command()
+def index(
+    run: RunPath,
+    kind: Annotated[str, typer.Option("--kind", help="auto, flat, fp16, sq8, ivf, hnsw or pq.")] = "auto",
+    address: Address = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Build the faiss index that queries are asked of."""
+    from influray import pipeline
+
+    made = pipeline.index(run, kind, address=address, allow_plugins=allow_plugins, console=err)
+    recall = made["recall"]
+    found = "exact" if recall is None else f"recall@{recall['k']} {recall['value']:.3f}"
+    out.print(escape(f"index: {made['kind']} ({made['reason']}), {found}, {sum(made['bytes']) / 2**20:.1f} MiB"))
+
+
 @app.command()
 def methods() -> None:
     """List what a config can name."""
