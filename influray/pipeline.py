@@ -255,6 +255,15 @@ def index(
         return require_manifest(this.directory.index, "index")
 
 
+def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:
+    """Audit a scored run; return it and what was found, as in RUN/report/audit.json. Raises as `report.audit.audit`."""
+    from influray.report.audit import audit as look_over
+
+    this = open_run(run_dir)
+    with this.directory.hold():
+        return this, look_over(this.directory.path)
+
+
 def open_run(run_dir: str | Path, allow_plugins: bool = True) -> Run:
     """Return the run of a run directory. Raises ConfigError where there is none."""
     path = RunDirectory(run_dir).config_path
