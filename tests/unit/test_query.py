@@ -17,6 +17,7 @@ from influray.data.records import parse_record
 from influray.model.checkpoints import load_checkpoint
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.runtime.query import Asked, QueryEngine, UnknownId
+from influray.store.index_build import build_index
 from tests.tiny import write_tiny_model
 from tests.unit.asked_run import build_asked_run
 from tests.unit.synthetic_run import HOSTILE
@@ -192,6 +193,25 @@ def test_a_run_without_features_and_a_folder_without_a_run_are_named(run, tmp_pa
     shutil.rmtree(other.directory.attribution)
     with pytest.raises(ArtifactMismatch, match="run `influray score` first"):
         QueryEngine(other.directory, other.config)
+
+
+@pytest.mark.parametrize("kind", ["flat", "sq8"])
+def test_a_run_with_an_index_answers_by_it(run, tmp_path, kind):
+    other = copied(run, tmp_path)
+    build_index(other.directory, kind)
+    found, expected = (one.query("What is 7+8?", "15", k=29) for one in (other, run))
+    assert found.exact == (kind == "flat")
+    assert [hit.row for hit in found.helpful] == [hit.row for hit in expected.helpful]  # exact scores rank them again
+    assert found.mean == pytest.approx(expected.mean, abs=1e-5)
+    assert found.std == pytest.approx(expected.std, rel=1e-3)
+
+
+def test_an_index_of_other_features_is_refused(run, tmp_path):
+    other, stranger = copied(run, tmp_path), build_asked_run(tmp_path / "other", similarity="dot")
+    build_index(stranger.directory, "flat")
+    shutil.copytree(stranger.directory.index, other.directory.index)
+    with pytest.raises(ArtifactMismatch, match="was built of other features or weights than the run has"):
+        other.query(like="t-sum-50")
 
 
 def said(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
