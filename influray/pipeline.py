@@ -121,13 +121,23 @@ class Run:
 def open_run(run_dir: str | Path, *, allow_plugins: bool = True) -> Run:
     """Return the run that lies in a folder, with the config it was carried out with.
 
+    Without `allow_plugins` its config may not name code: it may come from elsewhere.
+
     Raises:
-        ConfigError: there is none, or its config names a plug-in and may not.
+        ConfigError: there is no run, or its config names a plug-in, or a model that brings code, and may not.
     """
     path = Path(run_dir) / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run_dir}: no run lies here (no config.yaml); name the folder of one, such as runs/demo")
-    return resolve(path, run_dir=run_dir, allow_plugins=allow_plugins)
+    this = resolve(path, run_dir=run_dir)
+    if not allow_plugins:
+        _refuse_plugins(this.config, path)
+        if this.config.model.trust_remote_code:
+            raise ConfigError(
+                f"{path}: model.trust_remote_code runs code that comes with {this.config.model.base!r}; "
+                "add --allow-plugins if you trust where the run comes from"
+            )
+    return this
 
 
 def resolve(

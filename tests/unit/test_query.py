@@ -214,6 +214,18 @@ def test_an_index_of_other_features_is_refused(run, tmp_path):
         other.query(like="t-sum-50")
 
 
+def test_a_run_from_elsewhere_may_not_bring_code(run, tmp_path):
+    other = copied(run, tmp_path)
+    (other.directory.path / "run.json").unlink()  # which does not make it any safer
+    for section, key, value in (("attribution", "scorer", "evil:Scorer"), ("model", "trust_remote_code", True)):
+        tree = run.config.model_dump(mode="json")
+        tree[section][key] = value
+        other.directory.write_config(pipeline.dump_config(pipeline.parse_config(tree)))
+        with pytest.raises(ConfigError, match="add --allow-plugins"):
+            pipeline.open_run(other.directory.path, allow_plugins=False)
+        assert pipeline.open_run(other.directory.path).config.model_dump(mode="json") == tree
+
+
 def said(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
     monkeypatch.setattr("sys.argv", ["influray", "query", *arguments])
     try:
