@@ -23,6 +23,7 @@ LAYERS = [
     {"progress"},
     {"runtime"},
     {"steps"},
+    {"resolved_run"},
     {"pipeline"},
     {"miniature"},
     {"cli_options", "printing"},
