@@ -210,6 +210,47 @@ def compare(
         out.print(f"numbers: {escape(str(plain))}")
 
 
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, scored.")]
+
+
+@app.command()
+def index(
+    run: RunPath,
+    kind: Annotated[str, typer.Option("--kind", help="auto, flat, fp16, sq8, ivf, hnsw or pq.")] = "auto",
+    address: Address = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Build the faiss index that queries are asked of."""
+    from influray import pipeline
+
+    made = pipeline.index(run, kind, address=address, allow_plugins=allow_plugins, console=err)
+    recall = made["recall"]
+    found = "exact" if recall is None else f"recall@{recall['k']} {recall['value']:.3f}"
+    out.print(escape(f"index: {made['kind']} ({made['reason']}), {found}, {sum(made['bytes']) / 2**20:.1f} MiB"))
+
+
+@app.command()
+def audit(
+    run: RunPath,
+    numbers: Annotated[Path | None, typer.Option("--json", help="Write everything found as JSON.")] = None,
+) -> None:
+    """Find harmful, mislabelled-looking, duplicate and contaminated rows, and targets that nothing helps."""
+    from influray import pipeline
+    from influray.report.audit import audit_path, audit_tables
+    from influray.report.sheet import check_output_path
+    from influray.store.artifact import write_json
+
+    plain = None if numbers is None else check_output_path(numbers, "--json")
+    this, found = pipeline.audit(run)
+    _print_tables(audit_tables(found), [])
+    for note in found["notes"]:
+        out.print(escape(note))
+    out.print(f"audit: {escape(str(audit_path(this.directory)))}")
+    if plain is not None:
+        write_json(plain, found)
+        out.print(f"numbers: {escape(str(plain))}")
+
+
 @app.command()
 def methods() -> None:
     """List what a config can name."""

@@ -154,6 +154,54 @@ def curves(
         return found, write_curves(this.directory.path, found)
 
 
+def index(
+    run_dir: str | Path,
+    kind: str = "auto",
+    *,
+    address: str | None = None,
+    allow_plugins: bool = True,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Build the index of a scored run where it is not there yet, and return its manifest.
+
+    Args:
+        kind: auto, or one of influray.store.index_kinds.KINDS.
+
+    Raises:
+        ConfigError, ArtifactMismatch: as `build_index`; or `run_dir` is no run.
+    """
+    this = open_run(run_dir, allow_plugins)
+    from functools import partial
+
+    from influray.progress import open_progress
+    from influray.steps import StepContext
+    from influray.steps.index import index as build
+    from influray.store.artifact import require_manifest
+
+    with this.directory.hold(), contextlib.ExitStack() as stack:
+        progress = stack.enter_context(open_progress(this.directory.logs, console))
+        context = StepContext(this.config, this.directory, "index", progress, stack, address)
+        _timed("index", partial(build, kind=kind), context)
+        return require_manifest(this.directory.index, "index")
+
+
+def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:
+    """Audit a scored run; return it and what was found, as in RUN/report/audit.json. Raises as `report.audit.audit`."""
+    from influray.report.audit import audit as look_over
+
+    this = open_run(run_dir)
+    with this.directory.hold():
+        return this, look_over(this.directory.path)
+
+
+def open_run(run_dir: str | Path, allow_plugins: bool = True) -> Run:
+    """Return the run of a run directory. Raises ConfigError where there is none."""
+    path = RunDirectory(run_dir).config_path
+    if not path.is_file():
+        raise ConfigError(f"{run_dir}: no run directory; it has no config.yaml (`influray run CONFIG` makes one)")
+    return resolve(path, run_dir=run_dir, allow_plugins=allow_plugins)
+
+
 def plan(
     config: str | Path | Config | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,

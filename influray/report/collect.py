@@ -16,6 +16,7 @@ import numpy as np
 from influray.data.quarantine import read_quarantine
 from influray.evaluation.known_answer import KnownAnswer, known_answers, task_scores
 from influray.protocols import ArtifactMismatch
+from influray.report.audit import read_audit
 from influray.report.curves import committed_curves
 from influray.report.data import (
     LeftOut,
@@ -79,6 +80,7 @@ def collect(run_dir: str | Path) -> ReportData:
         versions=recorded.get("versions", {}),
         host=recorded.get("host", {}),
         missing=missing,
+        audit=read_audit(run),
     )
 
 

@@ -284,6 +284,7 @@ class ReportData:
     versions: Mapping[str, str]
     host: Mapping[str, Any]
     missing: Mapping[str, str]  # part of the page -> the command that makes what it needs
+    audit: Mapping[str, Any] | None = None  # report.audit's, where it was made
 
 
 def normalised_entropy(counts: Sequence[int]) -> float:

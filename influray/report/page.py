@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from influray.report import formatting
+from influray.report.audit import audit_tables
 from influray.report.collect import collect
 from influray.report.curve_sheet import curve_figures, knees, numbers_of
 from influray.report.data import Example, Quantiles, ReportData, Step, TaskExamples, Tuned
@@ -54,6 +55,7 @@ def render(data: ReportData) -> str:
             examples=[_task_examples(task) for task in data.examples],
             known_bullet=lambda auc: bullet(auc, 1.0, "c0", 0.5),
             steps=_steps(data.steps),
+            audit_tables=audit_tables(dict(data.audit)) if data.audit else [],
         )
     )
     return formatting.visible(page)

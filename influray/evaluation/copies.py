@@ -1,0 +1,134 @@
+"""Rows that are copies: of each other, or of targets and tests.
+
+Shape suffixes: B rows of a block, F numbers of a vector, k neighbours.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WORDS = 8  # of an n-gram; GPT-3 took 13, but questions are shorter than documents
+CONTAINED = 0.7  # share of a target's n-grams from which a pool row holds it
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A record as copies are told: what is asked and what is answered, normalised."""
+
+    row: int
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that say the same, ascending; `kind` is "same text" or "near"."""
+
+    rows: tuple[int, ...]
+    kind: str
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """A pool row that holds a target or test row; `kind` is "copy", "same prompt" or "n-grams" (with their share)."""
+
+    row: int
+    split: str
+    other: int
+    kind: str
+    share: float
+
+
+def normalised(text: str) -> str:
+    """Return what two texts are compared by: NFKC, case folded, words alone, one space between.
+
+    A text without a word is compared by its characters.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(_WORD.findall(folded)) or " ".join(folded.split())
+
+
+def same_text(texts: Iterable[Text]) -> list[Group]:
+    """Return the groups of rows of the same prompt and answer, the largest first, then by row."""
+    found: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for text in texts:
+        found[text.prompt, text.answer].append(text.row)
+    return _ordered([Group(tuple(sorted(rows)), "same text") for rows in found.values() if len(rows) > 1])
+
+
+def near_groups(pairs: Iterable[tuple[int, int]]) -> list[Group]:
+    """Return the rows that are joined by pairs, directly or over others, the largest group first."""
+    parent: dict[int, int] = {}
+
+    def root(row: int) -> int:
+        parent.setdefault(row, row)
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    members: dict[int, list[int]] = defaultdict(list)
+    for row in sorted(parent):
+        members[root(row)].append(row)
+    return _ordered([Group(tuple(rows), "near") for rows in members.values()])
+
+
+def near_pairs(row_B: np.ndarray, row_Bk: np.ndarray, cosine_Bk: np.ndarray, threshold: float) -> list[tuple[int, int]]:
+    """Return the pairs (row, neighbour) whose cosine reaches the threshold, a row never with itself."""
+    hit = (cosine_Bk >= threshold) & (row_Bk != row_B[:, None]) & (row_Bk >= 0)
+    return [(int(row_B[i]), int(row_Bk[i, j])) for i, j in zip(*np.nonzero(hit), strict=True)]
+
+
+def contaminated(pool: Iterable[Text], held: Mapping[str, Sequence[Text]]) -> list[Contamination]:
+    """Return the pool rows that hold a row of `held` (split -> texts): whole copies first, then by row.
+
+    A row of the same prompt and answer is a copy; of the same prompt alone, a leak of the question; one that holds
+    70% of a prompt's different n-grams of 8 words, a rewording around it. Prompts of fewer words are compared whole.
+    Source: contamination by n-grams, GPT-3, arXiv 2005.14165, appendix C.
+    """
+    by_prompt: dict[str, list[tuple[str, Text]]] = defaultdict(list)
+    by_gram: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    grams_of: dict[tuple[str, int], int] = {}
+    for split, texts in held.items():
+        for text in texts:
+            by_prompt[text.prompt].append((split, text))
+            grams = ngrams(text.prompt)
+            grams_of[split, text.row] = len(grams)
+            for gram in grams:
+                by_gram[gram].append((split, text.row))
+    found = []
+    for text in pool:
+        equal = {(split, other.row): other for split, other in by_prompt.get(text.prompt, ())}
+        for (split, row), other in equal.items():
+            kind = "copy" if other.answer == text.answer else "same prompt"
+            found.append(Contamination(text.row, split, row, kind, 1.0))
+        hits: dict[tuple[str, int], int] = defaultdict(int)
+        for gram in ngrams(f"{text.prompt} {text.answer}"):
+            for key in by_gram.get(gram, ()):
+                hits[key] += 1
+        for key, count in hits.items():
+            share = count / grams_of[key]
+            if key not in equal and share >= CONTAINED:
+                found.append(Contamination(text.row, *key, "n-grams", share))
+    order = ("copy", "same prompt", "n-grams")
+    return sorted(found, key=lambda one: (order.index(one.kind), -one.share, one.row, one.split, one.other))
+
+
+def ngrams(text: str) -> set[str]:
+    """Return the different n-grams of a normalised text, none where it has fewer words."""
+    words = text.split()
+    return {" ".join(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}
+
+
+def _ordered(groups: list[Group]) -> list[Group]:
+    return sorted(groups, key=lambda group: (-len(group.rows), group.rows))

@@ -1,0 +1,43 @@
+"""Shards in actors: the answers are those of one process, for any number of actors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from influray.runtime.index import SpreadIndex
+from influray.store.index import PoolIndex, Shard
+from influray.store.index_build import build_index
+from influray.store.vectors import PoolVectors, target_vectors
+from tests.unit.synthetic_features import random_run
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+def test_one_and_three_actors_build_and_find_the_same(tmp_path):
+    run = random_run(tmp_path, rows=500, dimension=16)
+    query_QF = target_vectors(run)[1]
+    shard_bytes = -(-4 * 32 * len(PoolVectors(run)) // 5)
+    found, files = [], []
+    for actors in (1, 3):
+        spread = SpreadIndex(run, actors, cpus=0.1)
+        build_index(
+            run,
+            "sq8",
+            shard_bytes=shard_bytes,
+            builder=spread.build,
+            finder=lambda shards, spread=spread: spread.open(shards).candidates,
+        )
+        index = PoolIndex(run, spread.candidates)
+        assert len(index.manifest["shards"]) == 5
+        found.append(index.search(query_QF, 40))
+        files.append([(run.index / Shard(**shard).file).read_bytes() for shard in index.manifest["shards"]])
+        spread.close()
+        if actors == 3:
+            found.append(PoolIndex(run).search(query_QF, 40))
+        (run.index / "manifest.json").unlink()
+    assert files[0] == files[1]
+    for other in found[1:]:
+        assert found[0].helpful_rows.tolist() == other.helpful_rows.tolist()
+        assert found[0].harmful_rows.tolist() == other.harmful_rows.tolist()
+        np.testing.assert_array_equal(found[0].helpful_scores, other.helpful_scores)
