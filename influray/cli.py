@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from influray import cli_query
-from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, Sets
+from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, RunPath, Sets
 from influray.printing import err, out, print_tables, table
 from influray.protocols import USER_ERRORS, ConfigError
 
@@ -210,9 +210,6 @@ def compare(
         out.print(f"numbers: {escape(str(plain))}")
 
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, scored.")]
-
-
 @app.command()
 def index(
     run: RunPath,
@@ -242,7 +239,7 @@ def audit(
 
     plain = None if numbers is None else check_output_path(numbers, "--json")
     this, found = pipeline.audit(run)
-    _print_tables(audit_tables(found), [])
+    print_tables(audit_tables(found), [])
     for note in found["notes"]:
         out.print(escape(note))
     out.print(f"audit: {escape(str(audit_path(this.directory)))}")

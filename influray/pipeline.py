@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from influray.config import Config, dump_config
 from influray.protocols import ConfigError
 from influray.registry import featurizer_reads
-from influray.resolved_run import Run, resolve
+from influray.resolved_run import Run, open_run, resolve
 from influray.store.run_directory import now
 
 if TYPE_CHECKING:
@@ -192,14 +192,6 @@ def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:
     this = open_run(run_dir)
     with this.directory.hold():
         return this, look_over(this.directory.path)
-
-
-def open_run(run_dir: str | Path, allow_plugins: bool = True) -> Run:
-    """Return the run of a run directory. Raises ConfigError where there is none."""
-    path = RunDirectory(run_dir).config_path
-    if not path.is_file():
-        raise ConfigError(f"{run_dir}: no run directory; it has no config.yaml (`influray run CONFIG` makes one)")
-    return resolve(path, run_dir=run_dir, allow_plugins=allow_plugins)
 
 
 def plan(
