@@ -13,13 +13,19 @@ from influray.protocols import ArtifactMismatch, ConfigError, DataError, Selecti
 if TYPE_CHECKING:
     from influray.config import load_config
     from influray.pipeline import run
+    from influray.resolved_run import open_run
     from influray.selectors.api import select
 
 __version__ = "0.1.0"
 
-_LAZY = {"select": "influray.selectors.api", "run": "influray.pipeline", "load_config": "influray.config"}
+_LAZY = {
+    "select": "influray.selectors.api",
+    "run": "influray.pipeline",
+    "open_run": "influray.resolved_run",
+    "load_config": "influray.config",
+}
 
-__all__ = ["ArtifactMismatch", "ConfigError", "DataError", "Selection", "load_config", "run", "select"]
+__all__ = ["ArtifactMismatch", "ConfigError", "DataError", "Selection", "load_config", "open_run", "run", "select"]
 
 
 def __getattr__(name: str) -> Any:

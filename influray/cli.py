@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from influray import cli_query
-from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, Sets
+from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, RunPath, Sets
 from influray.printing import err, out, print_tables, table
 from influray.protocols import USER_ERRORS, ConfigError, StorageError
 
@@ -229,9 +229,6 @@ def compare(
         out.print(f"numbers: {escape(str(plain))}")
 
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, scored.")]
-
-
 @app.command()
 def index(
     run: RunPath,
@@ -261,7 +258,7 @@ def audit(
 
     plain = None if numbers is None else check_output_path(numbers, "--json")
     this, found = pipeline.audit(run)
-    _print_tables(audit_tables(found), [])
+    print_tables(audit_tables(found), [])
     for note in found["notes"]:
         out.print(escape(note))
     out.print(f"audit: {escape(str(audit_path(this.directory)))}")

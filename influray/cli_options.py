@@ -20,5 +20,5 @@ Sets = Annotated[
 Address = Annotated[
     str | None, typer.Option("--address", help="A running Ray cluster; default: a local one of its own.")
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its s3://... or gs://...")]
 AllowPlugins = Annotated[bool, typer.Option("--allow-plugins", help="Import plug-ins that a run directory names.")]

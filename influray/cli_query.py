@@ -39,9 +39,9 @@ def query(
     allow_plugins: AllowPlugins = False,
 ) -> None:
     """Show which pool rows would help or harm the answer to a question most."""
-    from influray import pipeline
     from influray.report.query_sheet import query_note, query_tables
     from influray.report.sheet import check_output_path
+    from influray.resolved_run import open_run
     from influray.store.artifact import write_json
 
     wanted = {"--json": numbers if numbers != "-" else None, "--parquet": parquet}
@@ -51,7 +51,7 @@ def query(
     except OSError as error:
         raise ConfigError(f"--messages: {messages}: the file cannot be read: {error}") from error
     _quiet()
-    found = pipeline.open_run(run, allow_plugins=allow_plugins).query(
+    found = open_run(run, allow_plugins=allow_plugins).query(
         question, answer, k, system=system, messages=record, like=like, tokens=tokens
     )
     plain = found.as_plain()
@@ -86,11 +86,11 @@ def serve(
     allow_plugins: AllowPlugins = False,
 ) -> None:
     """Serve a run over HTTP: a page to look around in, queries and explanations. Ctrl-C ends it."""
-    from influray import pipeline
+    from influray.resolved_run import open_run
     from influray.runtime import serving
 
     token = "" if token_file is None else serving.read_token(token_file)
-    opened = pipeline.open_run(run, allow_plugins=allow_plugins)
+    opened = open_run(run, allow_plugins=allow_plugins)
     place = serving.Place(host, port, tuple(allow_host or ()), token)
 
     def ready(address: str) -> None:

@@ -8,32 +8,25 @@ model are started by the first step that needs them, so repeating a finished run
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influray.config import Config, dump_config, load_config, parse_config
-from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact, Selection
-from influray.registry import SEAMS, featurizer_reads
+from influray.config import Config, dump_config
+from influray.protocols import ConfigError, DamagedArtifact
+from influray.registry import featurizer_reads
+from influray.resolved_run import Run, open_run, resolve
 from influray.store.artifact import naming_full_disk
-from influray.store.run_directory import RunDirectory, now
-from influray.store.uri import is_uri, parse_uri
+from influray.store.run_directory import now
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from influray.data.inspection import View
     from influray.report.data import CurveFacts
-    from influray.runtime.answers import QueryAnswer
-    from influray.runtime.query import QueryEngine
     from influray.steps.plan import Plan
-    from influray.store.attribution import Attribution
-    from influray.store.datastore import Datastore
 
 logger = logging.getLogger(__name__)
 
@@ -53,124 +46,6 @@ UNTIL: dict[str, tuple[str, ...]] = {
 
 
 MAX_REPAIRS = 3  # files that were damaged after their commit, in one run; more than that is a failing disk
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run directory and the config it carries out."""
-
-    directory: RunDirectory
-    config: Config
-
-    def attribution(self) -> Attribution:
-        from influray.store.attribution import Attribution
-
-        return Attribution(self.directory.attribution)
-
-    def datastore(self, split: str, checkpoint: int = 1) -> Datastore:
-        from influray.store.datastore import Datastore
-
-        return Datastore(self.directory.features(split, checkpoint))
-
-    def selection(self, name: str) -> Selection:
-        """Return a committed selection by its name in the config."""
-        from influray.selectors.output import read_selection
-
-        return read_selection(self.directory.selection(name))
-
-    def evaluation(self, name: str, seed: int = 0) -> dict[str, Any]:
-        """Return the evaluation of a tuned selection, of "full", or of the untouched "base" (seed 0)."""
-        from influray.store.artifact import read_json
-        from influray.store.mirror import present
-
-        path = self.directory.evaluation(name, seed)
-        if not present(path).exists():
-            raise ArtifactMismatch(f"{path}: not there; run `influray evaluate` first")
-        return read_json(path)
-
-    @cached_property
-    def engine(self) -> QueryEngine:
-        """What answers queries on this run; it keeps the model once a question has needed it."""
-        from influray.runtime.query import QueryEngine
-
-        return QueryEngine(self.directory, self.config)
-
-    def query(
-        self,
-        prompt: str = "",
-        answer: str = "",
-        k: int = 20,
-        *,
-        system: str = "",
-        messages: bytes = b"",
-        like: str = "",
-        tokens: bool = False,
-    ) -> QueryAnswer:
-        """Return the k pool rows that would help and the k that would harm the answer to a prompt most.
-
-        Args:
-            prompt, answer, system: the exchange, rendered as a target would be.
-            messages: a record as JSON in place of the three.
-            like: the id of a target or of a pool row whose stored vector asks, in place of text.
-            tokens: whether to split the influence over the tokens of the answer.
-
-        Raises:
-            ConfigError, DataError, ArtifactMismatch: as `QueryEngine.ask`.
-        """
-        from influray.data.question import Question
-        from influray.runtime.query import Asked
-
-        text = prompt or answer or system or messages
-        question = Question(prompt, answer, system, messages) if text or not like else None
-        return self.engine.ask(Asked(question, like, k, tokens))
-
-
-def open_run(run_dir: str | Path, *, allow_plugins: bool = True) -> Run:
-    """Return the run that lies in a folder, with the config it was carried out with.
-
-    Raises:
-        ConfigError: there is none, or its config names a plug-in and may not.
-    """
-    path = Path(run_dir) / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{run_dir}: no run lies here (no config.yaml); name the folder of one, such as runs/demo")
-    return resolve(path, run_dir=run_dir, allow_plugins=allow_plugins)
-
-
-def resolve(
-    config: str | Path | Config | Mapping[str, Any],
-    overrides: Mapping[str, Any] | None = None,
-    run_dir: str | Path | None = None,
-    allow_plugins: bool = True,
-) -> Run:
-    """Return the run that a config, overrides and run directory stand for; nothing is written.
-
-    Raises:
-        ConfigError: as `load_config`; or the config of a run directory names a plug-in and may not.
-    """
-    if isinstance(config, str | Path):
-        resolved = load_config(config, overrides)
-        if not allow_plugins and (Path(config).parent / "run.json").exists():
-            _refuse_plugins(resolved, Path(config))
-    elif isinstance(config, Config):
-        resolved = config
-        if overrides:
-            resolved = load_config_tree(config.model_dump(mode="json"), overrides)
-    else:
-        resolved = load_config_tree(copy.deepcopy(dict(config)), overrides or {})
-    if is_uri(resolved.run_dir):
-        parse_uri(resolved.run_dir)  # it is kept in config.yaml whatever takes its place: no secrets
-    directory = RunDirectory(run_dir if run_dir is not None else resolved.run_dir)
-    return Run(directory, resolved)
-
-
-def load_config_tree(tree: dict[str, Any], overrides: Mapping[str, Any]) -> Config:
-    """Return the config of a plain tree with dotted overrides."""
-    from influray.config import set_dotted
-
-    for key, value in overrides.items():
-        set_dotted(tree, key, value)
-    return parse_config(tree)
 
 
 def run(
@@ -343,14 +218,6 @@ def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:
         return this, look_over(this.directory.path)
 
 
-def open_run(run_dir: str | Path, allow_plugins: bool = True) -> Run:
-    """Return the run of a run directory. Raises ConfigError where there is none."""
-    path = RunDirectory(run_dir).config_path
-    if not path.is_file():
-        raise ConfigError(f"{run_dir}: no run directory; it has no config.yaml (`influray run CONFIG` makes one)")
-    return resolve(path, run_dir=run_dir, allow_plugins=allow_plugins)
-
-
 def plan(
     config: str | Path | Config | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
@@ -443,19 +310,3 @@ def check_names(config: Config) -> None:
             make_selector(name, {**preset, **selector.options})
         except ConfigError as error:
             raise ConfigError(f"selectors.{index}.{error}") from error
-
-
-def _refuse_plugins(config: Config, path: Path) -> None:
-    named: Sequence[tuple[str, str]] = [
-        ("features.featurizer", config.features.featurizer),
-        ("features.projector.name", config.features.projector.name),
-        ("attribution.scorer", config.attribution.scorer),
-        *((f"selectors.{i}.method", s.method) for i, s in enumerate(config.selectors)),
-    ]
-    known = {name for table in SEAMS.values() for name in table}
-    for key, value in named:
-        if ":" in value and value not in known:
-            raise ConfigError(
-                f"{path}: {key} names the plug-in {value!r}, and a run directory may not name code to import; "
-                "add --allow-plugins if you trust where it comes from"
-            )

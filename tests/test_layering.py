@@ -24,6 +24,7 @@ LAYERS = [
     {"progress"},
     {"runtime"},
     {"steps"},
+    {"resolved_run"},
     {"pipeline"},
     {"miniature"},
     {"cli_options", "printing"},

@@ -115,13 +115,13 @@ class Explainer:
         groups_T = np.array(self._attribution.groups, dtype=object)
         used_T = self._attribution.stats.used_T
         names = list(dict.fromkeys(groups_T[used_T].tolist()))
-        found = [{"task": name, "z": number(z_T[used_T & (groups_T == name)].mean())} for name in names]
+        found = [{"task": name, "z": number(float(z_T[used_T & (groups_T == name)].mean()))} for name in names]
         return sorted(found, key=lambda one: -(one["z"] or 0.0))
 
     def _targets(self, z_T: np.ndarray, influence_T: np.ndarray) -> list[dict[str, Any]]:
         order_T = np.argsort(-np.where(np.isfinite(z_T), z_T, -np.inf), kind="stable")[:TARGETS]
         return [
-            {**self._column(j), "z": number(z_T[j]), "influence": number(influence_T[j])}
+            {**self._column(j), "z": number(float(z_T[j])), "influence": number(float(influence_T[j]))}
             for j in order_T.tolist()
             if np.isfinite(z_T[j])
         ]
@@ -146,7 +146,7 @@ class Explainer:
         nearest = np.argsort(-cosine_n, kind="stable")[:NEIGHBOURS]
         keys = ("row", "id", "source", "rank")
         return [
-            {**{key: chosen.facts(place)[key] for key in keys}, "similarity": number(cosine_n[place])}
+            {**{key: chosen.facts(place)[key] for key in keys}, "similarity": number(float(cosine_n[place]))}
             for place in nearest.tolist()
             if np.isfinite(cosine_n[place])
         ]

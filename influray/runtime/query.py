@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from influray.store.datastore import Datastore
 from influray.store.exact_query import Answers, exact_query
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors, SplitVectors
+
+if TYPE_CHECKING:
+    from influray.store.index import PoolIndex
 
 KEPT_ROWS = 4096  # whose texts stay in memory: the same rows answer many questions
 SPLITS = ("target", "pool")  # in which an id is looked for, in this order
@@ -76,7 +79,9 @@ class QueryEngine:
     Calls from several threads take turns.
 
     Raises:
-        ArtifactMismatch: features or attribution matrix are not there, not of each other, or cannot be asked.
+        ArtifactMismatch: features or attribution matrix are not there, not of each other, or cannot be asked; or the
+            run has an index of other features.
+        ConfigError: it has an index, and faiss is not installed.
     """
 
     def __init__(self, directory: RunDirectory, config: Config, device: str = "auto") -> None:
@@ -85,6 +90,7 @@ class QueryEngine:
         self._device = device
         self._lock = threading.Lock()
         self._vectors = PoolVectors(directory)
+        self._index = _open_index(directory)
         self._catalogues = {split: Catalogue(directory.data(split)) for split in SPLITS}
         self._facts: dict[tuple[str, str], np.ndarray] = {}
         self._known_rows = lru_cache(KEPT_ROWS)(self._row_facts)
@@ -196,7 +202,7 @@ class QueryEngine:
     ) -> None:
         made = self._warm.rows([found[q].example for q in new])
         weight_K = self._vectors.weights
-        joined_QF = self._vectors.query(made.unit_KQD, made.norm_KQ)
+        joined_QF = self._vectors.query(made.unit_KQD, list(made.norm_KQ))
         for place, q in enumerate(new):
             if made.failure_Q[place]:
                 found[q] = DataError(f"question: {made.failure_Q[place]}; nothing can be compared with it")
@@ -205,7 +211,7 @@ class QueryEngine:
             facts[q] = float(weight_K @ made.loss_KQ[:, place]), float(weight_K @ made.grad_norm_KQ[:, place])
 
     def _search(self, query_QF: np.ndarray, k: int) -> Answers:
-        return exact_query(self._vectors, query_QF, k)
+        return exact_query(self._vectors, query_QF, k) if self._index is None else self._index.search(query_QF, k)
 
     def _answer(self, asked: Asked, row: _Row, answers: Answers, place: int, facts: tuple[float, float]) -> QueryAnswer:
         mean, std = float(answers.mean[place]), float(answers.std[place])
@@ -215,7 +221,8 @@ class QueryEngine:
             (answers.harmful_rows, answers.harmful_scores),
         ):
             pairs = zip(rows[place, : asked.k].tolist(), scores[place, : asked.k].tolist(), strict=True)
-            sides.append(tuple(self._hit(one, score, mean, std) for one, score in pairs))
+            # An approximate index may find fewer rows than it is asked for, and fills up with -1.
+            sides.append(tuple(self._hit(one, score, mean, std) for one, score in pairs if one >= 0))
         return QueryAnswer(
             asked=row.name,
             seconds=0.0,
@@ -242,7 +249,7 @@ class QueryEngine:
             "row": row,
             "id": catalogue.cell(row, "id"),
             "source": catalogue.cell(row, "source"),
-            "norm": number(self._mean_fact("pool", "norm")[position]),
+            "norm": number(float(self._mean_fact("pool", "norm")[position])),
             "text": text[:MAX_TEXT],
             "cut": len(text) > MAX_TEXT,
             "selections": tuple(name for name, rows in self._selections.items() if row in rows),
@@ -321,7 +328,10 @@ class QueryEngine:
                 f"{self.directory.features('target', 1)}: rows of {self._targets.dimension} numbers over the "
                 f"checkpoints, and the config makes {width}; run `influray featurize` again"
             )
-        new_F, old_F = self._vectors.query(made.unit_KQD, made.norm_KQ)[0], self._targets.take(np.zeros(1, np.int64))[0]
+        new_F, old_F = (
+            self._vectors.query(made.unit_KQD, list(made.norm_KQ))[0],
+            self._targets.take(np.zeros(1, np.int64))[0],
+        )
         start = 0
         for k, unit_QD in enumerate(made.unit_KQD):
             new_D, old_D = (vector[start : (stop := start + unit_QD.shape[1])] for vector in (new_F, old_F))
@@ -358,3 +368,12 @@ class QueryEngine:
         names = [selector.name for selector in self.config.selectors]
         there = [name for name in names if read_manifest(self.directory.selection(name)) is not None]
         return {name: frozenset(read_selection(self.directory.selection(name)).rows.tolist()) for name in there}
+
+
+def _open_index(directory: RunDirectory) -> PoolIndex | None:
+    """Return the index of the run; None where it has none, and every row is asked."""
+    if read_manifest(directory.index) is None:
+        return None
+    from influray.store.index import PoolIndex
+
+    return PoolIndex(directory)

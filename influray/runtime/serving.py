@@ -164,7 +164,7 @@ def _application(run_dir: Path, config: dict[str, Any], place: Place, workers: i
 
     from influray.runtime.http_app import RETRY_AFTER
 
-    entrance = ray_serve.deployment(
+    entrance: Any = ray_serve.deployment(
         ray_serve.ingress(front)(),
         name="Front",
         ray_actor_options={"num_cpus": 0},

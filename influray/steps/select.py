@@ -20,7 +20,7 @@ def select(context: StepContext) -> StepResult:
     matrix, rows, columns = attribution["fingerprint"], attribution["rows"], attribution["targets"]
     pool = context.catalogue("pool").digest
     for marks in (directory.path / "selection").glob(".driver-*"):  # of a driver that was killed
-        shutil.rmtree(marks, ignore_errors=True)
+        remove_folder(marks)
     todo, made = [], {}
     root = Path(context.config.data.root)
     for selector in context.config.selectors:

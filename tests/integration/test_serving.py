@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from influray import pipeline
+from influray.resolved_run import Run
 from influray.store.artifact import read_json, write_json
 from tests.unit.asked_run import build_asked_run
 
@@ -36,7 +36,7 @@ def job() -> Any:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> pipeline.Run:
+def run(tmp_path_factory) -> Run:
     return build_asked_run(tmp_path_factory.mktemp("serving"))
 
 
@@ -73,7 +73,7 @@ def test_a_served_run_answers_explains_is_full_and_ends_cleanly(run, job, tmp_pa
         probe.bind(("127.0.0.1", port))
 
 
-async def storm(address: str, run: pipeline.Run) -> tuple[list[int], bool]:
+async def storm(address: str, run: Run) -> tuple[list[int], bool]:
     """Ask 300 while slow ones hold the engine; return the statuses, and whether each answer is that of its question."""
     ids = [f"t-sum-{i}" for i in range(50, 53)] + [f"t-rev-{i}" for i in range(3)]
     expected = {one: run.query(like=one, k=3).helpful[0].row for one in ids}

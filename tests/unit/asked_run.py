@@ -17,6 +17,7 @@ from influray.model.checkpoints import AdamMoments, load_checkpoint, save_checkp
 from influray.model.example_gradients import lora_weights
 from influray.model.loading import attach_adapter, attach_new_adapter, load_base
 from influray.protocols import Stores
+from influray.resolved_run import Run, open_run
 from influray.scorers.inner_product import InnerProduct
 from influray.scorers.rows import SplitRows
 from influray.selectors.output import select_and_write
@@ -30,7 +31,7 @@ from tests.unit.synthetic_run import HOSTILE, HOSTILE_SOURCE
 WEIGHTS = {"gradient": (0.75, 0.25), "representation": (1.0,)}
 
 
-def build_asked_run(folder: Path, *, featurizer: str = "gradient", similarity: str = "cosine") -> pipeline.Run:
+def build_asked_run(folder: Path, *, featurizer: str = "gradient", similarity: str = "cosine") -> Run:
     """Write a run of 24 pool rows and one hostile row per text of HOSTILE, 2 tasks, 2 checkpoints, 2 selections."""
     write_tiny_model(folder / "model")
     hostile = [chat(f"hostile-{i}", HOSTILE_SOURCE, text, f"{text} too") for i, text in enumerate(HOSTILE)]
@@ -49,7 +50,7 @@ def build_asked_run(folder: Path, *, featurizer: str = "gradient", similarity: s
     _matrix(run.directory, run.config, weights)
     for selector in run.config.selectors:
         select_and_write(run.directory.path, selector.model_dump(), "f" * 64)
-    return pipeline.open_run(run.directory.path)
+    return open_run(run.directory.path)
 
 
 def _tree(folder: Path, featurizer: str, similarity: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import httpx
 import numpy as np
 import pytest
 
-from influray import pipeline
 from influray.protocols import ConfigError
+from influray.resolved_run import Run
 from influray.runtime import http_app
 from influray.runtime.http_app import Busy, build_app, error_of
 from influray.runtime.http_guard import MAX_BODY, Access, Guard
@@ -29,11 +29,11 @@ TOKEN = "0123456789abcdef0123"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> pipeline.Run:
+def run(tmp_path_factory) -> Run:
     return build_asked_run(tmp_path_factory.mktemp("served"))
 
 
-def guarded(run: pipeline.Run, ask: Any = None, **access: Any) -> Guard:
+def guarded(run: Run, ask: Any = None, **access: Any) -> Guard:
     async def real(asked: Asked) -> dict[str, Any]:
         (found,) = run.engine.ask_many([asked])
         if isinstance(found, Exception):

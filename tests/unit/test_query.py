@@ -9,31 +9,33 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from influray import pipeline
 from influray.cli import main
+from influray.config import dump_config, parse_config
 from influray.data.catalogue import Catalogue
 from influray.data.question import Question
 from influray.data.records import parse_record
 from influray.model.checkpoints import load_checkpoint
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
+from influray.resolved_run import Run, open_run
 from influray.runtime.query import Asked, QueryEngine, UnknownId
+from influray.store.index_build import build_index
 from tests.tiny import write_tiny_model
 from tests.unit.asked_run import build_asked_run
 from tests.unit.synthetic_run import HOSTILE
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> pipeline.Run:
+def run(tmp_path_factory) -> Run:
     return build_asked_run(tmp_path_factory.mktemp("asked"))
 
 
-def column(run: pipeline.Run, answer) -> np.ndarray:
+def column(run: Run, answer) -> np.ndarray:
     """What an answer over all rows says of every row, in the order of rows."""
     found = {hit.row: hit.influence for hit in answer.helpful}
     return np.array([found[row] for row in run.attribution().rows.tolist()], np.float32)
 
 
-def text_of(run: pipeline.Run, row: int) -> dict[str, str]:
+def text_of(run: Run, row: int) -> dict[str, str]:
     user, assistant = parse_record(Catalogue(run.directory.data("target")).record(row)).turns
     return {"prompt": user.content, "answer": assistant.content}
 
@@ -146,9 +148,9 @@ def test_a_wrong_query_says_what_is_wrong(run, asked, error, says):
         run.query(**asked)
 
 
-def copied(run: pipeline.Run, folder) -> pipeline.Run:
+def copied(run: Run, folder) -> Run:
     shutil.copytree(run.directory.path, folder / "run")
-    return pipeline.open_run(folder / "run")
+    return open_run(folder / "run")
 
 
 def test_a_model_that_is_not_that_of_the_run_is_refused(run, tmp_path):
@@ -158,7 +160,7 @@ def test_a_model_that_is_not_that_of_the_run_is_refused(run, tmp_path):
         update={"model": other.config.model.model_copy(update={"base": str(tmp_path / "model")})}
     )
     with pytest.raises(ArtifactMismatch, match=r"not what the model makes of it now \(cosine"):
-        pipeline.Run(other.directory, changed).query("a", "b")
+        Run(other.directory, changed).query("a", "b")
 
 
 def test_a_checkpoint_or_projector_that_is_not_that_of_the_run_is_refused(run, tmp_path):
@@ -172,19 +174,19 @@ def test_a_checkpoint_or_projector_that_is_not_that_of_the_run_is_refused(run, t
     tree = run.config.model_dump(mode="json")
     tree["features"]["projector"]["dimension"] = 32
     with pytest.raises(ArtifactMismatch, match="rows of 128 numbers over the checkpoints, and the config makes 64"):
-        pipeline.Run(run.directory, pipeline.parse_config(tree)).query("a", "b")
+        Run(run.directory, parse_config(tree)).query("a", "b")
 
 
 def test_another_template_is_refused(run):
     tree = run.config.model_dump(mode="json")
     tree["data"]["max_tokens"] = 16
     with pytest.raises(ArtifactMismatch, match="has other tokens now"):
-        pipeline.Run(run.directory, pipeline.parse_config(tree)).query("a", "b")
+        Run(run.directory, parse_config(tree)).query("a", "b")
 
 
 def test_a_run_without_features_and_a_folder_without_a_run_are_named(run, tmp_path):
     with pytest.raises(ConfigError, match="no run lies here"):
-        pipeline.open_run(tmp_path)
+        open_run(tmp_path)
     other = copied(run, tmp_path)
     shutil.rmtree(other.directory.path / "features")
     with pytest.raises(ArtifactMismatch, match="run `influray featurize` first"):
@@ -192,6 +194,37 @@ def test_a_run_without_features_and_a_folder_without_a_run_are_named(run, tmp_pa
     shutil.rmtree(other.directory.attribution)
     with pytest.raises(ArtifactMismatch, match="run `influray score` first"):
         QueryEngine(other.directory, other.config)
+
+
+@pytest.mark.parametrize("kind", ["flat", "sq8"])
+def test_a_run_with_an_index_answers_by_it(run, tmp_path, kind):
+    other = copied(run, tmp_path)
+    build_index(other.directory, kind)
+    found, expected = (one.query("What is 7+8?", "15", k=29) for one in (other, run))
+    assert found.exact == (kind == "flat")
+    assert [hit.row for hit in found.helpful] == [hit.row for hit in expected.helpful]  # exact scores rank them again
+    assert found.mean == pytest.approx(expected.mean, abs=1e-5)
+    assert found.std == pytest.approx(expected.std, rel=1e-3)
+
+
+def test_an_index_of_other_features_is_refused(run, tmp_path):
+    other, stranger = copied(run, tmp_path), build_asked_run(tmp_path / "other", similarity="dot")
+    build_index(stranger.directory, "flat")
+    shutil.copytree(stranger.directory.index, other.directory.index)
+    with pytest.raises(ArtifactMismatch, match="was built of other features or weights than the run has"):
+        other.query(like="t-sum-50")
+
+
+def test_a_run_from_elsewhere_may_not_bring_code(run, tmp_path):
+    other = copied(run, tmp_path)
+    (other.directory.path / "run.json").unlink()  # which does not make it any safer
+    for section, key, value in (("attribution", "scorer", "evil:Scorer"), ("model", "trust_remote_code", True)):
+        tree = run.config.model_dump(mode="json")
+        tree[section][key] = value
+        other.directory.write_config(dump_config(parse_config(tree)))
+        with pytest.raises(ConfigError, match="add --allow-plugins"):
+            open_run(other.directory.path, allow_plugins=False)
+        assert open_run(other.directory.path).config.model_dump(mode="json") == tree
 
 
 def said(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:

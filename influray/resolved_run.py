@@ -1,0 +1,166 @@
+"""A run: a run directory with the config that it carries out, and what can be asked of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from influray.config import Config, load_config, parse_config
+from influray.protocols import ArtifactMismatch, ConfigError, Selection
+from influray.registry import SEAMS
+from influray.store.mirror import present
+from influray.store.run_directory import RunDirectory
+from influray.store.uri import is_uri, parse_uri
+
+if TYPE_CHECKING:
+    from influray.runtime.answers import QueryAnswer
+    from influray.runtime.query import QueryEngine
+    from influray.store.attribution import Attribution
+    from influray.store.datastore import Datastore
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and the config it carries out."""
+
+    directory: RunDirectory
+    config: Config
+
+    def attribution(self) -> Attribution:
+        from influray.store.attribution import Attribution
+
+        return Attribution(self.directory.attribution)
+
+    def datastore(self, split: str, checkpoint: int = 1) -> Datastore:
+        from influray.store.datastore import Datastore
+
+        return Datastore(self.directory.features(split, checkpoint))
+
+    def selection(self, name: str) -> Selection:
+        """Return a committed selection by its name in the config."""
+        from influray.selectors.output import read_selection
+
+        return read_selection(self.directory.selection(name))
+
+    def evaluation(self, name: str, seed: int = 0) -> dict[str, Any]:
+        """Return the evaluation of a tuned selection, of "full", or of the untouched "base" (seed 0)."""
+        from influray.store.artifact import read_json
+
+        path = self.directory.evaluation(name, seed)
+        if not present(path).exists():
+            raise ArtifactMismatch(f"{path}: not there; run `influray evaluate` first")
+        return read_json(path)
+
+    @cached_property
+    def engine(self) -> QueryEngine:
+        """What answers queries on this run; it keeps the model once a question has needed it."""
+        from influray.runtime.query import QueryEngine
+
+        return QueryEngine(self.directory, self.config)
+
+    def query(
+        self,
+        prompt: str = "",
+        answer: str = "",
+        k: int = 20,
+        *,
+        system: str = "",
+        messages: bytes = b"",
+        like: str = "",
+        tokens: bool = False,
+    ) -> QueryAnswer:
+        """Return the k pool rows that would help and the k that would harm the answer to a prompt most.
+
+        Args:
+            prompt, answer, system: the exchange, rendered as a target would be.
+            messages: a record as JSON in place of the three.
+            like: the id of a target or of a pool row whose stored vector asks, in place of text.
+            tokens: whether to split the influence over the tokens of the answer.
+
+        Raises:
+            ConfigError, DataError, ArtifactMismatch: as `QueryEngine.ask`.
+        """
+        from influray.data.question import Question
+        from influray.runtime.query import Asked
+
+        text = prompt or answer or system or messages
+        question = Question(prompt, answer, system, messages) if text or not like else None
+        return self.engine.ask(Asked(question, like, k, tokens))
+
+
+def open_run(run_dir: str | Path, allow_plugins: bool = True) -> Run:
+    """Return the run that lies in a folder or at a URI, with the config it was carried out with.
+
+    Without `allow_plugins` its config may not name code: it may come from elsewhere.
+
+    Raises:
+        ConfigError: there is no run, or its config names a plug-in, or a model that brings code, and may not.
+    """
+    path = present(RunDirectory(run_dir).config_path)
+    if not path.is_file():
+        raise ConfigError(f"{run_dir}: no run lies here (no config.yaml); name the folder of one, such as runs/demo")
+    this = resolve(path, run_dir=run_dir)
+    if not allow_plugins:
+        _refuse_plugins(this.config, path)
+        if this.config.model.trust_remote_code:
+            raise ConfigError(
+                f"{path}: model.trust_remote_code runs code that comes with {this.config.model.base!r}; "
+                "add --allow-plugins if you trust where the run comes from"
+            )
+    return this
+
+
+def resolve(
+    config: str | Path | Config | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    run_dir: str | Path | None = None,
+    allow_plugins: bool = True,
+) -> Run:
+    """Return the run that a config, overrides and run directory stand for; nothing is written.
+
+    Raises:
+        ConfigError: as `load_config`; or the config of a run directory names a plug-in and may not.
+    """
+    if isinstance(config, str | Path):
+        resolved = load_config(config, overrides)
+        if not allow_plugins and (Path(config).parent / "run.json").exists():
+            _refuse_plugins(resolved, Path(config))
+    elif isinstance(config, Config):
+        resolved = config
+        if overrides:
+            resolved = load_config_tree(config.model_dump(mode="json"), overrides)
+    else:
+        resolved = load_config_tree(copy.deepcopy(dict(config)), overrides or {})
+    if is_uri(resolved.run_dir):
+        parse_uri(resolved.run_dir)  # it is kept in config.yaml whatever takes its place: no secrets
+    directory = RunDirectory(run_dir if run_dir is not None else resolved.run_dir)
+    return Run(directory, resolved)
+
+
+def load_config_tree(tree: dict[str, Any], overrides: Mapping[str, Any]) -> Config:
+    """Return the config of a plain tree with dotted overrides."""
+    from influray.config import set_dotted
+
+    for key, value in overrides.items():
+        set_dotted(tree, key, value)
+    return parse_config(tree)
+
+
+def _refuse_plugins(config: Config, path: Path) -> None:
+    named: Sequence[tuple[str, str]] = [
+        ("features.featurizer", config.features.featurizer),
+        ("features.projector.name", config.features.projector.name),
+        ("attribution.scorer", config.attribution.scorer),
+        *((f"selectors.{i}.method", s.method) for i, s in enumerate(config.selectors)),
+    ]
+    known = {name for table in SEAMS.values() for name in table}
+    for key, value in named:
+        if ":" in value and value not in known:
+            raise ConfigError(
+                f"{path}: {key} names the plug-in {value!r}, and a run directory may not name code to import; "
+                "add --allow-plugins if you trust where it comes from"
+            )
