@@ -20,8 +20,10 @@ GROUP_SCORES = 2**18  # looked through at a time: fewer, and the calls take long
 class Vectors(Protocol):
     """Rows that can be asked (store.vectors)."""
 
-    rows: np.ndarray
     dimension: int
+
+    @property
+    def rows(self) -> np.ndarray: ...
 
     def read(self, start: int, out_BF: np.ndarray) -> None: ...
 
