@@ -151,7 +151,9 @@ def settings(kind: str, rows: int, lists: int) -> list[Setting]:
     depths = [Setting(depth) for depth in (2, 4, 8, 16, 32)]
     if kind == "ivf":
         probes = [2**power for power in range(lists.bit_length()) if 2**power >= lists // 64] + [lists]
-        return [Setting(4, nprobe=nprobe) for nprobe in probes if nprobe] + [Setting(16, nprobe=lists)]
+        return [Setting(4, nprobe=nprobe) for nprobe in probes if nprobe] + [
+            Setting(depth, nprobe=lists) for depth in (16, 64)
+        ]
     if kind == "hnsw":
         return [Setting(4, efSearch=breadth) for breadth in (400, 800, 1600, 3200) if breadth < 4 * rows]
     return depths
