@@ -15,7 +15,7 @@ import numpy as np
 
 WORDS = 8  # of an n-gram; GPT-3 took 13, but questions are shorter than documents
 CONTAINED = 0.7  # share of a target's n-grams from which a pool row holds it
-_WORD = re.compile(r"\w+")
+_POINTS = re.compile(r"[.,;:!?'\"]+")
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Contamination:
 
 
 def normalised(text: str) -> str:
-    """Return what two texts are compared by: NFKC, case folded, words alone, one space between.
+    """Return what two texts are compared by: NFKC, case folded, no points or quotes, one space between.
 
-    A text without a word is compared by its characters.
+    Other signs stay: 3 + 4 is not 3 - 4. A text of points alone is compared as it is.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(_WORD.findall(folded)) or " ".join(folded.split())
+    return " ".join(_POINTS.sub(" ", folded).split()) or " ".join(folded.split())
 
 
 def same_text(texts: Iterable[Text]) -> list[Group]:

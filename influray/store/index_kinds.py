@@ -21,7 +21,7 @@ KINDS = ("flat", "fp16", "sq8", "ivf", "hnsw", "pq")
 KEPT = 0.995  # of the sum of squared eigenvalues, which is what products of two random rows are made of
 ROUND = 16  # numbers: what a code is padded to
 SCAN_BYTES = 2**30  # read by a query of a flat index: about 0.1 s on two cores
-SCAN_CODES = 2**28  # bytes of codes that a query may look through one by one
+SCAN_CODES = 2**26  # bytes of codes that a query may look through one by one: about 20 ms on one core
 NEIGHBOURS = 32  # of a node of the graph
 BUILD_BREADTH = 80  # efConstruction: below this recall suffers, above it only time
 PQ_BITS = 8
@@ -151,7 +151,9 @@ def settings(kind: str, rows: int, lists: int) -> list[Setting]:
     depths = [Setting(depth) for depth in (2, 4, 8, 16, 32)]
     if kind == "ivf":
         probes = [2**power for power in range(lists.bit_length()) if 2**power >= lists // 64] + [lists]
-        return [Setting(4, nprobe=nprobe) for nprobe in probes if nprobe] + [Setting(16, nprobe=lists)]
+        return [Setting(4, nprobe=nprobe) for nprobe in probes if nprobe] + [
+            Setting(depth, nprobe=lists) for depth in (16, 64)
+        ]
     if kind == "hnsw":
         return [Setting(4, efSearch=breadth) for breadth in (400, 800, 1600, 3200) if breadth < 4 * rows]
     return depths

@@ -173,6 +173,7 @@ def test_the_command_prints_tables_writes_json_and_the_page_shows_it_escaped(pla
 def test_texts_are_compared_by_words_and_long_prompts_by_their_ngrams():
     assert copies.normalised("  What IS\u00a0ﬁve,\nplus  2? ") == "what is five plus 2"
     assert copies.normalised("??") == "??"
+    assert copies.normalised("3 + 4?") != copies.normalised("3 - 4?")
     long = " ".join(f"word{i}" for i in range(30))
     target = copies.Text(0, long, "yes")
     pool = [

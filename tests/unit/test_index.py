@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from influray.cli import app
+from influray.config import dump_config, parse_config
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.store import index_build, index_kinds
+from influray.store.artifact import read_json
 from influray.store.attribution import Attribution
 from influray.store.exact_query import exact_query
 from influray.store.index import PoolIndex, build_shard, open_file
@@ -147,7 +151,13 @@ def test_moments_of_a_wide_pool_are_estimates_within_their_standard_error(tmp_pa
 
 def test_auto_takes_what_fits_and_says_why():
     memory = 6 * 2**30
-    wanted = {(10_000, 1024): "flat", (10**6, 1024): "sq8", (10**7, 4096): "ivf", (10**9, 4096): "pq"}
+    wanted = {
+        (10_000, 1024): "flat",
+        (200_000, 4096): "sq8",
+        (10**6, 1024): "ivf",
+        (10**7, 4096): "ivf",
+        (10**9, 4096): "pq",
+    }
     for (rows, dimension), kind in wanted.items():
         choice = index_kinds.choose_kind("auto", rows, dimension, memory)
         assert choice.kind == kind, (rows, dimension)
@@ -183,3 +193,20 @@ def test_an_exact_pass_and_a_flat_index_agree(tmp_path):
     one, other = exact_query(vectors, query_QF, 40), PoolIndex(run).search(query_QF, 40)
     for name in ("helpful_scores", "harmful_scores", "mean", "std"):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-6)
+
+
+def test_the_command_builds_once_and_says_what_it_chose(tmp_path):
+    run = random_run(tmp_path / "run", rows=300)
+    config = {
+        "model": {"base": "none"},
+        "data": {"pool": "pool.jsonl", "targets": {"a": {"files": "a.jsonl"}}},
+        "selectors": [{"name": "bids", "method": "bids", "budget": 2}],
+    }
+    run.write_config(dump_config(parse_config(config)))
+    for _ in range(2):
+        result = CliRunner().invoke(app, ["index", str(run.path), "--kind", "sq8"])
+        assert result.exit_code == 0, result.output
+        assert "index: sq8 (asked for), recall@100" in result.output
+    assert run.read()["steps"]["index"]["kind"] == "sq8"
+    assert read_json(run.index / "manifest.json")["recall"]["value"] >= 0.95
+    assert isinstance(CliRunner().invoke(app, ["index", str(tmp_path)]).exception, ConfigError)
