@@ -56,8 +56,12 @@ class SplitVectors:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @cached_property
+    @property
     def rows(self) -> np.ndarray:
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
         return common_rows([store.rows for store in self._stores])
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
