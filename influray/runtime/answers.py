@@ -50,7 +50,7 @@ class QueryAnswer:
     """
 
     asked: str  # "question", "target ID" or "pool ID"
-    seconds: float  # for all questions that were answered together
+    seconds: float  # for all questions that were answered together, loading the model for the first included
     mean: float
     std: float
     exact: bool  # False: rows may be missing, and mean and std be estimates
