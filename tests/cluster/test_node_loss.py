@@ -1,4 +1,4 @@
-"""A pool on several nodes: one is taken away in the middle, another comes late, and every shard is there once."""
+"""A pool on several nodes: one is taken away in the middle, two come late, and every shard is there once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import json, sys, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from influray.config import ResourcesConfig
-from influray.runtime.cluster import connect
+from influray.runtime.cluster import connect, resolve_resources
 from tests.integration.shard_workers import plan, scripted_pool
 
 folder = Path(sys.argv[1])
@@ -37,19 +37,21 @@ def on_receipt(task, receipt):
     if len(done) == 4:
         cluster.remove_node(nodes[0], allow_graceful=False)
     if len(done) == 6:
-        cluster.add_node(num_cpus=1, **node)
+        [cluster.add_node(num_cpus=1, **node) for _ in range(2)]
 
 with connect(ResourcesConfig(), cluster.address) as info:
     assert info.nodes == 3 and info.cpus == 2
-    with scripted_pool(folder / "notes", 2, pace=0.3, cpus=1) as pool:
-        report = pool.run(plan(folder / "store", 24), on_receipt, on_event=lambda e: events.append(e.kind))
+    resources = resolve_resources(ResourcesConfig(), info)
+    assert resources.workers == 2 and resources.follows
+    with scripted_pool(folder / "notes", lambda: resources.room(0.0), pace=0.3, cpus=1) as pool:
+        report = pool.run(plan(folder / "store", 40), on_receipt, on_event=lambda e: events.append(e.kind))
 cluster.shutdown()
 workers = sorted({receipt.details["worker"] for receipt in report.receipts})
 print(json.dumps({"lost": report.workers_lost, "workers": len(workers), "events": events}))
 """
 
 
-def test_a_lost_node_costs_its_shard_in_flight_and_a_late_one_takes_part(tmp_path):
+def test_a_lost_node_costs_its_shard_in_flight_and_the_pool_grows_with_late_ones(tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", DRIVER, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
@@ -60,9 +62,9 @@ def test_a_lost_node_costs_its_shard_in_flight_and_a_late_one_takes_part(tmp_pat
     )
     told = json.loads(process.stdout.splitlines()[-1])
     assert told["lost"] >= 1
-    assert told["workers"] == 3, "the late node did nothing"
+    assert told["workers"] == 4, "a late node did nothing"
     store = ShardStore(tmp_path / "store")
-    receipts = [store.receipt(task.key) for task in plan(store.folder, 24)]
+    receipts = [store.receipt(task.key) for task in plan(store.folder, 40)]
     files = [receipt.file for receipt in receipts if receipt is not None]
-    assert len(set(files)) == 24
+    assert len(set(files)) == 40
     assert [hash_file(store.folder / file) for file in files] == [r.sha256 for r in receipts if r is not None]
