@@ -66,7 +66,8 @@ def resolve_files(entries: Sequence[str], root: str | Path, key: str) -> list[Da
     """Return the files that config entries name, in byte order of their names.
 
     An entry is a file, a folder (searched through, hidden names and other suffixes left out), the same on object
-    storage (`s3://`, `gs://`) or an `hf://` id; relative ones start at `root`. `key` is the dotted key of the list, for messages.
+    storage (`s3://`, `gs://`) or an `hf://` id; relative ones start at `root`. `key` is the dotted key of the list, for
+    messages.
 
     Raises:
         DataError: nothing there, a suffix that is not read, a folder without data, a file named twice.

@@ -161,6 +161,7 @@ class Location:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
         def get(system: fs.FileSystem) -> bool:
+            nonlocal info
             try:
                 stream = system.open_input_file(info.path)
             except FileNotFoundError:  # deleted meanwhile
@@ -168,8 +169,9 @@ class Location:
             with stream, open(temporary, "wb") as file:
                 while piece := stream.read(BUFFER):
                     file.write(piece)
-            if temporary.stat().st_size != info.size:
-                raise OSError(f"{temporary.stat().st_size} bytes arrived of {info.size}")
+            if (arrived := temporary.stat().st_size) != info.size:
+                expected, info = info.size, system.get_file_info(info.path)  # it may have been replaced meanwhile
+                raise OSError(f"{arrived} bytes arrived of {expected}")
             return True
 
         try:
