@@ -169,9 +169,14 @@ class Location:
             with stream, open(temporary, "wb") as file:
                 while piece := stream.read(BUFFER):
                     file.write(piece)
+            # Read as a range of the size that it had when it was opened: what replaced it since may be cut off there.
+            before, info = info, info if path.name.startswith(PARTS) else system.get_file_info(info.path)
+            if info.type == fs.FileType.NotFound:
+                return False
+            if (info.size, info.mtime_ns) != (before.size, before.mtime_ns):
+                raise OSError("it was replaced meanwhile")
             if (arrived := temporary.stat().st_size) != info.size:
-                expected, info = info.size, system.get_file_info(info.path)  # it may have been replaced meanwhile
-                raise OSError(f"{arrived} bytes arrived of {expected}")
+                raise OSError(f"{arrived} bytes arrived of {info.size}")
             return True
 
         try:
