@@ -166,6 +166,7 @@ class Location:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
         def get(system: fs.FileSystem) -> bool:
+            nonlocal info
             try:
                 stream = system.open_input_file(info.path)
             except FileNotFoundError:  # deleted meanwhile
@@ -173,8 +174,14 @@ class Location:
             with stream, open(temporary, "wb") as file:
                 while piece := stream.read(BUFFER):
                     file.write(piece)
-            if temporary.stat().st_size != info.size:
-                raise OSError(f"{temporary.stat().st_size} bytes arrived of {info.size}")
+            # Read as a range of the size that it had when it was opened: what replaced it since may be cut off there.
+            before, info = info, info if path.name.startswith(PARTS) else system.get_file_info(info.path)
+            if info.type == fs.FileType.NotFound:
+                return False
+            if (info.size, info.mtime_ns) != (before.size, before.mtime_ns):
+                raise OSError("it was replaced meanwhile")
+            if (arrived := temporary.stat().st_size) != info.size:
+                raise OSError(f"{arrived} bytes arrived of {info.size}")
             return True
 
         try:

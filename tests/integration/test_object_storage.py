@@ -180,7 +180,7 @@ def test_machines_that_share_no_disk_carry_out_a_run_together(store, world, tmp_
     assert made[0]
     assert made[1]
     assert made[0] | made[1] == everything
-    assert list((tmp_path / "driver").rglob("selected.jsonl")), "the report reads it"
+    assert list((tmp_path / "driver").rglob("selection.parquet")), "the report reads it"
     assert not (tmp_path / "none").exists()
 
 

@@ -314,6 +314,7 @@ def test_processes_that_share_a_mirror_never_see_half_a_file(store, folder, host
     path = run.path / "x.json"
     write_json(path, ["0"] * 50)
     wrong: list[object] = []
+    whole: list[bool] = []
 
     def read() -> None:
         there = location.Location(mirror.location_of(path).uri, run.path)  # what another process would have
@@ -322,6 +323,7 @@ def test_processes_that_share_a_mirror_never_see_half_a_file(store, folder, host
             found = json.loads(path.read_bytes())
             if len(found) != 50 or len(set(found)) != 1:
                 wrong.append(found)
+        whole.append(True)
 
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
@@ -331,6 +333,7 @@ def test_processes_that_share_a_mirror_never_see_half_a_file(store, folder, host
     for reader in readers:
         reader.join()
     assert not wrong
+    assert len(whole) == 3
     assert read_json(path) == ["14"] * 50
 
 
