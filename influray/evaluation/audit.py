@@ -128,7 +128,7 @@ def unhelped_targets(
     middle = float(np.median(z_T[usable]))
     spread = TO_STD * float(np.median(np.abs(z_T[usable] - middle)))
     found = []
-    for j in np.flatnonzero(usable):
+    for j in np.flatnonzero(usable).tolist():
         nothing = top_T[j] <= 0
         if nothing or z_T[j] < middle - OUTLIER * spread:
             reason = "nothing helps" if nothing else "helped far less than the others"

@@ -213,7 +213,8 @@ def _neighbours(run: RunDirectory, row_N: np.ndarray, notes: list[str]) -> tuple
         for place_Bk, value_Bk in ((near_Bk, cosine_Bk), (far_Bk, -contrary_Bk)):
             own = (vectors.rows[place_Bk] == row_B[:, None]) | (value_Bk >= NEAR)  # a copy says nothing of the label
             sides.append(np.where(own, np.nan, value_Bk))
-        agreement.append(judged.agreement(*sides, NEIGHBOURS))
+        near_side, far_side = sides
+        agreement.append(judged.agreement(near_side, far_side, NEIGHBOURS))
     agreement_N = np.concatenate(agreement)
     return copies.near_groups(pairs), agreement_N[np.searchsorted(vectors.rows, row_N)]
 

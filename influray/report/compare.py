@@ -124,7 +124,7 @@ def _resolve(run: str | Path) -> tuple[Path, str | None]:
         above = local(str(uri.parent), "compare") if uri.parent.prefix else path
     if present(above / "config.yaml").exists():
         return above, path.name
-    shown = redacted(run) if is_uri(run) else path
+    shown = redacted(str(run)) if is_uri(run) else path
     raise ConfigError(f"compare: {shown} is neither a run directory (no config.yaml there) nor RUN/NAME of one")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -26,7 +27,7 @@ class SpreadIndex:
     """Actors that build and search the shards of an index; shard i belongs to actor i modulo their number."""
 
     def __init__(self, directory: RunDirectory, actors: int, cpus: float = 1.0, threads: int = 1) -> None:
-        kind = ray.remote(ShardHolder).options(num_cpus=cpus)
+        kind: Any = ray.remote(ShardHolder).options(num_cpus=cpus)
         self._actors = [kind.remote(str(directory.path), threads) for _ in range(actors)]
 
     def build(self, trained: Path, shards: Sequence[Shard]) -> list[int]:
@@ -56,7 +57,7 @@ class SpreadIndex:
             ray.kill(actor)
         self._actors = []
 
-    def _of(self, shard: int) -> ray.actor.ActorHandle:
+    def _of(self, shard: int) -> Any:
         return self._actors[shard % len(self._actors)]
 
 

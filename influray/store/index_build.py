@@ -99,7 +99,7 @@ def build_index(
         "dimension": vectors.dimension,
         "setting": {"depth": setting.depth, "nprobe": setting.nprobe, "efSearch": setting.efSearch},
         "recall": recall,
-        "std": "exact" if moments.covariance_FF is not None else f"of a sample of {len(moments.sample_SF)} rows",
+        "std": "exact" if moments.sample_SF is None else f"of a sample of {len(moments.sample_SF)} rows",
         "moments": write_moments(directory.index, moments),
         "shards": [shard.__dict__ for shard in shards],
         "bytes": sizes,

@@ -178,9 +178,9 @@ def _add_influence(
 ) -> None:
     """Put in what needs the matrix: distributions over the pool, and per selection what its prefixes give."""
     names, _, score_NG = task_scores(attribution, attribution.groups, attribution.stats)
-    known_G = ~np.isnan(score_NG).all(axis=0)
+    known_G = np.logical_not(np.isnan(score_NG).all(axis=0))
     score_NG = score_NG[:, known_G]
-    tasks = [name for name, known in zip(names, known_G, strict=True) if known]
+    tasks = [name for name, known in zip(names, known_G.tolist(), strict=True) if known]
     low = max(LOWEST, float(np.floor(2 * score_NG.min()) / 2))
     high = min(HIGHEST, float(np.ceil(2 * score_NG.max()) / 2))
     edges_H = np.linspace(low, max(high, low + 1), BINS + 1)
