@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token file in the home folder is no business of a test
+os.environ.setdefault("RAY_worker_niceness", "0")  # beside other tests, nicer workers would starve
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

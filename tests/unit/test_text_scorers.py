@@ -106,7 +106,7 @@ def test_bm25_of_texts_that_share_nothing_is_nothing():
     assert found[1, 1] > found[0, 1] == 0
 
 
-@pytest.mark.parametrize("scorer", SCORERS, ids=repr)
+@pytest.mark.parametrize("scorer", SCORERS, ids=["dsir", "dsir smoothed", "bm25", "bm25 flat"])
 def test_blocks_rows_and_their_order_do_not_show(scorer, monkeypatch):
     found = scores(scorer, POOL, TARGET)
     assert (found.dtype, len(found)) == (np.float32, 60)
@@ -121,7 +121,7 @@ def test_blocks_rows_and_their_order_do_not_show(scorer, monkeypatch):
     assert np.concatenate(alone).tobytes() == found.tobytes()
 
 
-@pytest.mark.parametrize("scorer", SCORERS, ids=repr)
+@pytest.mark.parametrize("scorer", SCORERS, ids=["dsir", "dsir smoothed", "bm25", "bm25 flat"])
 def test_the_columns_are_as_wide_as_the_matrix(scorer):
     columns = scorer.columns(Columns(tuple(range(7)), tuple("0123456"), tuple(TARGET.group_B)))
     assert len(columns) == scores(scorer, POOL, TARGET).shape[1]
