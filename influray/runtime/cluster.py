@@ -72,9 +72,11 @@ def connect(resources: ResourcesConfig, address: str | None = None) -> Iterator[
     private one. A connection made here is closed at the end, one found is left as it is.
 
     Raises:
-        ConfigError: nothing answers at `address`, or it is not of the form host:port or "auto".
+        ConfigError: nothing answers at `address`, it is not of the form host:port or "auto", or this process is
+            connected to another cluster.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        _require_same(address)
         with interrupt_on_sigterm():
             yield _describe(owned=False)
         return
@@ -249,6 +251,22 @@ def _attached(address: str, named: str) -> Iterator[None]:
     finally:
         ray.shutdown()  # of the connection; the cluster stays
         _restore_sigterm(before)
+
+
+def _require_same(address: str | None) -> None:
+    """Raise ConfigError where `address` names another cluster than the one this process is connected to."""
+    if not address or address == "auto":
+        return
+    _require_listener(address, "--address")
+    import ray
+
+    def place(text: str) -> tuple[str, str]:
+        host, _, port = text.rpartition(":")
+        return socket.gethostbyname(host.strip("[]")), port
+
+    found = ray.get_runtime_context().gcs_address
+    if place(address) != place(found):
+        raise ConfigError(f"--address: this process is connected to Ray at {found} already, not to {address!r}")
 
 
 def _require_listener(address: str, named: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -90,12 +91,22 @@ def test_a_cluster_that_is_there_is_joined_and_survives(ray_cluster, how):
 
 def test_a_connection_that_is_there_is_used_and_kept(ray_cluster):
     handler = signal.getsignal(signal.SIGTERM)
-    with connect(ResourcesConfig(), "somewhere.else:6379") as cluster:
+    with connect(ResourcesConfig()) as cluster:
         assert (cluster.owned, cluster.address) == (False, ray_cluster.address)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     assert ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_process_that_is_connected_is_told_that_another_cluster_was_asked_for(ray_cluster):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="connected to Ray at") as caught, connect(ResourcesConfig(), address):
+            pass
+    assert address in str(caught.value)
+    with connect(ResourcesConfig(), ray_cluster.address) as cluster:
+        assert cluster.address == ray_cluster.address
 
 
 @pytest.mark.parametrize(
