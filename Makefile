@@ -26,7 +26,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/.ready
+bench: demo
 	for job in jobs/benchmark_*.py; do $(BIN)/python $$job || exit 1; done
 
 reproduce: $(VENV)/.ready

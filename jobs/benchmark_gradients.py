@@ -488,7 +488,7 @@ def _processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What gradient features cost, beside training steps.")
-    parser.add_argument("model", help=f"a folder, or one of {', '.join(SHAPES)}")
+    parser.add_argument("model", nargs="?", default="llama-5m", help=f"a folder, or one of {', '.join(SHAPES)}")
     parser.add_argument("--data", default="", help="a pool: JSONL (.gz, .zst), Parquet or a folder")
     parser.add_argument("--against", default="lora_step", help=f"any of {','.join(AGAINST)}")
     parser.add_argument("--rank", type=int, default=128)
