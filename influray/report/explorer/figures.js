@@ -41,7 +41,7 @@ function bands(width, names, band, marks, format, axis) {
   const narrow = width < NARROW;
   const left = narrow ? 16 : Math.min(200, Math.max(...names.map((name) => name.length)) * LETTER + 22);
   const head = narrow ? 20 : 0;
-  const right = width - 18;
+  const right = width - 44; // room for what is written after the longest bar
   const tall = band + head;
   const bottom = tall * names.length;
   const x = (value) => left + ((value - marks[0]) / (marks.at(-1) - marks[0])) * (right - left);
