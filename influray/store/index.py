@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,9 @@ def index_manifest(directory: RunDirectory, vectors: PoolVectors) -> dict[str, A
     return manifest
 
 
-def index_fingerprint(vectors: PoolVectors, asked: str) -> str:
-    """Return what an index is made from."""
-    return fingerprint(["index", vectors.digest, asked, faiss_module().__version__])
+def index_fingerprint(vectors: PoolVectors, asked: str, recipe: Mapping[str, object]) -> str:
+    """Return what an index is made from; `recipe` holds the constants that it is built and measured with."""
+    return fingerprint(["index", vectors.digest, asked, faiss_module().__version__, dict(recipe)])
 
 
 def build_shard(vectors: PoolVectors, folder: Path, trained: Path, shard: Shard, block_bytes: int = BLOCK_BYTES) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from influray.store import index_kinds
 from influray.store.artifact import read_manifest, write_manifest
 from influray.store.exact_query import exact_query
 from influray.store.index import (
@@ -70,7 +71,7 @@ def build_index(
     vectors = PoolVectors(directory)
     memory = memory or machine_memory() // MEMORY_SHARE
     choice = choose_kind(asked, len(vectors), vectors.dimension, memory)
-    made = index_fingerprint(vectors, asked if asked != "auto" else f"auto {choice.kind}")
+    made = index_fingerprint(vectors, asked if asked != "auto" else f"auto {choice.kind}", recipe())
     before = read_manifest(directory.index)
     if before is not None and before["fingerprint"] == made and _files_there(directory.index, before):
         return before, True
@@ -109,6 +110,16 @@ def build_index(
     trained.unlink()
     _sweep(directory.index, {shard.file for shard in shards})
     return read_manifest(directory.index) or {}, False
+
+
+def recipe() -> dict[str, object]:
+    """Return the constants that an index is built and measured with: one of others is not taken as current."""
+    return {
+        "kinds": index_kinds.recipe(),
+        "training": [SAMPLE, TRAINING_BYTES],
+        "moments": [SAMPLE, WIDEST, BLOCK_BYTES],
+        "recall": [HELD_OUT, RECALL_AT, WANTED],
+    }
 
 
 def training_positions(rows: int, dimension: int) -> np.ndarray:

@@ -27,7 +27,14 @@ BUILD_BREADTH = 80  # efConstruction: below this recall suffers, above it only t
 PQ_BITS = 8
 PQ_NUMBERS = 4  # of the eigenbasis in a byte
 CLUSTER_ROWS = 39  # the least per list or code word that faiss asks for when it trains
+LIST_FACTOR = 4  # lists of an IVF index, times the square root of the rows
+LIST_ROUNDS = 10  # of k-means
+LEAST_PROBED = 64  # one list in so many is looked into at first
+PROBE_DEPTH = 4  # candidates for each answer while the number of lists, or the breadth of the search, grows
+LEAST_BREADTH = 400  # efSearch that is tried first
 SEED = 7
+# What the constants do not tell of how an index is made: raise it where code changes what one of equal constants finds.
+FORM = 2
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,11 @@ class Choice:
 
     kind: str
     reason: str
+
+
+def recipe() -> dict[str, Any]:
+    """Return every constant here: a kind, what it is trained with and its ladder of settings follow from them."""
+    return {name: value for name, value in globals().items() if name.isupper()}
 
 
 def faiss_module() -> Any:
@@ -114,11 +126,11 @@ def train(kind: str, sample_SF: np.ndarray, rows: int) -> Any:
         core = faiss.IndexHNSWFlat(R, NEIGHBOURS, metric)
         core.hnsw.efConstruction = BUILD_BREADTH
     elif kind == "ivf":
-        lists = max(1, min(int(4 * math.sqrt(rows)), len(sample_SF) // CLUSTER_ROWS))
+        lists = max(1, min(int(LIST_FACTOR * math.sqrt(rows)), len(sample_SF) // CLUSTER_ROWS))
         core = faiss.IndexIVFScalarQuantizer(
             faiss.IndexFlatIP(R), R, lists, faiss.ScalarQuantizer.QT_fp16, metric, False
         )
-        core.cp.seed, core.cp.niter = SEED, 10
+        core.cp.seed, core.cp.niter = SEED, LIST_ROUNDS
     else:
         assert kind == "pq", kind
         codes = next(m for m in range(max(1, R // PQ_NUMBERS), 0, -1) if R % m == 0)

@@ -185,6 +185,25 @@ def test_a_stale_torn_or_unknown_index_is_refused_by_name(tmp_path):
         PoolIndex(other)
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        (index_kinds, "KEPT", 0.9),
+        (index_kinds, "KINDS", ("flat", "sq8")),
+        (index_kinds, "LEAST_PROBED", 8),
+        (index_kinds, "FORM", 99),
+        (index_build, "TRAINING_BYTES", 2**20),
+        (index_build, "WANTED", 0.9),
+    ],
+)
+def test_an_index_of_an_older_recipe_is_built_again(tmp_path, monkeypatch, module, name, value):
+    run = random_run(tmp_path)
+    build_index(run, "flat")
+    assert build_index(run, "flat")[1]
+    monkeypatch.setattr(module, name, value)
+    assert not build_index(run, "flat")[1]
+
+
 def test_an_exact_pass_and_a_flat_index_agree(tmp_path):
     run = random_run(tmp_path, rows=800, dimension=24)
     build_index(run, "auto")
