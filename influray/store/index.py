@@ -20,7 +20,7 @@ import numpy as np
 from influray.protocols import ArtifactMismatch
 from influray.store.arrays import arrays_of, arrays_table
 from influray.store.artifact import fingerprint, hash_file, map_table, require_manifest, write_table
-from influray.store.exact_query import Answers, BestRows, check_queries
+from influray.store.exact_query import Answers, BestRows, check_queries, exact_query
 from influray.store.index_kinds import Setting, apply_setting, faiss_module
 from influray.store.query_moments import QueryMoments, moments_from
 from influray.store.run_directory import RunDirectory
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 MOMENTS = "moments.arrow"
 BLOCK_BYTES = 2**25  # of vectors that are added at a time
+CANDIDATES = 2**22  # that are in memory at a time
 RERANK_BYTES = 2**26  # of candidates' vectors that are in memory at a time
 
 # (queries [Q, F], candidates for each, with what) -> (positions [Q, E], exact scores [Q, E]), best first
@@ -61,11 +62,23 @@ class IndexShards:
         best = BestRows(len(query_QF), count)
         for shard, index in self._shards:
             apply_setting(index, setting)
-            # efSearch candidates are all that a graph looks at.
             wide = min(count * setting.depth, shard.stop - shard.start)
-            _, place_QE = index.search(np.ascontiguousarray(query_QF), wide)
-            position_QE = np.where(place_QE >= 0, place_QE + shard.start, -1)
-            best.merge(position_QE, exact_scores(self._vectors, query_QF, position_QE))
+            step = max(1, CANDIDATES // wide)
+            parts = [
+                self._of_shard(shard, index, query_QF[first : first + step], count, wide)
+                for first in range(0, len(query_QF), step)
+            ]
+            position_QE, score_QE = (np.concatenate(part) for part in zip(*parts, strict=True))
+            best.merge(position_QE, score_QE)
+        return best.sorted()
+
+    def _of_shard(
+        self, shard: Shard, index: Any, query_qF: np.ndarray, count: int, wide: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        _, place_qE = index.search(np.ascontiguousarray(query_qF), wide)
+        position_qE = np.where(place_qE >= 0, place_qE + shard.start, -1)
+        best = BestRows(len(query_qF), count)
+        best.merge(position_qE, exact_scores(self._vectors, query_qF, position_qE))
         return best.sorted()
 
 
@@ -89,7 +102,9 @@ class PoolIndex:
         self._moments = moments_from(arrays_of(map_table(directory.index / MOMENTS)))
 
     def search(self, query_QF: np.ndarray, k: int) -> Answers:
-        """Return the answers to queries [Q, F]. `exact` is True of a flat index alone. Raises as `exact_query`."""
+        """Return the answers to queries [Q, F]. True `exact`: kinds flat and exact. Raises as `exact_query`."""
+        if self.kind == "exact":
+            return exact_query(self.vectors, query_QF, k)
         query_QF = check_queries(query_QF, self.vectors.dimension, len(self.vectors.rows))
         return answers_of(self.vectors, self._moments, self._candidates, query_QF, k, self.setting, self.kind == "flat")
 
