@@ -20,7 +20,7 @@ import numpy as np
 from influray.protocols import ArtifactMismatch
 from influray.store.arrays import arrays_of, arrays_table
 from influray.store.artifact import fingerprint, hash_file, map_table, require_manifest, write_table
-from influray.store.exact_query import Answers, BestRows, check_queries, exact_query
+from influray.store.exact_query import Answers, BestRows, Vectors, check_queries, exact_query
 from influray.store.index_kinds import Setting, apply_setting, faiss_module
 from influray.store.query_moments import QueryMoments, moments_from
 from influray.store.run_directory import RunDirectory
@@ -82,6 +82,31 @@ class IndexShards:
         return best.sorted()
 
 
+class FlatVectors:
+    """The vectors of the pool as the files of a flat index hold them: float32, mapped into memory and read in place."""
+
+    def __init__(self, vectors: PoolVectors, folder: Path, shards: Sequence[Shard]) -> None:
+        faiss = faiss_module()
+        self.rows, self.dimension = vectors.rows, vectors.dimension
+        self._files = [open_file(folder / shard.file, faiss.IO_FLAG_MMAP_IFC) for shard in shards]  # own the memory
+        self._starts = np.array([shard.start for shard in shards])
+        self._parts_BF = [
+            faiss.rev_swig_ptr(file.get_xb(), file.ntotal * self.dimension).reshape(-1, self.dimension)
+            for file in self._files
+        ]
+
+    def block(self, start: int, space_BF: np.ndarray) -> np.ndarray:
+        """Return the vectors at the positions from `start`; `space_BF` is used where they are of two files."""
+        part = int(np.searchsorted(self._starts, start, side="right")) - 1
+        here_BF = self._parts_BF[part][start - self._starts[part] :][: len(space_BF)]
+        if len(here_BF) == len(space_BF):
+            return here_BF
+        space_BF[: len(here_BF)] = here_BF
+        rest_BF = space_BF[len(here_BF) :]
+        rest_BF[:] = self.block(start + len(here_BF), rest_BF)
+        return space_BF
+
+
 class PoolIndex:
     """The committed index of a run, opened in this process.
 
@@ -98,13 +123,20 @@ class PoolIndex:
         self.kind: str = self.manifest["kind"]
         self.setting = Setting(**self.manifest["setting"])
         shards = [Shard(**shard) for shard in self.manifest["shards"]]
-        self._candidates = candidates or IndexShards(self.vectors, directory.index, shards, best_device()).candidates
-        self._moments = moments_from(arrays_of(map_table(directory.index / MOMENTS)))
+        self._all: Vectors | None = None
+        if self.kind == "exact":
+            self._all = self.vectors
+        elif self.kind == "flat" and candidates is None and best_device() == "cpu":
+            self._all = FlatVectors(self.vectors, directory.index, shards)
+        else:
+            find = candidates or IndexShards(self.vectors, directory.index, shards, best_device()).candidates
+            self._candidates = find
+            self._moments = moments_from(arrays_of(map_table(directory.index / MOMENTS)))
 
     def search(self, query_QF: np.ndarray, k: int) -> Answers:
         """Return the answers to queries [Q, F]. True `exact`: kinds flat and exact. Raises as `exact_query`."""
-        if self.kind == "exact":
-            return exact_query(self.vectors, query_QF, k)
+        if self._all is not None:
+            return exact_query(self._all, query_QF, k)
         query_QF = check_queries(query_QF, self.vectors.dimension, len(self.vectors.rows))
         return answers_of(self.vectors, self._moments, self._candidates, query_QF, k, self.setting, self.kind == "flat")
 
@@ -195,11 +227,11 @@ def write_file(path: Path, index: Any) -> int:
     return path.stat().st_size
 
 
-def open_file(path: Path) -> Any:
+def open_file(path: Path, flags: int = 0) -> Any:
     """Return the faiss index of a file. Raises ArtifactMismatch where it is torn."""
     faiss = faiss_module()
     try:
-        return faiss.read_index(str(path))
+        return faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise ArtifactMismatch(
             f"{path}: not a readable index; delete {path.parent} and run `influray index`"

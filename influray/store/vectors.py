@@ -80,6 +80,11 @@ class SplitVectors:
         """Write the vectors at the positions from `start` to `out_BF`, float32."""
         self._read(np.arange(start, start + len(out_BF)), out_BF)
 
+    def block(self, start: int, space_BF: np.ndarray) -> np.ndarray:
+        """Return the vectors at the positions from `start`, written to `space_BF`."""
+        self.read(start, space_BF)
+        return space_BF
+
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Return the vectors at these positions in `rows`, in the order given, float32 [len(positions), F]."""
         position_B, back_B = np.unique(np.asarray(positions, np.int64), return_inverse=True)
