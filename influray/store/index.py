@@ -85,6 +85,8 @@ class IndexShards:
 class FlatVectors:
     """The vectors of the pool as the files of a flat index hold them: float32, mapped into memory and read in place."""
 
+    block_bytes = 2**30  # nothing is copied
+
     def __init__(self, vectors: PoolVectors, folder: Path, shards: Sequence[Shard]) -> None:
         faiss = faiss_module()
         self.rows, self.dimension = vectors.rows, vectors.dimension

@@ -37,6 +37,8 @@ class SplitVectors:
         ArtifactMismatch: the matrix is not there or of another scorer, or the datastores are not those it was made of.
     """
 
+    block_bytes = 2**23  # stay in the cache between conversion and product
+
     def __init__(self, directory: RunDirectory, split: str = "pool") -> None:
         self.directory = directory
         matrix = _askable_matrix(directory)

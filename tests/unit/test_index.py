@@ -20,7 +20,7 @@ from influray.store import index_build, index_kinds
 from influray.store.artifact import read_json
 from influray.store.attribution import Attribution
 from influray.store.exact_query import Answers, exact_query
-from influray.store.index import PoolIndex, build_shard, open_file
+from influray.store.index import FlatVectors, PoolIndex, build_shard, open_file
 from influray.store.index_build import build_index, held_out_queries, plan_shards, training_positions
 from influray.store.query_moments import MomentSums, QueryMoments
 from influray.store.vectors import PoolVectors, target_vectors
@@ -112,7 +112,7 @@ def test_building_block_by_block_gives_the_index_of_one_block(tmp_path, kind):
         assert found[0][2] == found[1][2]
 
 
-def test_what_shards_find_together_is_what_one_finds(tmp_path):
+def test_what_shards_find_together_is_what_one_finds(tmp_path, monkeypatch):
     run = random_run(tmp_path, rows=900, dimension=16)
     query_QF = target_vectors(run)[1]
     answers = []
@@ -120,7 +120,13 @@ def test_what_shards_find_together_is_what_one_finds(tmp_path):
         manifest, _ = build_index(run, "flat", shard_bytes=-(-4 * 32 * len(PoolVectors(run)) // shards))
         assert len(manifest["shards"]) == shards
         answers.append(PoolIndex(run).search(query_QF, 30))
+        for block_bytes in (64, 10**4):  # blocks that end within a shard and across two
+            monkeypatch.setattr(FlatVectors, "block_bytes", block_bytes)
+            answers.append(PoolIndex(run).search(query_QF[:1], 30))
         (run.index / "manifest.json").unlink()
+    for other in answers[1:]:
+        assert other.helpful_rows[0].tolist() == answers[0].helpful_rows[0].tolist()
+    answers = [one for one in answers if len(one.mean) > 1]
     assert answers[0].helpful_rows.tolist() == answers[1].helpful_rows.tolist()
     assert answers[0].harmful_rows.tolist() == answers[1].harmful_rows.tolist()
     np.testing.assert_allclose(answers[0].helpful_scores, answers[1].helpful_scores, atol=1e-6)
