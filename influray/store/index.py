@@ -29,6 +29,7 @@ from influray.store.vectors import PoolVectors
 logger = logging.getLogger(__name__)
 
 MOMENTS = "moments.arrow"
+FLAT = ".npy"  # how files of a flat index end
 BLOCK_BYTES = 2**25  # of vectors that are added at a time
 CANDIDATES = 2**22  # that are in memory at a time
 RERANK_BYTES = 2**26  # of candidates' vectors that are in memory at a time
@@ -88,14 +89,9 @@ class FlatVectors:
     block_bytes = 2**30  # nothing is copied
 
     def __init__(self, vectors: PoolVectors, folder: Path, shards: Sequence[Shard]) -> None:
-        faiss = faiss_module()
         self.rows, self.dimension = vectors.rows, vectors.dimension
-        self._files = [open_file(folder / shard.file, faiss.IO_FLAG_MMAP_IFC) for shard in shards]  # own the memory
         self._starts = np.array([shard.start for shard in shards])
-        self._parts_BF = [
-            faiss.rev_swig_ptr(file.get_xb(), file.ntotal * self.dimension).reshape(-1, self.dimension)
-            for file in self._files
-        ]
+        self._parts_BF = [map_flat(folder / shard.file) for shard in shards]
 
     def block(self, start: int, space_BF: np.ndarray) -> np.ndarray:
         """Return the vectors at the positions from `start`; `space_BF` is used where they are of two files."""
@@ -204,6 +200,8 @@ def index_fingerprint(vectors: PoolVectors, asked: str, recipe: Mapping[str, obj
 
 def build_shard(vectors: PoolVectors, folder: Path, trained: Path, shard: Shard, block_bytes: int = BLOCK_BYTES) -> int:
     """Fill a copy of the trained index with the vectors of a shard, block by block, write it and return its bytes."""
+    if shard.file.endswith(FLAT):
+        return write_flat(folder / shard.file, vectors, shard, block_bytes)
     faiss = faiss_module()
     index = open_file(trained)
     threads = faiss.omp_get_max_threads()
@@ -229,15 +227,49 @@ def write_file(path: Path, index: Any) -> int:
     return path.stat().st_size
 
 
-def open_file(path: Path, flags: int = 0) -> Any:
+def write_flat(path: Path, vectors: PoolVectors, shard: Shard, block_bytes: int) -> int:
+    """Write the vectors of a shard as a float32 array of numpy and return the bytes of the file.
+
+    faiss writes the same numbers from byte 45 on: mapped into memory no number is aligned, and a product takes thrice
+    as long.
+    """
+    shape = (shard.stop - shard.start, vectors.dimension)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for _, block_BF in vectors.blocks(max(1, block_bytes // (4 * vectors.dimension)), shard.start, shard.stop):
+            file.write(block_BF)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path.stat().st_size
+
+
+def map_flat(path: Path) -> np.ndarray:
+    """Return the vectors of a file of a flat index, mapped into memory. Raises ArtifactMismatch where it is torn."""
+    try:
+        return np.load(path, mmap_mode="c")  # what is written to it, if anything, stays here; torch warns of "r"
+    except ValueError as error:
+        raise _unreadable(path) from error
+
+
+def open_file(path: Path) -> Any:
     """Return the faiss index of a file. Raises ArtifactMismatch where it is torn."""
     faiss = faiss_module()
+    if path.name.endswith(FLAT):
+        row_BF = map_flat(path)
+        index = faiss.IndexFlatIP(row_BF.shape[1])
+        index.add(row_BF)
+        return index
     try:
-        return faiss.read_index(str(path), flags)
+        return faiss.read_index(str(path))
     except RuntimeError as error:
-        raise ArtifactMismatch(
-            f"{path}: not a readable index; delete {path.parent} and run `influray index`"
-        ) from error
+        raise _unreadable(path) from error
+
+
+def _unreadable(path: Path) -> ArtifactMismatch:
+    return ArtifactMismatch(f"{path}: not a readable index; delete {path.parent} and run `influray index`")
 
 
 def write_moments(folder: Path, moments: QueryMoments) -> str:

@@ -20,6 +20,7 @@ from influray.store.artifact import read_manifest, write_manifest
 from influray.store.exact_query import Answers, exact_query
 from influray.store.index import (
     BLOCK_BYTES,
+    FLAT,
     Candidates,
     IndexShards,
     Shard,
@@ -91,7 +92,6 @@ def build_index(
     sample = training_positions(len(vectors), vectors.dimension)
     sample_SF = vectors.take(sample)
     moments = pool_moments(vectors, sample_SF[:SAMPLE])
-    shards = plan_shards(len(vectors), vectors.dimension, shard_bytes, made)
     build = builder or (lambda path, todo: [build_shard(vectors, directory.index, path, shard) for shard in todo])
     find = finder or (lambda todo: IndexShards(vectors, directory.index, todo, best_device()).candidates)
     query_QF = held_out_queries(directory, vectors, sample)
@@ -100,6 +100,7 @@ def build_index(
     def build_kind(kind: str) -> _Built:
         if kind == "exact":
             return _Built(kind, [], [])
+        shards = plan_shards(len(vectors), vectors.dimension, shard_bytes, made, FLAT if kind == "flat" else ".faiss")
         index = train(kind, sample_SF, len(vectors))
         write_file(trained, index)
         sizes = build(trained, shards)
@@ -172,12 +173,12 @@ def training_positions(rows: int, dimension: int) -> np.ndarray:
     return np.random.default_rng(SEED).permutation(rows)[:count]
 
 
-def plan_shards(rows: int, dimension: int, shard_bytes: int, made: str) -> list[Shard]:
+def plan_shards(rows: int, dimension: int, shard_bytes: int, made: str, ending: str = ".faiss") -> list[Shard]:
     """Return shards of as equal a size as they can be, of at most `shard_bytes` of float32 vectors."""
     count = max(1, -(-4 * rows * dimension // shard_bytes))
     bounds = [rows * i // count for i in range(count + 1)]
     return [
-        Shard(f"shard-{i}-{made[:16]}.faiss", low, high) for i, (low, high) in enumerate(itertools.pairwise(bounds))
+        Shard(f"shard-{i}-{made[:16]}{ending}", low, high) for i, (low, high) in enumerate(itertools.pairwise(bounds))
     ]
 
 
@@ -257,6 +258,6 @@ def _files_there(folder: Path, manifest: dict[str, Any]) -> bool:
 
 def _sweep(folder: Path, keep: set[str]) -> None:
     """Delete the files of earlier indexes."""
-    for path in folder.glob("*.faiss"):
+    for path in (*folder.glob("*.faiss"), *folder.glob(f"*{FLAT}")):
         if path.name not in keep:
             path.unlink()

@@ -35,7 +35,7 @@ LEAST_BREADTH = 400  # efSearch that is tried first
 SHORT_DEPTH, SHORT_BREADTH = 32, 3200  # where auto gives a kind up; for lists it is half of them
 SEED = 7
 # What the constants do not tell of how an index is made: raise it where code changes what one of equal constants finds.
-FORM = 2
+FORM = 3
 
 
 @dataclass(frozen=True)
