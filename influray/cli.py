@@ -232,7 +232,7 @@ def compare(
 @app.command()
 def index(
     run: RunPath,
-    kind: Annotated[str, typer.Option("--kind", help="auto, flat, fp16, sq8, ivf, hnsw or pq.")] = "auto",
+    kind: Annotated[str, typer.Option("--kind", help="auto, exact, flat, fp16, sq8, ivf, hnsw or pq.")] = "auto",
     address: Address = None,
     allow_plugins: AllowPlugins = False,
 ) -> None:

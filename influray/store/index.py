@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from influray.protocols import ArtifactMismatch
 from influray.store.arrays import arrays_of, arrays_table
 from influray.store.artifact import fingerprint, hash_file, map_table, require_manifest, write_table
-from influray.store.exact_query import Answers, BestRows, check_queries
+from influray.store.exact_query import Answers, BestRows, Vectors, check_queries, exact_query
 from influray.store.index_kinds import Setting, apply_setting, faiss_module
 from influray.store.query_moments import QueryMoments, moments_from
 from influray.store.run_directory import RunDirectory
@@ -29,7 +29,9 @@ from influray.store.vectors import PoolVectors
 logger = logging.getLogger(__name__)
 
 MOMENTS = "moments.arrow"
+FLAT = ".npy"  # how files of a flat index end
 BLOCK_BYTES = 2**25  # of vectors that are added at a time
+CANDIDATES = 2**22  # that are in memory at a time
 RERANK_BYTES = 2**26  # of candidates' vectors that are in memory at a time
 
 # (queries [Q, F], candidates for each, with what) -> (positions [Q, E], exact scores [Q, E]), best first
@@ -61,12 +63,46 @@ class IndexShards:
         best = BestRows(len(query_QF), count)
         for shard, index in self._shards:
             apply_setting(index, setting)
-            # efSearch candidates are all that a graph looks at.
             wide = min(count * setting.depth, shard.stop - shard.start)
-            _, place_QE = index.search(np.ascontiguousarray(query_QF), wide)
-            position_QE = np.where(place_QE >= 0, place_QE + shard.start, -1)
-            best.merge(position_QE, exact_scores(self._vectors, query_QF, position_QE))
+            step = max(1, CANDIDATES // wide)
+            parts = [
+                self._of_shard(shard, index, query_QF[first : first + step], count, wide)
+                for first in range(0, len(query_QF), step)
+            ]
+            position_QE, score_QE = (np.concatenate(part) for part in zip(*parts, strict=True))
+            best.merge(position_QE, score_QE)
         return best.sorted()
+
+    def _of_shard(
+        self, shard: Shard, index: Any, query_qF: np.ndarray, count: int, wide: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        _, place_qE = index.search(np.ascontiguousarray(query_qF), wide)
+        position_qE = np.where(place_qE >= 0, place_qE + shard.start, -1)
+        best = BestRows(len(query_qF), count)
+        best.merge(position_qE, exact_scores(self._vectors, query_qF, position_qE))
+        return best.sorted()
+
+
+class FlatVectors:
+    """The vectors of the pool as the files of a flat index hold them: float32, mapped into memory and read in place."""
+
+    block_bytes = 2**30  # nothing is copied
+
+    def __init__(self, vectors: PoolVectors, folder: Path, shards: Sequence[Shard]) -> None:
+        self.rows, self.dimension = vectors.rows, vectors.dimension
+        self._starts = np.array([shard.start for shard in shards])
+        self._parts_BF = [map_flat(folder / shard.file) for shard in shards]
+
+    def block(self, start: int, space_BF: np.ndarray) -> np.ndarray:
+        """Return the vectors at the positions from `start`; `space_BF` is used where they are of two files."""
+        part = int(np.searchsorted(self._starts, start, side="right")) - 1
+        here_BF = self._parts_BF[part][start - self._starts[part] :][: len(space_BF)]
+        if len(here_BF) == len(space_BF):
+            return here_BF
+        space_BF[: len(here_BF)] = here_BF
+        rest_BF = space_BF[len(here_BF) :]
+        rest_BF[:] = self.block(start + len(here_BF), rest_BF)
+        return space_BF
 
 
 class PoolIndex:
@@ -85,11 +121,20 @@ class PoolIndex:
         self.kind: str = self.manifest["kind"]
         self.setting = Setting(**self.manifest["setting"])
         shards = [Shard(**shard) for shard in self.manifest["shards"]]
-        self._candidates = candidates or IndexShards(self.vectors, directory.index, shards, best_device()).candidates
-        self._moments = moments_from(arrays_of(map_table(directory.index / MOMENTS)))
+        self._all: Vectors | None = None
+        if self.kind == "exact":
+            self._all = self.vectors
+        elif self.kind == "flat" and candidates is None and best_device() == "cpu":
+            self._all = FlatVectors(self.vectors, directory.index, shards)
+        else:
+            find = candidates or IndexShards(self.vectors, directory.index, shards, best_device()).candidates
+            self._candidates = find
+            self._moments = moments_from(arrays_of(map_table(directory.index / MOMENTS)))
 
     def search(self, query_QF: np.ndarray, k: int) -> Answers:
-        """Return the answers to queries [Q, F]. `exact` is True of a flat index alone. Raises as `exact_query`."""
+        """Return the answers to queries [Q, F]. True `exact`: kinds flat and exact. Raises as `exact_query`."""
+        if self._all is not None:
+            return exact_query(self._all, query_QF, k)
         query_QF = check_queries(query_QF, self.vectors.dimension, len(self.vectors.rows))
         return answers_of(self.vectors, self._moments, self._candidates, query_QF, k, self.setting, self.kind == "flat")
 
@@ -148,13 +193,15 @@ def index_manifest(directory: RunDirectory, vectors: PoolVectors) -> dict[str, A
     return manifest
 
 
-def index_fingerprint(vectors: PoolVectors, asked: str) -> str:
-    """Return what an index is made from."""
-    return fingerprint(["index", vectors.digest, asked, faiss_module().__version__])
+def index_fingerprint(vectors: PoolVectors, asked: str, recipe: Mapping[str, object]) -> str:
+    """Return what an index is made from; `recipe` holds the constants that it is built and measured with."""
+    return fingerprint(["index", vectors.digest, asked, faiss_module().__version__, dict(recipe)])
 
 
 def build_shard(vectors: PoolVectors, folder: Path, trained: Path, shard: Shard, block_bytes: int = BLOCK_BYTES) -> int:
     """Fill a copy of the trained index with the vectors of a shard, block by block, write it and return its bytes."""
+    if shard.file.endswith(FLAT):
+        return write_flat(folder / shard.file, vectors, shard, block_bytes)
     faiss = faiss_module()
     index = open_file(trained)
     threads = faiss.omp_get_max_threads()
@@ -180,15 +227,49 @@ def write_file(path: Path, index: Any) -> int:
     return path.stat().st_size
 
 
+def write_flat(path: Path, vectors: PoolVectors, shard: Shard, block_bytes: int) -> int:
+    """Write the vectors of a shard as a float32 array of numpy and return the bytes of the file.
+
+    faiss writes the same numbers from byte 45 on: mapped into memory no number is aligned, and a product takes thrice
+    as long.
+    """
+    shape = (shard.stop - shard.start, vectors.dimension)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for _, block_BF in vectors.blocks(max(1, block_bytes // (4 * vectors.dimension)), shard.start, shard.stop):
+            file.write(block_BF)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path.stat().st_size
+
+
+def map_flat(path: Path) -> np.ndarray:
+    """Return the vectors of a file of a flat index, mapped into memory. Raises ArtifactMismatch where it is torn."""
+    try:
+        return np.load(path, mmap_mode="c")  # what is written to it, if anything, stays here; torch warns of "r"
+    except ValueError as error:
+        raise _unreadable(path) from error
+
+
 def open_file(path: Path) -> Any:
     """Return the faiss index of a file. Raises ArtifactMismatch where it is torn."""
     faiss = faiss_module()
+    if path.name.endswith(FLAT):
+        row_BF = map_flat(path)
+        index = faiss.IndexFlatIP(row_BF.shape[1])
+        index.add(row_BF)
+        return index
     try:
         return faiss.read_index(str(path))
     except RuntimeError as error:
-        raise ArtifactMismatch(
-            f"{path}: not a readable index; delete {path.parent} and run `influray index`"
-        ) from error
+        raise _unreadable(path) from error
+
+
+def _unreadable(path: Path) -> ArtifactMismatch:
+    return ArtifactMismatch(f"{path}: not a readable index; delete {path.parent} and run `influray index`")
 
 
 def write_moments(folder: Path, moments: QueryMoments) -> str:

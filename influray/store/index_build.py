@@ -9,15 +9,18 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from influray.store import index_kinds
 from influray.store.artifact import read_manifest, write_manifest
-from influray.store.exact_query import exact_query
+from influray.store.exact_query import Answers, exact_query
 from influray.store.index import (
     BLOCK_BYTES,
+    FLAT,
     Candidates,
     IndexShards,
     Shard,
@@ -28,7 +31,17 @@ from influray.store.index import (
     write_file,
     write_moments,
 )
-from influray.store.index_kinds import SEED, Setting, choose_kind, faiss_module, list_count, settings, train
+from influray.store.index_kinds import (
+    ALL,
+    SEED,
+    Choice,
+    Setting,
+    choose_kind,
+    faiss_module,
+    list_count,
+    settings,
+    train,
+)
 from influray.store.query_moments import SAMPLE, WIDEST, MomentSums, QueryMoments
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors, target_vectors
@@ -41,6 +54,7 @@ SHARD_BYTES = 2**32  # of the vectors of a shard as float32
 HELD_OUT = 32  # queries of each kind that are asked to measure: targets, and pool rows that trained nothing
 RECALL_AT = 100
 WANTED = 0.95
+ROUNDING = 2.0**-20  # of the largest score: what two float32 products of equal vectors may differ by
 
 # Builds shards from (the trained index' file, the shards) and returns their bytes in order.
 Builder = Callable[[Path, Sequence[Shard]], list[int]]
@@ -70,45 +84,87 @@ def build_index(
     vectors = PoolVectors(directory)
     memory = memory or machine_memory() // MEMORY_SHARE
     choice = choose_kind(asked, len(vectors), vectors.dimension, memory)
-    made = index_fingerprint(vectors, asked if asked != "auto" else f"auto {choice.kind}")
+    made = index_fingerprint(vectors, asked if asked != "auto" else f"auto {choice.kind}", recipe())
     before = read_manifest(directory.index)
     if before is not None and before["fingerprint"] == made and _files_there(directory.index, before):
         return before, True
     logger.info("index: %s (%s)", choice.kind, choice.reason)
     sample = training_positions(len(vectors), vectors.dimension)
     sample_SF = vectors.take(sample)
-    trained = directory.index / f"trained-{made[:16]}.faiss"
-    index = train(choice.kind, sample_SF, len(vectors))
-    write_file(trained, index)
-    shards = plan_shards(len(vectors), vectors.dimension, shard_bytes, made)
+    moments = pool_moments(vectors, sample_SF[:SAMPLE])
     build = builder or (lambda path, todo: [build_shard(vectors, directory.index, path, shard) for shard in todo])
-    sizes = build(trained, shards)
-    moments = pool_moments(vectors, sample_SF[:SAMPLE] if len(sample) > SAMPLE else sample_SF)
-    find = finder(shards) if finder else IndexShards(vectors, directory.index, shards, best_device()).candidates
-    setting, recall = Setting(1), None
-    if choice.kind != "flat":
-        query_QF = held_out_queries(directory, vectors, sample)
-        setting, recall = tune(vectors, moments, find, query_QF, settings(choice.kind, len(vectors), list_count(index)))
+    find = finder or (lambda todo: IndexShards(vectors, directory.index, todo, best_device()).candidates)
+    query_QF = held_out_queries(directory, vectors, sample)
+    trained = directory.index / f"trained-{made[:16]}.faiss"
+
+    def build_kind(kind: str) -> _Built:
+        if kind == "exact":
+            return _Built(kind, [], [])
+        shards = plan_shards(len(vectors), vectors.dimension, shard_bytes, made, FLAT if kind == "flat" else ".faiss")
+        index = train(kind, sample_SF, len(vectors))
+        write_file(trained, index)
+        sizes = build(trained, shards)
+        trained.unlink()
+        if kind == "flat":
+            return _Built(kind, shards, sizes)
+        k = min(RECALL_AT, len(vectors))
+        tried = settings(kind, len(vectors), list_count(index), k, far=kind == asked)
+        return _Built(kind, shards, sizes, *tune(vectors, moments, find(shards), query_QF, tried))
+
+    built, reason = _first_that_finds_enough(choice, build_kind)
     facts = {
         "fingerprint": made,
         "vectors": vectors.digest,
         "asked": asked,
-        "kind": choice.kind,
-        "reason": choice.reason,
+        "kind": built.kind,
+        "reason": reason,
         "rows": len(vectors),
         "dimension": vectors.dimension,
-        "setting": {"depth": setting.depth, "nprobe": setting.nprobe, "efSearch": setting.efSearch},
-        "recall": recall,
+        "setting": dict(built.setting.__dict__),
+        "recall": built.recall,
         "std": "exact" if moments.sample_SF is None else f"of a sample of {len(moments.sample_SF)} rows",
         "moments": write_moments(directory.index, moments),
-        "shards": [shard.__dict__ for shard in shards],
-        "bytes": sizes,
+        "shards": [shard.__dict__ for shard in built.shards],
+        "bytes": built.sizes,
         "faiss": faiss_module().__version__,
     }
     write_manifest(directory.index, facts)
-    trained.unlink()
-    _sweep(directory.index, {shard.file for shard in shards})
+    _sweep(directory.index, {shard.file for shard in built.shards})
     return read_manifest(directory.index) or {}, False
+
+
+@dataclass(frozen=True)
+class _Built:
+    kind: str
+    shards: list[Shard]
+    sizes: list[int]
+    setting: Setting = ALL
+    recall: dict[str, Any] | None = None  # None: it finds all
+
+
+def _first_that_finds_enough(choice: Choice, build: Callable[[str], _Built]) -> tuple[_Built, str]:
+    """Return the first kind of a choice that finds enough, or its last one, and why it was taken."""
+    built, reason = build(choice.kind), choice.reason
+    for kind in choice.then:
+        if built.recall is None or built.recall["value"] >= WANTED:
+            break
+        reason += f"; {built.kind} found {built.recall['value']:.3f} of the {built.recall['k']} best and gave way"
+        logger.info("index: %s takes the place of %s", kind, built.kind)
+        built = build(kind)
+    if built.recall is not None and built.recall["value"] < WANTED:
+        found, k = built.recall["value"], built.recall["k"]
+        logger.warning("index: finds %.3f of the %d best rows, less than %.2f; take another --kind", found, k, WANTED)
+    return built, reason
+
+
+def recipe() -> dict[str, object]:
+    """Return the constants that an index is built and measured with: one of others is not taken as current."""
+    return {
+        "kinds": index_kinds.recipe(),
+        "training": [SAMPLE, TRAINING_BYTES],
+        "moments": [SAMPLE, WIDEST, BLOCK_BYTES],
+        "recall": [HELD_OUT, RECALL_AT, WANTED, ROUNDING],
+    }
 
 
 def training_positions(rows: int, dimension: int) -> np.ndarray:
@@ -117,12 +173,12 @@ def training_positions(rows: int, dimension: int) -> np.ndarray:
     return np.random.default_rng(SEED).permutation(rows)[:count]
 
 
-def plan_shards(rows: int, dimension: int, shard_bytes: int, made: str) -> list[Shard]:
+def plan_shards(rows: int, dimension: int, shard_bytes: int, made: str, ending: str = ".faiss") -> list[Shard]:
     """Return shards of as equal a size as they can be, of at most `shard_bytes` of float32 vectors."""
     count = max(1, -(-4 * rows * dimension // shard_bytes))
     bounds = [rows * i // count for i in range(count + 1)]
     return [
-        Shard(f"shard-{i}-{made[:16]}.faiss", low, high) for i, (low, high) in enumerate(itertools.pairwise(bounds))
+        Shard(f"shard-{i}-{made[:16]}{ending}", low, high) for i, (low, high) in enumerate(itertools.pairwise(bounds))
     ]
 
 
@@ -157,28 +213,34 @@ def tune(
 ) -> tuple[Setting, dict[str, Any]]:
     """Return the first setting that finds 95% of the exact 100 best and worst rows of the queries, and what it found.
 
-    Where none does, it is the last, and a warning says so.
+    Where none does, it is the last.
     """
     k = min(RECALL_AT, len(vectors))
     truth = exact_query(vectors, query_QF, k)
-    setting, value = tried[-1], 0.0
+    setting, value = ALL, 0.0
     for setting in tried:
-        found = answers_of(vectors, moments, candidates, query_QF, k, setting, False)
-        value = recall_of(found.helpful_rows, truth.helpful_rows, found.harmful_rows, truth.harmful_rows)
+        value = recall_of(answers_of(vectors, moments, candidates, query_QF, k, setting, False), truth)
         logger.info("index: %s finds %.3f of the %d best", setting.plain(), value, k)
         if value >= WANTED:
             break
-    else:
-        logger.warning("index: finds %.3f of the %d best rows, less than %.2f; take another --kind", value, k, WANTED)
     return setting, {"k": k, "value": value, "queries": len(query_QF)}
 
 
-def recall_of(*found_and_true: np.ndarray) -> float:
-    """Return the share of true rows that were found, from arrays [Q, k] in pairs (found, true)."""
+def recall_of(found: Answers, truth: Answers) -> float:
+    """Return the share of true answers that were found; a row that scores as the last of them counts for one.
+
+    Copies in the pool have equal scores but for rounding, which takes another of them each time.
+    """
+    sides = (
+        (found.helpful_rows, truth.helpful_rows, found.helpful_scores, truth.helpful_scores),
+        (found.harmful_rows, truth.harmful_rows, -found.harmful_scores, -truth.harmful_scores),
+    )
     hits = total = 0
-    for found_Qk, true_Qk in zip(found_and_true[::2], found_and_true[1::2], strict=True):
-        for found, true in zip(found_Qk, true_Qk, strict=True):
-            hits, total = hits + len(np.intersect1d(found, true)), total + len(true)
+    for side in sides:
+        for row_k, true_k, score_k, true_score_k in zip(*side, strict=True):
+            slack = ROUNDING * np.abs(true_score_k).max()
+            hit_k = np.isin(row_k, true_k) | (score_k >= true_score_k[-1] - slack)
+            hits, total = hits + min(int(hit_k.sum()), len(true_k)), total + len(true_k)
     return hits / total
 
 
@@ -196,6 +258,6 @@ def _files_there(folder: Path, manifest: dict[str, Any]) -> bool:
 
 def _sweep(folder: Path, keep: set[str]) -> None:
     """Delete the files of earlier indexes."""
-    for path in folder.glob("*.faiss"):
+    for path in (*folder.glob("*.faiss"), *folder.glob(f"*{FLAT}")):
         if path.name not in keep:
             path.unlink()

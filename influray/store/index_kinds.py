@@ -17,25 +17,39 @@ import numpy as np
 
 from influray.protocols import ConfigError
 
-KINDS = ("flat", "fp16", "sq8", "ivf", "hnsw", "pq")
+KINDS = ("exact", "flat", "fp16", "sq8", "ivf", "hnsw", "pq")  # exact: no index, a query reads the datastore
 KEPT = 0.995  # of the sum of squared eigenvalues, which is what products of two random rows are made of
 ROUND = 16  # numbers: what a code is padded to
-SCAN_BYTES = 2**30  # read by a query of a flat index: about 0.1 s on two cores
+SCAN_BYTES = 2**31  # read by a query of a flat index: about 0.2 s on two cores
 SCAN_CODES = 2**26  # bytes of codes that a query may look through one by one: about 20 ms on one core
 NEIGHBOURS = 32  # of a node of the graph
 BUILD_BREADTH = 80  # efConstruction: below this recall suffers, above it only time
 PQ_BITS = 8
 PQ_NUMBERS = 4  # of the eigenbasis in a byte
 CLUSTER_ROWS = 39  # the least per list or code word that faiss asks for when it trains
+LIST_FACTOR = 4  # lists of an IVF index, times the square root of the rows
+LIST_ROUNDS = 10  # of k-means
+LEAST_PROBED = 64  # one list in so many is looked into at first
+PROBE_DEPTH = 4  # candidates for each answer while the number of lists, or the breadth of the search, grows
+LEAST_BREADTH = 400  # efSearch that is tried first
+SHORT_DEPTH, SHORT_BREADTH = 32, 3200  # where auto gives a kind up; for lists it is half of them
 SEED = 7
+# What the constants do not tell of how an index is made: raise it where code changes what one of equal constants finds.
+FORM = 3
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A kind, and why."""
+    """A kind, why, and what follows in turn where it finds too little."""
 
     kind: str
     reason: str
+    then: tuple[str, ...] = ()
+
+
+def recipe() -> dict[str, Any]:
+    """Return every constant here: a kind, what it is trained with and its ladder of settings follow from them."""
+    return {name: value for name, value in globals().items() if name.isupper() and name != "ALL"}
 
 
 def faiss_module() -> Any:
@@ -62,17 +76,18 @@ def choose_kind(asked: str, rows: int, dimension: int, memory: int) -> Choice:
     if asked != "auto":
         raise ConfigError(f"--kind: found {asked!r}, expected auto or one of {', '.join(KINDS)}")
     whole = 4 * rows * dimension
+    last = "flat" if whole <= memory else "exact"
     text = f"{rows} vectors of {dimension} numbers, {_size(whole)} as float32, {_size(memory)} of memory to use"
     if whole <= min(memory, SCAN_BYTES):
         return Choice("flat", f"{text}: they fit, and a query may read them all")
     if rows * min(dimension, 256) <= min(memory, SCAN_CODES):
-        return Choice("sq8", f"{text}: more than a query should read; one byte for each of the leading numbers")
+        return Choice("sq8", f"{text}: too many to read for a query; one byte for each leading number", (last,))
     if rows * 512 <= memory:
-        return Choice("ivf", f"{text}: too many to look through one by one; lists of near ones")
-    return Choice("pq", f"{text}: only codes of some bytes a row fit")
+        return Choice("ivf", f"{text}: too many to look through one by one; lists of near ones", ("sq8", last))
+    return Choice("pq", f"{text}: only codes of some bytes a row fit", (last,))
 
 
-def eigenbasis(sample_SF: np.ndarray, kept: float = KEPT) -> np.ndarray:
+def eigenbasis(sample_SF: np.ndarray, kept: float) -> np.ndarray:
     """Return orthonormal directions, float32 [R, F], of the largest second moments of a sample, about no mean.
 
     R is the least multiple of 16 that keeps `kept` of the sum of squared eigenvalues.
@@ -106,7 +121,7 @@ def train(kind: str, sample_SF: np.ndarray, rows: int) -> Any:
         index = faiss.IndexScalarQuantizer(F, faiss.ScalarQuantizer.QT_fp16, metric)
         index.train(sample_SF)
         return index
-    basis_RF = eigenbasis(sample_SF)
+    basis_RF = eigenbasis(sample_SF, KEPT)
     R = len(basis_RF)
     if kind == "sq8":
         core = faiss.IndexScalarQuantizer(R, faiss.ScalarQuantizer.QT_8bit, metric)
@@ -114,11 +129,11 @@ def train(kind: str, sample_SF: np.ndarray, rows: int) -> Any:
         core = faiss.IndexHNSWFlat(R, NEIGHBOURS, metric)
         core.hnsw.efConstruction = BUILD_BREADTH
     elif kind == "ivf":
-        lists = max(1, min(int(4 * math.sqrt(rows)), len(sample_SF) // CLUSTER_ROWS))
+        lists = max(1, min(int(LIST_FACTOR * math.sqrt(rows)), len(sample_SF) // CLUSTER_ROWS))
         core = faiss.IndexIVFScalarQuantizer(
             faiss.IndexFlatIP(R), R, lists, faiss.ScalarQuantizer.QT_fp16, metric, False
         )
-        core.cp.seed, core.cp.niter = SEED, 10
+        core.cp.seed, core.cp.niter = SEED, LIST_ROUNDS
     else:
         assert kind == "pq", kind
         codes = next(m for m in range(max(1, R // PQ_NUMBERS), 0, -1) if R % m == 0)
@@ -144,19 +159,37 @@ class Setting:
         return {name: value for name, value in self.__dict__.items() if value}
 
 
-def settings(kind: str, rows: int, lists: int) -> list[Setting]:
-    """Return what is tried in turn until enough is found, the cheapest first."""
+ALL = Setting(1)  # of a kind that finds all
+
+
+def settings(kind: str, rows: int, lists: int, k: int, far: bool) -> list[Setting]:
+    """Return what is tried in turn until enough of the k best is found, the cheapest first.
+
+    `far` goes on until every row is a candidate, which a search of all lists or codes cannot fail to find; without it
+    the ladder ends where another kind is quicker.
+    """
     if kind == "flat":
-        return [Setting(1)]
-    depths = [Setting(depth) for depth in (2, 4, 8, 16, 32)]
-    if kind == "ivf":
-        probes = [2**power for power in range(lists.bit_length()) if 2**power >= lists // 64] + [lists]
-        return [Setting(4, nprobe=nprobe) for nprobe in probes if nprobe] + [
-            Setting(depth, nprobe=lists) for depth in (16, 64)
-        ]
+        return [ALL]
+    end = -(-rows // k)
     if kind == "hnsw":
-        return [Setting(4, efSearch=breadth) for breadth in (400, 800, 1600, 3200) if breadth < 4 * rows]
-    return depths
+        ladder = [Setting(max(PROBE_DEPTH, b // (2 * k)), efSearch=b) for b in _doubled(LEAST_BREADTH, 2 * k * end)]
+    elif kind == "ivf":
+        ladder = [Setting(PROBE_DEPTH, nprobe=n) for n in _doubled(max(1, lists // LEAST_PROBED), lists)]
+        ladder += [Setting(depth, nprobe=lists) for depth in _doubled(2 * PROBE_DEPTH, end)]
+    else:
+        ladder = [Setting(depth) for depth in _doubled(2, end)]
+    if far:
+        return ladder
+    return [s for s in ladder if s.depth <= SHORT_DEPTH and s.efSearch <= SHORT_BREADTH and 2 * s.nprobe <= lists]
+
+
+def _doubled(start: int, end: int) -> list[int]:
+    """Return start, twice start, and so on below `end`, and `end`."""
+    found = []
+    while start < end:
+        found.append(start)
+        start *= 2
+    return [*found, end]
 
 
 def list_count(index: Any) -> int:

@@ -37,6 +37,8 @@ class SplitVectors:
         ArtifactMismatch: the matrix is not there or of another scorer, or the datastores are not those it was made of.
     """
 
+    block_bytes = 2**23  # stay in the cache between conversion and product
+
     def __init__(self, directory: RunDirectory, split: str = "pool") -> None:
         self.directory = directory
         matrix = _askable_matrix(directory)
@@ -79,6 +81,11 @@ class SplitVectors:
     def read(self, start: int, out_BF: np.ndarray) -> None:
         """Write the vectors at the positions from `start` to `out_BF`, float32."""
         self._read(np.arange(start, start + len(out_BF)), out_BF)
+
+    def block(self, start: int, space_BF: np.ndarray) -> np.ndarray:
+        """Return the vectors at the positions from `start`, written to `space_BF`."""
+        self.read(start, space_BF)
+        return space_BF
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Return the vectors at these positions in `rows`, in the order given, float32 [len(positions), F]."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,8 @@ from influray.protocols import ArtifactMismatch, ConfigError
 from influray.store import index_build, index_kinds
 from influray.store.artifact import read_json
 from influray.store.attribution import Attribution
-from influray.store.exact_query import exact_query
-from influray.store.index import PoolIndex, build_shard, open_file
+from influray.store.exact_query import Answers, exact_query
+from influray.store.index import FlatVectors, PoolIndex, build_shard, open_file
 from influray.store.index_build import build_index, held_out_queries, plan_shards, training_positions
 from influray.store.query_moments import MomentSums, QueryMoments
 from influray.store.vectors import PoolVectors, target_vectors
@@ -98,7 +100,7 @@ def test_building_block_by_block_gives_the_index_of_one_block(tmp_path, kind):
     vectors = PoolVectors(run)
     sample_SF = vectors.take(training_positions(len(vectors), vectors.dimension))
     index_build.write_file(tmp_path / "trained.faiss", index_kinds.train(kind, sample_SF, len(vectors)))
-    (shard,) = plan_shards(len(vectors), vectors.dimension, 10**9, "f" * 64)
+    (shard,) = plan_shards(len(vectors), vectors.dimension, 10**9, "f" * 64, ".npy" if kind == "flat" else ".faiss")
     found = []
     for size in (4 * vectors.dimension * 13, 10**9, 10**9):
         build_shard(vectors, tmp_path, tmp_path / "trained.faiss", shard, size)
@@ -110,7 +112,7 @@ def test_building_block_by_block_gives_the_index_of_one_block(tmp_path, kind):
         assert found[0][2] == found[1][2]
 
 
-def test_what_shards_find_together_is_what_one_finds(tmp_path):
+def test_what_shards_find_together_is_what_one_finds(tmp_path, monkeypatch):
     run = random_run(tmp_path, rows=900, dimension=16)
     query_QF = target_vectors(run)[1]
     answers = []
@@ -118,7 +120,13 @@ def test_what_shards_find_together_is_what_one_finds(tmp_path):
         manifest, _ = build_index(run, "flat", shard_bytes=-(-4 * 32 * len(PoolVectors(run)) // shards))
         assert len(manifest["shards"]) == shards
         answers.append(PoolIndex(run).search(query_QF, 30))
+        for block_bytes in (64, 10**4):  # blocks that end within a shard and across two
+            monkeypatch.setattr(FlatVectors, "block_bytes", block_bytes)
+            answers.append(PoolIndex(run).search(query_QF[:1], 30))
         (run.index / "manifest.json").unlink()
+    for other in answers[1:]:
+        assert other.helpful_rows[0].tolist() == answers[0].helpful_rows[0].tolist()
+    answers = [one for one in answers if len(one.mean) > 1]
     assert answers[0].helpful_rows.tolist() == answers[1].helpful_rows.tolist()
     assert answers[0].harmful_rows.tolist() == answers[1].harmful_rows.tolist()
     np.testing.assert_allclose(answers[0].helpful_scores, answers[1].helpful_scores, atol=1e-6)
@@ -153,6 +161,7 @@ def test_auto_takes_what_fits_and_says_why():
     memory = 6 * 2**30
     wanted = {
         (10_000, 1024): "flat",
+        (300_000, 1024): "flat",
         (200_000, 4096): "sq8",
         (10**6, 1024): "ivf",
         (10**7, 4096): "ivf",
@@ -162,13 +171,64 @@ def test_auto_takes_what_fits_and_says_why():
         choice = index_kinds.choose_kind("auto", rows, dimension, memory)
         assert choice.kind == kind, (rows, dimension)
         assert f"{rows} vectors of {dimension} numbers" in choice.reason
+    assert index_kinds.choose_kind("auto", 10**6, 1024, memory).then == ("sq8", "flat")
+    assert index_kinds.choose_kind("auto", 10**7, 4096, memory).then == ("sq8", "exact"), "a copy would not fit"
+
+
+@pytest.mark.parametrize(("memory", "last"), [(2**30, "flat"), (400_000, "exact")])
+def test_auto_gives_a_kind_up_that_finds_too_little_and_says_so(tmp_path, monkeypatch, memory, last):
+    run = random_run(tmp_path, rows=700, dimension=160, weights=[1.0])
+    for name, value in {"SCAN_BYTES": 0, "SCAN_CODES": 0, "KEPT": 0.05, "ROUND": 2, "SHORT_DEPTH": 4}.items():
+        monkeypatch.setattr(index_kinds, name, value)  # too short a code
+    manifest, _ = build_index(run, "auto", memory=memory)
+    assert (manifest["kind"], manifest["recall"]) == (last, None)
+    assert re.search(r"; ivf found 0\.\d{3} of the 100 best and gave way; sq8 found 0\.", manifest["reason"])
+    assert len(list(run.index.glob("shard-*"))) == (last == "flat")
+    assert build_index(run, "auto", memory=memory)[1]
+    found = PoolIndex(run).search(target_vectors(run)[1], 20)
+    assert found.exact
+    wanted = exact_query(PoolVectors(run), target_vectors(run)[1], 20)
+    np.testing.assert_allclose(found.helpful_scores, wanted.helpful_scores, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fp16", "sq8", "ivf", "pq"])  # parts of a graph may be out of reach
+def test_a_kind_that_is_asked_for_is_searched_until_it_finds_enough(tmp_path, monkeypatch, kind):
+    run = random_run(tmp_path, rows=700, dimension=160, weights=[1.0])
+    monkeypatch.setattr(index_kinds, "KEPT", 0.05)
+    monkeypatch.setattr(index_kinds, "ROUND", 2)  # too short a code
+    manifest, _ = build_index(run, kind)
+    assert manifest["kind"] == kind
+    assert manifest["recall"]["value"] >= 0.95
+    assert manifest["setting"]["depth"] <= 7, "700 candidates are all rows"
+
+
+@pytest.mark.parametrize("kind", ["fp16", "sq8", "ivf", "hnsw", "pq"])
+def test_the_last_setting_that_is_tried_takes_every_row_for_a_candidate(kind):
+    for rows, lists, k in ((700, 17, 100), (4000, 64, 100), (90, 1, 90), (10**6, 4000, 100)):
+        ladder = index_kinds.settings(kind, rows, lists, k, far=True)
+        assert ladder[-1].depth * k >= rows
+        assert ladder[-1].nprobe == (lists if kind == "ivf" else 0)
+
+
+def test_copies_in_the_pool_do_not_lower_the_recall():
+    row_Qk = np.array([[4, 9, 1]])
+    score_Qk = np.array([[0.5, 0.25, 0.125]], np.float32)
+    zero_Q = np.zeros(1)
+    truth = Answers(row_Qk, score_Qk, row_Qk, -score_Qk, zero_Q, zero_Q, exact=True)
+    for changes, value in (
+        ({}, 1.0),
+        ({"helpful_rows": np.array([[4, 9, 2]])}, 1.0),
+        ({"helpful_rows": np.array([[4, 9, 2]]), "helpful_scores": score_Qk - np.float32(1e-3)}, 5 / 6),
+        ({"harmful_rows": np.array([[7, 9, -1]]), "harmful_scores": np.array([[-0.5, -0.25, np.inf]])}, 5 / 6),
+    ):
+        assert index_build.recall_of(replace(truth, **changes), truth) == pytest.approx(value)
 
 
 def test_a_stale_torn_or_unknown_index_is_refused_by_name(tmp_path):
     run = random_run(tmp_path)
     with pytest.raises(ArtifactMismatch, match="run `influray index` first"):
         PoolIndex(run)
-    with pytest.raises(ConfigError, match="--kind: found 'lsh', expected auto or one of flat"):
+    with pytest.raises(ConfigError, match="--kind: found 'lsh', expected auto or one of exact, flat"):
         build_index(run, "lsh")
     with pytest.raises(ConfigError, match="--kind pq: needs 256 rows"):
         build_index(run, "pq")
@@ -183,6 +243,25 @@ def test_a_stale_torn_or_unknown_index_is_refused_by_name(tmp_path):
     (run.index).rename(other.index)
     with pytest.raises(ArtifactMismatch, match="built of other features.*run `influray index` again"):
         PoolIndex(other)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        (index_kinds, "KEPT", 0.9),
+        (index_kinds, "KINDS", ("flat", "sq8")),
+        (index_kinds, "LEAST_PROBED", 8),
+        (index_kinds, "FORM", 99),
+        (index_build, "TRAINING_BYTES", 2**20),
+        (index_build, "WANTED", 0.9),
+    ],
+)
+def test_an_index_of_an_older_recipe_is_built_again(tmp_path, monkeypatch, module, name, value):
+    run = random_run(tmp_path)
+    build_index(run, "flat")
+    assert build_index(run, "flat")[1]
+    monkeypatch.setattr(module, name, value)
+    assert not build_index(run, "flat")[1]
 
 
 def test_an_exact_pass_and_a_flat_index_agree(tmp_path):

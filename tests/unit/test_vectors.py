@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influray.protocols import ArtifactMismatch, DataError
 from influray.store.artifact import read_json
 from influray.store.attribution import Attribution
-from influray.store.exact_query import BestRows, exact_query
+from influray.store.exact_query import BestRows, exact_query, group_moments
+from influray.store.moments import merge_in_order
 from influray.store.vectors import PoolVectors, join_checkpoints, target_vectors
 from tests.reference import answers as reference
 from tests.unit.synthetic_features import random_run, read_rows, write_matrix, write_store
@@ -97,6 +99,64 @@ def test_the_best_of_blocks_are_the_best_of_all_and_equals_go_to_the_lower_row(r
     for j in range(queries):
         wanted = reference.top(score_NQ[:, j], np.arange(rows), k)
         assert (position_Qk[j].tolist(), score_Qk[j].tolist()) == wanted
+
+
+def test_candidates_may_come_in_any_order():
+    generator = np.random.default_rng(0)
+    score_QN = generator.integers(-5, 6, (3, 40)).astype(np.float32)
+    wanted = [reference.top(score_N, np.arange(40), 7) for score_N in score_QN]
+    for seed in range(5):
+        position_QN = np.tile(np.random.default_rng(seed).permutation(40), (3, 1))
+        best = BestRows(3, 7)
+        for start in range(0, 40, 9):
+            part_QE = position_QN[:, start : start + 9]
+            best.merge(part_QE, np.take_along_axis(score_QN, part_QE, 1))
+        best.merge(np.full((3, 2), -1), np.full((3, 2), -np.inf, np.float32))
+        position_Qk, score_Qk = best.sorted()
+        assert [(a.tolist(), b.tolist()) for a, b in zip(position_Qk, score_Qk, strict=True)] == wanted
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 3000),
+    queries=st.integers(1, 4),
+    offset=st.sampled_from([0.0, 3.0, -1000.0]),
+    size=st.integers(100, 3000),
+    seed=st.integers(0, 99),
+)
+def test_moments_of_groups_are_those_of_float64_sums(rows, queries, offset, size, seed):
+    score_NQ = (np.random.default_rng(seed).standard_normal((rows, queries)) + offset).astype(np.float32)
+    parts = [torch.from_numpy(score_NQ[start : start + size]) for start in range(0, rows, size)]
+    found = merge_in_order([group_moments(part, torch.empty_like(part)) for part in parts])
+    wide_NQ = score_NQ.astype(np.float64)
+    np.testing.assert_allclose(found.mean, wide_NQ.mean(axis=0), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(found.std, wide_NQ.std(axis=0), rtol=1e-6, atol=1e-9)
+
+
+class InPlace:
+    """Rows that are asked where they lie."""
+
+    def __init__(self, row_NF: np.ndarray, block_bytes: int) -> None:
+        self.rows, self.dimension, self.block_bytes = np.arange(len(row_NF)), row_NF.shape[1], block_bytes
+        self._row_NF = row_NF
+
+    def block(self, start: int, space_BF: np.ndarray) -> np.ndarray:
+        return self._row_NF[start : start + len(space_BF)]
+
+
+def test_one_query_has_the_same_bits_for_any_block_and_number_of_threads():
+    row_NF = np.random.default_rng(0).standard_normal((5000, 37)).astype(np.float32)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for block_bytes, count in ((1, 1), (1, 3), (10**5, 2), (10**9, 1), (10**9, 4)):
+            torch.set_num_threads(count)
+            found.append(exact_query(InPlace(row_NF, block_bytes), row_NF[:1], 50))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert other.helpful_scores.tobytes() == found[0].helpful_scores.tobytes()
+        assert other.harmful_rows.tolist() == found[0].harmful_rows.tolist()
+    np.testing.assert_allclose(found[0].helpful_scores[0, 0], row_NF[0] @ row_NF[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
