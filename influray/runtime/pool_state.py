@@ -25,6 +25,7 @@ class Item:
     copies: int = 0  # in flight
     tries: int = 0  # failed attempts that count against `max_attempts`
     deaths: int = 0  # those among them that ended with the process
+    unanswered: bool = False  # the last failed attempt, by object storage
     hunt: Hunt | None = None  # for the row that kills it
     hunted: bool = False  # in vain
     without: tuple[int, ...] = ()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from influray.protocols import USER_ERRORS
+from influray.protocols import USER_ERRORS, StorageError
 from influray.runtime.cluster import interrupt_between
 from influray.runtime.poison import MAX_CONVICTED, Hunt
 from influray.runtime.pool_state import Item, PoolRun, Worker
@@ -109,6 +109,7 @@ class ShardPool:
         Raises:
             ConfigError, DataError, ArtifactMismatch: a worker raised it; unchanged, and the rest is not begun.
             PoolError: shards failed in every attempt; all others are committed.
+            StorageError: as PoolError, where each failed at last because object storage did not answer.
             WorkerStartError: workers die before they can compute.
             KeyboardInterrupt: Ctrl-C or SIGTERM; what was in flight had `drain_seconds` to commit.
         """
@@ -137,7 +138,8 @@ class ShardPool:
                     ray.wait(ended, num_returns=len(ended), timeout=END_SECONDS)
         report = run.report(started, self._token_budget)
         if report.failures:
-            raise PoolError(report)
+            error = PoolError(report)
+            raise StorageError(str(error)) if all(i.unanswered for i in items if i.failed) else error
         return report
 
     def close(self) -> None:
@@ -245,25 +247,26 @@ class ShardPool:
             if cause.divisible and cause.token_budget > 1:
                 self._shrink(run, item, cause)
             else:
-                self._attempt_failed(run, item, f"{type(cause).__name__}: {cause}")
+                self._attempt_failed(run, item, f"{type(cause).__name__}: {cause}", cause)
             return
         # An unknown error leaves a process in an unknown state (a CUDA context, say): the next attempt gets a new one.
-        self._lost(run, worker, f"{type(cause).__name__}: {cause}"[:500], died=False)
+        self._lost(run, worker, f"{type(cause).__name__}: {cause}"[:500], cause)
 
-    def _lost(self, run: PoolRun, worker: Worker, reason: str, died: bool = True) -> None:
+    def _lost(self, run: PoolRun, worker: Worker, reason: str, cause: Exception | None = None) -> None:
+        """Replace a worker that died, or that raised `cause`."""
         item = self._take_back(worker) if worker.item is not None else None
         self._drop(worker)
         run.workers_lost += 1
         self._tell(run, PoolEvent("lost", f"{worker.info.name if worker.info else 'a new worker'}: {reason}"))
         if item is not None:
-            if item.hunt is not None and died:
+            if item.hunt is not None and cause is None:
                 self._probed(run, item, died=True)
             else:
-                self._attempt_failed(run, item, reason, died)
+                self._attempt_failed(run, item, reason, cause)
         elif worker.info is None:
-            self._start_failed(run, reason)
+            self._start_failed(run, reason, cause)
 
-    def _start_failed(self, run: PoolRun, reason: str) -> None:
+    def _start_failed(self, run: PoolRun, reason: str, cause: Exception | None) -> None:
         run.starts_failed += 1
         if run.starts_failed < self._max_attempts:
             return
@@ -273,13 +276,15 @@ class ShardPool:
             run.starts_failed = 0
             self._tell(run, PoolEvent("lost", f"no worker comes up in its place; going on with {self._size}: {reason}"))
         elif run.starts_failed >= self._max_attempts * self._size:
-            raise WorkerStartError(f"{run.starts_failed} workers died while starting; the last one: {reason}")
+            kind = StorageError if isinstance(cause, StorageError) else WorkerStartError
+            raise kind(f"{run.starts_failed} workers died while starting; the last one: {reason}")
 
-    def _attempt_failed(self, run: PoolRun, item: Item, reason: str, died: bool = False) -> None:
+    def _attempt_failed(self, run: PoolRun, item: Item, reason: str, cause: Exception | None) -> None:
         if not item.open:
             return
         item.tries += 1
-        item.deaths += died
+        item.deaths += cause is None
+        item.unanswered = isinstance(cause, StorageError)
         item.reasons.append(f"attempt {item.tries}: {reason}")
         if item.copies:
             return  # another copy may still commit it
