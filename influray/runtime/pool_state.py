@@ -59,6 +59,7 @@ class PoolRun:
     queue: collections.deque[Item]
     left: int  # items that are open
     seconds: list[float] = field(default_factory=list)  # of each committed shard
+    longest: float = 0.0  # of them
     retries: int = 0
     workers_lost: int = 0
     speculated: int = 0

@@ -60,6 +60,8 @@ POLL_SECONDS = 0.2  # how soon a straggler or a signal is noticed; results wake 
 SPECULATE_FLOOR_SECONDS = 1.0  # a shard younger than this is never issued twice
 SIZE_SECONDS = 1.0  # how often the size is asked for: 1 ms a time
 END_SECONDS = 2.0  # for a killed worker to end; it takes 0.1 s where its node answers
+HUNG_FLOOR_SECONDS = 600.0  # a worker that is at a shard for less is not taken for hung
+HUNG_TIMES = 20.0  # the longest shard so far; twice as much in each further attempt
 WAITING_SECONDS = 30.0  # how often a pool without a single worker says so
 
 
@@ -125,6 +127,7 @@ class ShardPool:
                     self._hand_out(run)
                     self._speculate(run)
                     self._settle(run, POLL_SECONDS)
+                    self._end_hung(run)
             except KeyboardInterrupt:
                 self._drain(run)
                 raise
@@ -199,6 +202,20 @@ class ShardPool:
                 self._tell(run, PoolEvent("speculated", text, item.task.key))
                 self._issue(idle.pop(), item)
 
+    def _end_hung(self, run: PoolRun) -> None:
+        """Replace workers that have been at a shard for so long that they will not return.
+
+        A copy overtakes a straggler only where a worker is idle; a lone one that hangs would be waited for for ever.
+        The first shard has nothing that it can be compared with.
+        """
+        if not run.longest:
+            return
+        for worker in [worker for worker in self._workers if worker.item is not None]:
+            assert worker.item is not None
+            age = time.monotonic() - worker.since
+            if age > max(HUNG_FLOOR_SECONDS, HUNG_TIMES * run.longest) * 2**worker.item.tries:
+                self._lost(run, worker, f"no answer after {age:.0f} s; other shards took {run.longest:.1f} s at most")
+
     def _settle(self, run: PoolRun, timeout: float) -> None:
         """Wait for one answer and take in every answer that is there."""
         waiting = {worker.ref: worker for worker in self._workers if worker.ref is not None}
@@ -231,6 +248,7 @@ class ShardPool:
             item.receipt = answer
             run.left -= 1
             run.seconds.append(time.monotonic() - worker.since)
+            run.longest = max(run.longest, run.seconds[-1])
             run.on_receipt(item.task, answer)
 
     def _raised(self, run: PoolRun, worker: Worker, error: RayTaskError) -> None:
@@ -253,7 +271,7 @@ class ShardPool:
         self._lost(run, worker, f"{type(cause).__name__}: {cause}"[:500], cause)
 
     def _lost(self, run: PoolRun, worker: Worker, reason: str, cause: Exception | None = None) -> None:
-        """Replace a worker that died, or that raised `cause`."""
+        """Drop a worker that died or hung, or that raised `cause`, and see to its shard."""
         item = self._take_back(worker) if worker.item is not None else None
         self._drop(worker)
         run.workers_lost += 1

@@ -24,7 +24,7 @@ class ScriptedWorker:
     """Commits row -> row squared. `script` maps a shard's key, or "ready", to what happens to it:
 
     kill: the process dies by SIGKILL; kill-once: the first time only; kill-others: each time but the first; raise: an error of ours; user: a ConfigError; storage: object storage does not answer;
-    memory: batches above 16 do not fit; never-fits: nothing does; slow-once: the first one takes SLOW seconds;
+    memory: batches above 16 do not fit; never-fits: nothing does; slow-once: the first one takes SLOW seconds; stop-once: the first process stops and is there;
     rows 4 7: the process dies when it computes one of these rows.
     """
 
@@ -73,6 +73,8 @@ class ScriptedWorker:
             raise ShardOutOfMemory("CUDA out of memory", attempt.token_budget or BUDGET, divisible=True)
         elif fate == "never-fits":
             raise ShardOutOfMemory("CUDA out of memory", attempt.token_budget or BUDGET, divisible=False)
+        elif fate == "stop-once" and self._first(key):
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif fate == "slow-once" and self._first(key):
             time.sleep(self.SLOW)
 

@@ -164,6 +164,17 @@ def test_a_straggler_is_overtaken_by_a_second_copy(tmp_path, expected):
     assert (report.retries, report.failures) == (0, ())
 
 
+def test_a_lone_worker_that_hangs_is_ended_and_its_place_is_free_for_another(tmp_path, expected, monkeypatch):
+    monkeypatch.setattr(shards, "HUNG_FLOOR_SECONDS", 3.0)
+    monkeypatch.setattr(shards, "HUNG_TIMES", 2.0)
+    tasks = plan(tmp_path / "store", 3)
+    whole = ray.cluster_resources()["CPU"] - 0.5  # there is no room for two
+    with scripted_pool(tmp_path, 1, {"key-01": "stop-once"}, cpus=whole) as pool:
+        report = pool.run(tasks)
+    assert digests(tasks) == expected[:3]
+    assert (report.workers_lost, report.retries) == (1, 1)
+
+
 @pytest.mark.parametrize("where", ["key-03", "ready"])
 def test_an_error_of_the_user_reaches_the_driver_unchanged_and_at_once(tmp_path, where):
     with scripted_pool(tmp_path, 2, {where: "user"}, pace=0.05) as pool, pytest.raises(ConfigError) as caught:
