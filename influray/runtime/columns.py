@@ -16,7 +16,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from influray.protocols import USER_ERRORS
+from influray.protocols import USER_ERRORS, StorageError
 from influray.runtime.process import prepare_process
 from influray.store.attribution import Attribution
 from influray.store.mirror import address_of
@@ -53,7 +53,7 @@ class ColumnWorkers:
         """Yield the result of every call, in order. A lost worker is replaced and its ranges are given out again.
 
         Raises:
-            ConfigError, DataError, ArtifactMismatch: a call raised it; unchanged.
+            ConfigError, DataError, ArtifactMismatch, StorageError: a call raised it; unchanged.
             RayActorError: one range lost its worker more than MAX_LOSSES times.
         """
         folder = address_of(source.folder.resolve())
@@ -118,7 +118,7 @@ class ColumnWorkers:
         try:
             results[number] = _own(ray.get(reference))
         except RayTaskError as error:
-            results[number] = error.cause if isinstance(error.cause, USER_ERRORS) else error
+            results[number] = error.cause if isinstance(error.cause, (*USER_ERRORS, StorageError)) else error
             self._relieve(worker)
         except RayActorError as error:
             losses[number] = losses.get(number, 0) + 1

@@ -25,6 +25,7 @@ class Item:
     copies: int = 0  # in flight
     tries: int = 0  # failed attempts that count against `max_attempts`
     deaths: int = 0  # those among them that ended with the process
+    unanswered: bool = False  # the last failed attempt, by object storage
     hunt: Hunt | None = None  # for the row that kills it
     hunted: bool = False  # in vain
     without: tuple[int, ...] = ()
@@ -58,6 +59,7 @@ class PoolRun:
     queue: collections.deque[Item]
     left: int  # items that are open
     seconds: list[float] = field(default_factory=list)  # of each committed shard
+    longest: float = 0.0  # of them
     retries: int = 0
     workers_lost: int = 0
     speculated: int = 0

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from influray.protocols import USER_ERRORS
+from influray.protocols import USER_ERRORS, StorageError
 from influray.runtime.cluster import NAMESPACE, interrupt_on_sigterm
 from influray.runtime.columns import ColumnWorkers
 from influray.runtime.process import logged, prepare_process
@@ -75,7 +75,7 @@ def run_selection(
     by threads of the driver, one for each of its CPUs.
 
     Raises:
-        ConfigError, DataError, ArtifactMismatch: a job raised it; unchanged.
+        ConfigError, DataError, ArtifactMismatch, StorageError: a job raised it; unchanged.
         SelectionError: the actor died more than MAX_RESTARTS times.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the jobs that are done stay done.
     """
@@ -126,7 +126,7 @@ def _follow(driver: Any, jobs: list[SelectionJob], on_status: Callable[[Selectio
     try:
         return ray.get(running)
     except RayTaskError as error:
-        if isinstance(error.cause, USER_ERRORS):
+        if isinstance(error.cause, (*USER_ERRORS, StorageError)):
             raise error.cause from None
         raise
     except RayError as error:

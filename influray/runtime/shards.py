@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from influray.protocols import USER_ERRORS
+from influray.protocols import USER_ERRORS, StorageError
 from influray.runtime.cluster import interrupt_between
 from influray.runtime.poison import MAX_CONVICTED, Hunt
 from influray.runtime.pool_state import Item, PoolRun, Worker
@@ -60,6 +60,8 @@ POLL_SECONDS = 0.2  # how soon a straggler or a signal is noticed; results wake 
 SPECULATE_FLOOR_SECONDS = 1.0  # a shard younger than this is never issued twice
 SIZE_SECONDS = 1.0  # how often the size is asked for: 1 ms a time
 END_SECONDS = 2.0  # for a killed worker to end; it takes 0.1 s where its node answers
+HUNG_FLOOR_SECONDS = 600.0  # a worker that is at a shard for less is not taken for hung
+HUNG_TIMES = 20.0  # the longest shard so far; twice as much in each further attempt
 WAITING_SECONDS = 30.0  # how often a pool without a single worker says so
 
 
@@ -109,6 +111,7 @@ class ShardPool:
         Raises:
             ConfigError, DataError, ArtifactMismatch: a worker raised it; unchanged, and the rest is not begun.
             PoolError: shards failed in every attempt; all others are committed.
+            StorageError: as PoolError, where each failed at last because object storage did not answer.
             WorkerStartError: workers die before they can compute.
             KeyboardInterrupt: Ctrl-C or SIGTERM; what was in flight had `drain_seconds` to commit.
         """
@@ -124,6 +127,7 @@ class ShardPool:
                     self._hand_out(run)
                     self._speculate(run)
                     self._settle(run, POLL_SECONDS)
+                    self._end_hung(run)
             except KeyboardInterrupt:
                 self._drain(run)
                 raise
@@ -137,7 +141,8 @@ class ShardPool:
                     ray.wait(ended, num_returns=len(ended), timeout=END_SECONDS)
         report = run.report(started, self._token_budget)
         if report.failures:
-            raise PoolError(report)
+            error = PoolError(report)
+            raise StorageError(str(error)) if all(i.unanswered for i in items if i.failed) else error
         return report
 
     def close(self) -> None:
@@ -197,6 +202,20 @@ class ShardPool:
                 self._tell(run, PoolEvent("speculated", text, item.task.key))
                 self._issue(idle.pop(), item)
 
+    def _end_hung(self, run: PoolRun) -> None:
+        """Replace workers that have been at a shard for so long that they will not return.
+
+        A copy overtakes a straggler only where a worker is idle; a lone one that hangs would be waited for for ever.
+        The first shard has nothing that it can be compared with.
+        """
+        if not run.longest:
+            return
+        for worker in [worker for worker in self._workers if worker.item is not None]:
+            assert worker.item is not None
+            age = time.monotonic() - worker.since
+            if age > max(HUNG_FLOOR_SECONDS, HUNG_TIMES * run.longest) * 2**worker.item.tries:
+                self._lost(run, worker, f"no answer after {age:.0f} s; other shards took {run.longest:.1f} s at most")
+
     def _settle(self, run: PoolRun, timeout: float) -> None:
         """Wait for one answer and take in every answer that is there."""
         waiting = {worker.ref: worker for worker in self._workers if worker.ref is not None}
@@ -229,6 +248,7 @@ class ShardPool:
             item.receipt = answer
             run.left -= 1
             run.seconds.append(time.monotonic() - worker.since)
+            run.longest = max(run.longest, run.seconds[-1])
             run.on_receipt(item.task, answer)
 
     def _raised(self, run: PoolRun, worker: Worker, error: RayTaskError) -> None:
@@ -245,25 +265,26 @@ class ShardPool:
             if cause.divisible and cause.token_budget > 1:
                 self._shrink(run, item, cause)
             else:
-                self._attempt_failed(run, item, f"{type(cause).__name__}: {cause}")
+                self._attempt_failed(run, item, f"{type(cause).__name__}: {cause}", cause)
             return
         # An unknown error leaves a process in an unknown state (a CUDA context, say): the next attempt gets a new one.
-        self._lost(run, worker, f"{type(cause).__name__}: {cause}"[:500], died=False)
+        self._lost(run, worker, f"{type(cause).__name__}: {cause}"[:500], cause)
 
-    def _lost(self, run: PoolRun, worker: Worker, reason: str, died: bool = True) -> None:
+    def _lost(self, run: PoolRun, worker: Worker, reason: str, cause: Exception | None = None) -> None:
+        """Drop a worker that died or hung, or that raised `cause`, and see to its shard."""
         item = self._take_back(worker) if worker.item is not None else None
         self._drop(worker)
         run.workers_lost += 1
         self._tell(run, PoolEvent("lost", f"{worker.info.name if worker.info else 'a new worker'}: {reason}"))
         if item is not None:
-            if item.hunt is not None and died:
+            if item.hunt is not None and cause is None:
                 self._probed(run, item, died=True)
             else:
-                self._attempt_failed(run, item, reason, died)
+                self._attempt_failed(run, item, reason, cause)
         elif worker.info is None:
-            self._start_failed(run, reason)
+            self._start_failed(run, reason, cause)
 
-    def _start_failed(self, run: PoolRun, reason: str) -> None:
+    def _start_failed(self, run: PoolRun, reason: str, cause: Exception | None) -> None:
         run.starts_failed += 1
         if run.starts_failed < self._max_attempts:
             return
@@ -273,13 +294,15 @@ class ShardPool:
             run.starts_failed = 0
             self._tell(run, PoolEvent("lost", f"no worker comes up in its place; going on with {self._size}: {reason}"))
         elif run.starts_failed >= self._max_attempts * self._size:
-            raise WorkerStartError(f"{run.starts_failed} workers died while starting; the last one: {reason}")
+            kind = StorageError if isinstance(cause, StorageError) else WorkerStartError
+            raise kind(f"{run.starts_failed} workers died while starting; the last one: {reason}")
 
-    def _attempt_failed(self, run: PoolRun, item: Item, reason: str, died: bool = False) -> None:
+    def _attempt_failed(self, run: PoolRun, item: Item, reason: str, cause: Exception | None) -> None:
         if not item.open:
             return
         item.tries += 1
-        item.deaths += died
+        item.deaths += cause is None
+        item.unanswered = isinstance(cause, StorageError)
         item.reasons.append(f"attempt {item.tries}: {reason}")
         if item.copies:
             return  # another copy may still commit it

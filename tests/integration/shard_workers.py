@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from influray.protocols import ConfigError
+from influray.protocols import ConfigError, StorageError
 from influray.runtime.process import process_name
 from influray.runtime.shards import Attempt, ShardOutOfMemory, ShardPool, ShardTask, WorkerInfo
 from influray.store.artifact import Receipt, ShardStore
@@ -23,8 +23,8 @@ BUDGET = 64
 class ScriptedWorker:
     """Commits row -> row squared. `script` maps a shard's key, or "ready", to what happens to it:
 
-    kill: the process dies by SIGKILL; kill-once: the first time only; kill-others: each time but the first; raise: an error of ours; user: a ConfigError;
-    memory: batches above 16 do not fit; never-fits: nothing does; slow-once: the first one takes SLOW seconds;
+    kill: the process dies by SIGKILL; kill-once: the first time only; kill-others: each time but the first; raise: an error of ours; user: a ConfigError; storage: object storage does not answer;
+    memory: batches above 16 do not fit; never-fits: nothing does; slow-once: the first one takes SLOW seconds; stop-once: the first process stops and is there;
     rows 4 7: the process dies when it computes one of these rows.
     """
 
@@ -67,10 +67,14 @@ class ScriptedWorker:
             raise RuntimeError(f"shard {key} is cursed")
         elif fate == "user":
             raise ConfigError(f"features.dimension: found {key!r}")
+        elif fate == "storage":
+            raise StorageError(f"s3://bucket/{key}: the storage failed")
         elif fate == "memory" and (attempt.token_budget or BUDGET) > 16:
             raise ShardOutOfMemory("CUDA out of memory", attempt.token_budget or BUDGET, divisible=True)
         elif fate == "never-fits":
             raise ShardOutOfMemory("CUDA out of memory", attempt.token_budget or BUDGET, divisible=False)
+        elif fate == "stop-once" and self._first(key):
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif fate == "slow-once" and self._first(key):
             time.sleep(self.SLOW)
 

@@ -201,5 +201,6 @@ def test_a_storage_that_goes_away_ends_the_run_with_what_to_do(store, world, tmp
         _, told = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "run the same command again" in " ".join(told.split())
+    assert "Traceback" not in told
     assert not store.names("gone/attribution")
     assert "gone/features/pool/checkpoint-1/manifest.json" in {f"gone/{name}" for name in store.names("gone")}

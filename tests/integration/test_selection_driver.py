@@ -119,6 +119,20 @@ def test_workers_and_kills_of_the_driver_leave_the_bytes_as_they_are(run, alone,
     assert sorted(path.name for path in run.selection("even").parent.iterdir()) == ["even"], "something is left behind"
 
 
+@pytest.mark.parametrize("passes", [0, 3])
+def test_a_column_worker_that_is_killed_within_a_selection_leaves_the_bytes_as_they_are(run, alone, passes):
+    """In the first pass, which takes the moments of the columns, and in one that looks for candidates."""
+    heard, killed = run.path / "heard", run.path / "killed"
+    for path in (heard, killed):
+        path.unlink(missing_ok=True)
+    arguments = {"run_dir": str(run.path), "selector": SELECTOR, "passes": passes}
+    jobs = [SelectionJob("even", f"{JOBS}:select_without_a_worker", arguments, helped=True)]
+    run_selection(run.path, jobs, cpus=0.1, workers=2, cpus_per_worker=0.1)
+    assert contents(run) == alone
+    (driver,) = {line.split()[0] for line in heard.read_text().splitlines()}
+    assert killed.read_text() not in ("", driver), "no worker was killed"
+
+
 def test_a_worker_that_is_killed_is_replaced_and_its_ranges_are_read_again(run, tmp_path, monkeypatch):
     monkeypatch.setattr(ranges, "RANGE_ROWS", 256)
     expected = [found[:2] for found in map_ranges(Attribution(run.attribution, Threads(1)), selection_jobs.total)]

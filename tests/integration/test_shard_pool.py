@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from influray.protocols import ConfigError
+from influray.protocols import ConfigError, StorageError
 from influray.runtime import shards
 from influray.runtime.process import prepare_process
 from influray.runtime.shards import Attempt, PoolError, PoolEvent, ShardTask, WorkerStartError
@@ -84,6 +84,22 @@ def test_a_poison_shard_is_given_up_and_all_others_are_committed(tmp_path, expec
     assert digests(tasks) == [expected[i] for i in (0, 1, 3, 4, 5)]
 
 
+@pytest.mark.parametrize("where", ["key-02", "ready"])
+def test_a_storage_that_does_not_answer_in_any_attempt_is_told_as_what_it_is(tmp_path, where):
+    tasks = plan(tmp_path / "store", 4)
+    pool = scripted_pool(tmp_path, 1, {where: "storage"}, max_attempts=2)
+    with pytest.raises(StorageError, match=f"bucket/{where}: the storage failed") as caught, pool:
+        pool.run(tasks)
+    assert type(caught.value) is StorageError
+    assert attempts(tmp_path, "key-02") == (2 if where == "key-02" else 0)
+
+
+def test_shards_that_failed_for_other_reasons_too_are_not_put_down_to_the_storage(tmp_path):
+    pool = scripted_pool(tmp_path, 1, {"key-01": "storage", "key-02": "raise"}, max_attempts=1)
+    with pytest.raises(PoolError, match="the storage failed"), pool:
+        pool.run(plan(tmp_path / "store", 4))
+
+
 def rows_of(task: ShardTask) -> list[int]:
     store = ShardStore(task.folder)
     receipt = store.receipt(task.key)
@@ -146,6 +162,17 @@ def test_a_straggler_is_overtaken_by_a_second_copy(tmp_path, expected):
     assert report.speculated == 1
     assert digests(tasks) == expected[:6]
     assert (report.retries, report.failures) == (0, ())
+
+
+def test_a_lone_worker_that_hangs_is_ended_and_its_place_is_free_for_another(tmp_path, expected, monkeypatch):
+    monkeypatch.setattr(shards, "HUNG_FLOOR_SECONDS", 3.0)
+    monkeypatch.setattr(shards, "HUNG_TIMES", 2.0)
+    tasks = plan(tmp_path / "store", 3)
+    whole = ray.cluster_resources()["CPU"] - 0.5  # there is no room for two
+    with scripted_pool(tmp_path, 1, {"key-01": "stop-once"}, cpus=whole) as pool:
+        report = pool.run(tasks)
+    assert digests(tasks) == expected[:3]
+    assert (report.workers_lost, report.retries) == (1, 1)
 
 
 @pytest.mark.parametrize("where", ["key-03", "ready"])
