@@ -123,7 +123,7 @@ class ChosenRows:
         return np.arange(len(self))
 
     def _match(self, text: str) -> np.ndarray:
-        found = pc.match_substring(self.texts(), text)
+        found = pc.call_function("match_substring", [self.texts()], pc.MatchSubstringOptions(text))
         return found.to_numpy() if isinstance(found, pa.ChunkedArray) else found.to_numpy(zero_copy_only=False)
 
     def texts(self) -> pa.ChunkedArray:
