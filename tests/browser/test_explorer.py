@@ -306,7 +306,7 @@ def test_a_question_is_asked_and_its_answer_shown(open_page, served, run):
     page.locator("#ask-result button.open").nth(1).click()
     page.wait_for_selector("#panel .served table")
     assert page.locator("#panel h2").inner_text() == best[1]
-    assert "Chosen by bids (as 2)." in page.inner_text("#panel")
+    assert "Chosen by bids (rank 2)." in page.inner_text("#panel")
     page.locator("#panel .served button.open").first.click()
     told(page, "#panel h2", best[0])
     page.click("#panel button.like")

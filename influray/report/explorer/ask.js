@@ -13,7 +13,7 @@ async function explain(one, place) {
 function explanation(found) {
   const parts = [];
   const ranks = Object.entries(found.selections ?? {});
-  if (ranks.length) parts.push(h("p", {}, `Chosen by ${ranks.map(([name, rank]) => `${name} (as ${count(rank)})`).join(", ")}.`));
+  if (ranks.length) parts.push(h("p", {}, `Chosen by ${ranks.map(([name, rank]) => `${name} (rank ${count(rank)})`).join(", ")}.`));
   else parts.push(h("p", {}, "No selection chose it."));
   if (found.winner?.text) parts.push(h("h3", {}, `The target that won it: ${found.winner.id} (${found.winner.task})`), h("div", { class: "whole" }, h("p", { class: "text", dir: "auto" }, found.winner.text)));
   const tasks = found.tasks.filter((one) => one.z !== null).map((one) => [one.task, one.z]);
