@@ -8,13 +8,15 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 from influray.protocols import DataError
 from influray.store.moments import ColumnMoments, merge_in_order
+
+if TYPE_CHECKING:
+    import torch
 
 GROUP_SCORES = 2**18  # looked through at a time: fewer, and the calls take longer than the work
 WAITING = 2  # times k: candidates that wait before the best of them are taken
@@ -61,6 +63,8 @@ def exact_query(vectors: Vectors, query_QF: np.ndarray, k: int) -> Answers:
     Raises:
         DataError: no vectors, queries of another width, or a number that is not finite.
     """
+    import torch
+
     query_QF = check_queries(query_QF, vectors.dimension, len(vectors.rows))
     rows, queries = len(vectors.rows), len(query_QF)
     query_FQ = torch.from_numpy(np.ascontiguousarray(query_QF.T))
@@ -87,6 +91,8 @@ def exact_query(vectors: Vectors, query_QF: np.ndarray, k: int) -> Answers:
 
 def _product(block_BF: np.ndarray, query_FQ: torch.Tensor, out_BQ: torch.Tensor, threads: ThreadPoolExecutor) -> None:
     """Write the products of a block with all queries to `out_BQ`."""
+    import torch
+
     if query_FQ.shape[1] > 1:
         torch.mm(torch.from_numpy(block_BF), query_FQ, out=out_BQ)
         return
@@ -105,6 +111,8 @@ def group_moments(score_GQ: torch.Tensor, space_GQ: torch.Tensor) -> ColumnMomen
     with a fresh mean for each group the error is below 1e-6 of the standard deviation, and the cost is a quarter of
     that of float64 sums.
     """
+    import torch
+
     shift_Q = score_GQ.mean(dim=0)
     torch.sub(score_GQ, shift_Q, out=space_GQ)
     offset_Q = space_GQ.sum(dim=0).double().numpy() / len(score_GQ)
@@ -149,8 +157,8 @@ class BestRows:
             # What only equals the last one kept would stand behind it.
             hit = np.flatnonzero(score_BQ > self._least_Q)
         elif len(score_BQ) > self._k:
-            kth_Q = torch.from_numpy(score_BQ).T.contiguous().topk(self._k, sorted=False).values.amin(dim=1)
-            hit = np.flatnonzero(score_BQ >= kth_Q.numpy())
+            place = len(score_BQ) - self._k
+            hit = np.flatnonzero(score_BQ >= np.partition(np.ascontiguousarray(score_BQ.T), place, axis=1)[:, place])
         else:
             hit = np.arange(score_BQ.size)
         if not len(hit):

@@ -239,7 +239,7 @@ def write_flat(path: Path, vectors: PoolVectors, shard: Shard, block_bytes: int)
     with open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for _, block_BF in vectors.blocks(max(1, block_bytes // (4 * vectors.dimension)), shard.start, shard.stop):
-            file.write(block_BF)
+            file.write(block_BF.data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
