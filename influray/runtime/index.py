@@ -19,6 +19,7 @@ from influray.runtime.process import prepare_process
 from influray.store.exact_query import BestRows
 from influray.store.index import IndexShards, Shard, build_shard
 from influray.store.index_kinds import Setting
+from influray.store.mirror import address_of, local
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
 
@@ -28,11 +29,11 @@ class SpreadIndex:
 
     def __init__(self, directory: RunDirectory, actors: int, cpus: float = 1.0, threads: int = 1) -> None:
         kind: Any = ray.remote(ShardHolder).options(num_cpus=cpus)
-        self._actors = [kind.remote(str(directory.path), threads) for _ in range(actors)]
+        self._actors = [kind.remote(directory.address, threads) for _ in range(actors)]
 
     def build(self, trained: Path, shards: Sequence[Shard]) -> list[int]:
         """Build the shards and return their bytes in order; what an actor raises is raised here."""
-        waiting = [self._of(i).build.remote(str(trained), shard) for i, shard in enumerate(shards)]
+        waiting = [self._of(i).build.remote(address_of(trained), shard) for i, shard in enumerate(shards)]
         return ray.get(waiting)
 
     def open(self, shards: Sequence[Shard]) -> SpreadIndex:
@@ -72,7 +73,7 @@ class ShardHolder:
 
     def build(self, trained: str, shard: Shard) -> int:
         """Build a shard and return its bytes."""
-        return build_shard(self._vectors, self._directory.index, Path(trained), shard)
+        return build_shard(self._vectors, self._directory.index, local(trained), shard)
 
     def open(self, shards: Sequence[Shard]) -> None:
         """Load shards in place of those held before."""

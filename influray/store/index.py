@@ -22,6 +22,7 @@ from influray.store.arrays import arrays_of, arrays_table
 from influray.store.artifact import fingerprint, hash_file, map_table, require_manifest, write_table
 from influray.store.exact_query import Answers, BestRows, Vectors, check_queries, exact_query
 from influray.store.index_kinds import Setting, apply_setting, faiss_module
+from influray.store.mirror import present, publish
 from influray.store.query_moments import QueryMoments, moments_from
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
@@ -223,6 +224,7 @@ def write_file(path: Path, index: Any) -> int:
     faiss.write_index(index, str(temporary))
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
+    publish(temporary, path)
     os.replace(temporary, path)
     return path.stat().st_size
 
@@ -242,6 +244,7 @@ def write_flat(path: Path, vectors: PoolVectors, shard: Shard, block_bytes: int)
             file.write(block_BF.data)
         file.flush()
         os.fsync(file.fileno())
+    publish(temporary, path)
     os.replace(temporary, path)
     return path.stat().st_size
 
@@ -249,7 +252,8 @@ def write_flat(path: Path, vectors: PoolVectors, shard: Shard, block_bytes: int)
 def map_flat(path: Path) -> np.ndarray:
     """Return the vectors of a file of a flat index, mapped into memory. Raises ArtifactMismatch where it is torn."""
     try:
-        return np.load(path, mmap_mode="c")  # what is written to it, if anything, stays here; torch warns of "r"
+        # What is written to it, if anything, stays here; of "r" torch warns.
+        return np.load(present(path), mmap_mode="c")
     except ValueError as error:
         raise _unreadable(path) from error
 
@@ -263,7 +267,7 @@ def open_file(path: Path) -> Any:
         index.add(row_BF)
         return index
     try:
-        return faiss.read_index(str(path))
+        return faiss.read_index(str(present(path)))
     except RuntimeError as error:
         raise _unreadable(path) from error
 

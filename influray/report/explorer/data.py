@@ -178,15 +178,9 @@ def _add_influence(
 ) -> None:
     """Put in what needs the matrix: distributions over the pool, and per selection what its prefixes give."""
     names, _, score_NG = task_scores(attribution, attribution.groups, attribution.stats)
-<<<<<<< HEAD
-    known_G = np.logical_not(np.isnan(score_NG).all(axis=0))
-    score_NG = score_NG[:, known_G]
-    tasks = [name for name, known in zip(names, known_G.tolist(), strict=True) if known]
-=======
     known_G = np.flatnonzero(np.isfinite(score_NG[0]))  # of a task without a column in use every score is NaN
     score_NG = score_NG[:, known_G]
     tasks = [names[g] for g in known_G.tolist()]
->>>>>>> explorer
     low = max(LOWEST, float(np.floor(2 * score_NG.min()) / 2))
     high = min(HIGHEST, float(np.ceil(2 * score_NG.max()) / 2))
     edges_H = np.linspace(low, max(high, low + 1), BINS + 1)
