@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from influray import cli_query
 from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, RunPath, Sets
@@ -310,33 +309,35 @@ def _print_outcome(run: Run) -> None:
 
 def _print_plan(plan: Plan) -> None:
     from influray.report.formatting import large, seconds
+    from influray.report.sheet import Table as SheetTable
 
-    unit = "CPU-hours" if plan.device == "CPU" else "GPU-hours"
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("step", "state", "rows", "tokens", "FLOP", unit, "time", "took", "disk", "what"):
-        drawn.add_column(head, justify="left" if head in ("step", "state", "what") else "right", overflow="fold")
+    rows = []
     for step in plan.steps:
         took = "" if step.actual_seconds is None else seconds(step.actual_seconds)
         if step.ratio is not None:
-            took += f" ({step.ratio:.2g}x)"
-        hours = step.worker_hours
-        drawn.add_row(
-            step.name,
-            escape(step.state),
-            large(step.rows),
-            large(step.tokens),
-            large(step.operations or None),
-            "" if not hours else f"{hours:.3g}",
-            seconds(step.wall_seconds or None),
-            took,
-            large(step.bytes, "B"),
-            escape(step.what),
+            took += f" ({step.ratio:.2g}x)" if step.ratio < 10 else f" ({step.ratio:.0f}x)"
+        rows.append(
+            (
+                step.name,
+                step.state,
+                large(step.rows),
+                large(step.tokens),
+                large(step.operations or None),
+                "" if not step.worker_hours else f"{step.worker_hours:.2g}",
+                seconds(step.wall_seconds or None),
+                took,
+                large(step.bytes, "B"),
+            )
         )
-    out.print(drawn)
+    unit = "CPU hours" if plan.device == "CPU" else "GPU hours"
+    columns = ("step", "state", "rows", "tokens", "FLOP", unit, "time", "took", "disk")
+    numbers = SheetTable("What it takes", columns, tuple(rows))
+    print_tables([numbers], [])
+    for step in plan.steps:
+        out.print(f"{step.name}: {escape(step.what)}")
+    out.print()
     memory = "unknown" if plan.memory_per_worker is None else large(plan.memory_per_worker, "B")
-    out.print(
-        f"\n{plan.workers} x {plan.device}, {large(plan.worker_operations)} FLOP/s each; memory a worker: {memory}"
-    )
+    out.print(f"{plan.workers} x {plan.device}, {large(plan.worker_operations)} FLOP/s each; memory a worker: {memory}")
     if plan.worth_workers is not None:
         out.print(f"workers that pay off: {plan.worth_workers} of {plan.shards} shards (start-up against work)")
     if plan.saturating_workers is not None:

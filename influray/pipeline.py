@@ -246,11 +246,17 @@ def plan(
         "featurize": _features_plan(cfg) if reads == "checkpoints" else cfg.features.featurizer,
         "score": f"{cfg.attribution.scorer}, weights {cfg.attribution.weights}",
         "select": ", ".join(f"{s.name} ({s.method}, {s.budget})" for s in cfg.selectors),
-        "tune": "not asked for" if cfg.tune is None else f"{cfg.tune.selections}, seeds {list(cfg.tune.seeds)}",
+        "tune": "not asked for"
+        if cfg.tune is None
+        else f"{_named(cfg.tune.selections)}, seeds {_named(cfg.tune.seeds)}",
         "evaluate": "not asked for" if cfg.tune is None else f"{tests} tasks with a test",
         "report": str(this.directory.report),
     }
     return make_plan(cfg, this.directory, what, device, workers)
+
+
+def _named(what: str | Sequence[object]) -> str:
+    return what if isinstance(what, str) else ", ".join(map(str, what))
 
 
 def _warmup_plan(config: Config) -> str:
