@@ -223,6 +223,7 @@ class Chaos:
             time.sleep(0.01)
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
+                self.drivers.wait()  # or its answer is taken for that of the next one
                 raise RuntimeError(f"stuck: {_last(log)}")
             text = log.read_bytes()[before:].decode(errors="replace")
             for step in STEPS:

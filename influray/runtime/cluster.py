@@ -79,6 +79,7 @@ def connect(resources: ResourcesConfig, address: str | None = None) -> Iterator[
             yield _describe(owned=False)
         return
     with contextlib.ExitStack() as stack:
+        stack.enter_context(interrupt_on_sigterm())  # until Ray is there; what it installs itself leaves no message
         # Ray's own variable, set by `ray job submit` for its entrypoint; Ray would prefer it to a cluster of ours.
         named = "--address" if address else "RAY_ADDRESS"
         address = address or os.environ.get("RAY_ADDRESS")
@@ -240,15 +241,31 @@ def _attached(address: str, named: str) -> Iterator[None]:
 
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        with _signals_wait():
+            try:
+                ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            finally:
+                _restore_sigterm(before)
     except (ConnectionError, ValueError) as error:
-        _restore_sigterm(before)
         raise ConfigError(f"{named}: no Ray cluster answers at {address!r}: {error}") from error
     try:
         yield
     finally:
         ray.shutdown()  # of the connection; the cluster stays
         _restore_sigterm(before)
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Keep SIGINT and SIGTERM for the end of the block: one that comes while Ray connects may leave it stuck.
+
+    Threads that are started in the block never get them, processes neither: so not for a Ray that is started.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _require_listener(address: str, named: str) -> None:
