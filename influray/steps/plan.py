@@ -172,7 +172,8 @@ def _newer_file(config: Config, directory: RunDirectory, started: str) -> str:
         return "files have come or gone"
     since = datetime.datetime.fromisoformat(started).timestamp() if started else 0.0
     for _, file in paths:
-        if file.kind != "hub" and Path(file.path).stat().st_mtime > since:
+        # `started` is cut to the second: what was written earlier in that second is not newer.
+        if file.kind != "hub" and Path(file.path).stat().st_mtime >= since + 1:
             return f"{file.name} has been written since"
     return ""
 

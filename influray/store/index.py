@@ -253,7 +253,7 @@ def map_flat(path: Path) -> np.ndarray:
     """Return the vectors of a file of a flat index, mapped into memory. Raises ArtifactMismatch where it is torn."""
     try:
         # What is written to it, if anything, stays here; of "r" torch warns.
-        return np.load(present(path), mmap_mode="c")
+        return np.load(present(path), mmap_mode="c", allow_pickle=False)
     except ValueError as error:
         raise _unreadable(path) from error
 

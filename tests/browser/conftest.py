@@ -27,9 +27,9 @@ class Watched:
         assert not [url for url in self.asked if not url.startswith((own, "data:"))], "asks the network"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright keeps an event loop running, which other tests in the process cannot have
 def chromium() -> Iterator[object]:
-    """A browser for the whole session; its pages are made by `open_page`."""
+    """A browser for the tests of a module; its pages are made by `open_page`."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip(f"no Chromium on this machine (looked for {', '.join(NAMES)})")
