@@ -79,15 +79,7 @@ def measure_curve(
     Raises:
         DataError: no column is in use, or nothing is chosen.
     """
-    column_C = np.flatnonzero(stats.used_T)
-    if not len(column_C) or not len(rows):
-        raise DataError(
-            f"attribution: {len(column_C)} of {len(groups)} columns can be standardised and {len(rows)} rows are "
-            "chosen; a budget curve needs at least one of each"
-        )
-    assert budgets[0] >= 1, "a budget holds a row"
-    assert budgets[-1] <= len(rows), "a budget is a prefix of the rows"
-    assert (np.diff(budgets) > 0).all(), "budgets ascend"
+    column_C = columns_in_use(stats, groups, rows, budgets)
     group_C = [groups[j] for j in column_C.tolist()]
     tasks = tuple(dict.fromkeys(group_C))
     member_GC = np.array([[group == task for group in group_C] for task in tasks], np.float64)
@@ -104,3 +96,21 @@ def measure_curve(
     return BudgetCurve(
         tasks, np.asarray(budgets, np.int64), aid_MC @ member_GC.T, best_MC @ member_GC.T, best_MC.mean(axis=1)
     )
+
+
+def columns_in_use(stats: ColumnStats, groups: Sequence[str], rows: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+    """Return the columns that can be standardised, ascending, for prefixes of `rows` at ascending `budgets`.
+
+    Raises:
+        DataError: no column is in use, or nothing is chosen.
+    """
+    column_C = np.flatnonzero(stats.used_T)
+    if not len(column_C) or not len(rows):
+        raise DataError(
+            f"attribution: {len(column_C)} of {len(groups)} columns can be standardised and {len(rows)} rows are "
+            "chosen; a budget curve needs at least one of each"
+        )
+    assert budgets[0] >= 1, "a budget holds a row"
+    assert budgets[-1] <= len(rows), "a budget is a prefix of the rows"
+    assert (np.diff(budgets) > 0).all(), "budgets ascend"
+    return column_C

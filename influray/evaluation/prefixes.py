@@ -14,7 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from influray.protocols import AttributionSource, DataError
+from influray.evaluation.budget_curve import columns_in_use
+from influray.protocols import AttributionSource
 from influray.store.moments import ColumnStats
 
 BLOCK_ROWS = 4096  # gathered at a time
@@ -56,14 +57,7 @@ def measure_prefixes(
     Raises:
         DataError: no column is in use, or nothing is chosen.
     """
-    column_C = np.flatnonzero(stats.used_T)
-    if not len(column_C) or not len(rows):
-        raise DataError(
-            f"attribution: {len(column_C)} of {len(groups)} columns can be standardised and {len(rows)} rows are "
-            "chosen; the budgets of a selection need at least one of each"
-        )
-    assert budgets[0] >= 1, "a budget holds a row"
-    assert budgets[-1] <= len(rows), "a budget is a prefix of the rows"
+    column_C = columns_in_use(stats, groups, rows, budgets)
     tasks = tuple(dict.fromkeys(groups[j] for j in column_C.tolist()))
     task_C = np.array([tasks.index(groups[j]) for j in column_C.tolist()])
     bins = len(edges_H) - 1

@@ -232,8 +232,7 @@ def write_file(path: Path, index: Any) -> int:
 def write_flat(path: Path, vectors: PoolVectors, shard: Shard, block_bytes: int) -> int:
     """Write the vectors of a shard as a float32 array of numpy and return the bytes of the file.
 
-    faiss writes the same numbers from byte 45 on: mapped into memory no number is aligned, and a product takes thrice
-    as long.
+    Not as faiss writes them, from byte 45 on: mapped into memory, no number would be aligned.
     """
     shape = (shard.stop - shard.start, vectors.dimension)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from influray.protocols import ConfigError
 KINDS = ("exact", "flat", "fp16", "sq8", "ivf", "hnsw", "pq")  # exact: no index, a query reads the datastore
 KEPT = 0.995  # of the sum of squared eigenvalues, which is what products of two random rows are made of
 ROUND = 16  # numbers: what a code is padded to
-SCAN_BYTES = 2**31  # read by a query of a flat index: about 0.2 s on two cores
+SCAN_BYTES = 2**31  # read by a query of a flat index; 2^28 took 10 ms on two cores
 SCAN_CODES = 2**26  # bytes of codes that a query may look through one by one: about 20 ms on one core
 NEIGHBOURS = 32  # of a node of the graph
 BUILD_BREADTH = 80  # efConstruction: below this recall suffers, above it only time
