@@ -36,7 +36,7 @@ from influray.miniature import BASE
 from influray.miniature.world import Size, write_world
 from influray.store.artifact import hash_file
 from jobs.chaos_drivers import Disk, Drivers
-from jobs.local_cluster import LocalCluster, Node, unavailable
+from jobs.local_cluster import LocalCluster, Node, ended, unavailable
 
 KINDS = {"actor": 3, "driver": 2, "sigterm": 2, "node": 1, "disk": 2, "truncate": 2}  # how often, in proportion
 STEPS = {
@@ -219,10 +219,11 @@ class Chaos:
         struck: Fault | None = None
         began: dict[str, float] = {}
         deadline = time.monotonic() + RUN_SECONDS
-        while not _ended(pid):
+        while not ended(pid):
             time.sleep(0.01)
             if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
                 self.drivers.wait()  # or its answer is taken for that of the next one
                 raise RuntimeError(f"stuck: {_last(log)}")
             text = log.read_bytes()[before:].decode(errors="replace")
@@ -246,7 +247,10 @@ class Chaos:
         """Let a fault happen and return what it hit, "" where there is nothing to hit yet."""
         kind = fault.kind
         if kind in ("driver", "sigterm"):
-            os.kill(pid, signal.SIGKILL if kind == "driver" else signal.SIGTERM)
+            try:
+                os.kill(pid, signal.SIGKILL if kind == "driver" else signal.SIGTERM)
+            except ProcessLookupError:  # it has just ended by itself
+                return ""
             return "driver"
         if kind == "disk":
             self.disk.fill()
@@ -352,13 +356,6 @@ def _actors(pids: Sequence[int]) -> Iterator[tuple[int, str]]:
             name = title.removeprefix("ray::").partition(".")[0].partition(":")[0]
             if title.startswith("ray::") and name.endswith(("Worker", "Driver")):
                 yield pid, name
-
-
-def _ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def _last(log: Path) -> str:

@@ -219,7 +219,7 @@ def _kill_all(namespace: str) -> None:
     """Kill what runs in a namespace, until nothing does: a process may have just started another."""
     while True:
         found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
-        alive = [pid for pid in map(int, found.stdout.split()) if not _is_zombie(pid)]
+        alive = [pid for pid in map(int, found.stdout.split()) if not ended(pid)]
         if not alive:
             return
         for pid in alive:
@@ -228,10 +228,11 @@ def _kill_all(namespace: str) -> None:
         time.sleep(0.02)
 
 
-def _is_zombie(pid: int) -> bool:
+def ended(pid: int) -> bool:
+    """Return whether a process is gone, or a zombie that nobody has waited for."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it goes between the opening and the reading
         return True
 
 
