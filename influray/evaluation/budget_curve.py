@@ -80,7 +80,7 @@ def measure_curve(
         DataError: no column is in use, or nothing is chosen.
     """
     column_C = columns_in_use(stats, groups, rows, budgets)
-    group_C = [groups[j] for j in column_C.tolist()]
+    group_C = [groups[int(j)] for j in column_C]
     tasks = tuple(dict.fromkeys(group_C))
     member_GC = np.array([[group == task for group in group_C] for task in tasks], np.float64)
     member_GC /= member_GC.sum(axis=1, keepdims=True)

@@ -58,8 +58,8 @@ def measure_prefixes(
         DataError: no column is in use, or nothing is chosen.
     """
     column_C = columns_in_use(stats, groups, rows, budgets)
-    tasks = tuple(dict.fromkeys(groups[j] for j in column_C.tolist()))
-    task_C = np.array([tasks.index(groups[j]) for j in column_C.tolist()])
+    tasks = tuple(dict.fromkeys(groups[int(j)] for j in column_C))
+    task_C = np.array([tasks.index(groups[int(j)]) for j in column_C])
     bins = len(edges_H) - 1
     total_C, flow_SG = np.zeros(len(column_C)), np.zeros((labels, len(tasks)), np.int64)
     instance_G, bins_GH = np.zeros(len(tasks), np.int64), np.zeros((len(tasks), bins), np.int64)
