@@ -108,6 +108,10 @@ def load_base(
     if device is not None and "device_map" not in settings:
         model = model.to(device)
     model.config.use_cache = False
+    for module in model.modules():
+        # On CPUs with AVX512-BF16, bitsandbytes repacks weights in eval mode for a product that has no backward.
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
     return model.eval()
 
 
