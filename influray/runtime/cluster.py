@@ -208,15 +208,18 @@ def _private_cluster() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="influray-", dir=parent)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-        )
+        # Ray loses sight of processes that it is just starting; blocked signals they would inherit.
+        with interrupt_between() as check_interrupt:
+            ray.init(
+                address="local",
+                namespace=NAMESPACE,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+            )
+            check_interrupt()
         yield
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, USER_ERRORS):

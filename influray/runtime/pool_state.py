@@ -44,7 +44,8 @@ class Worker:
 
     handle: Any
     ref: Any  # of ready(), then of the shard in flight; None while idle
-    since: float
+    since: float  # it was asked for, or placed, or given its shard
+    placed: Any = None  # ref that is there once the actor has a process; None afterwards
     info: WorkerInfo | None = None
     item: Item | None = None
 
@@ -66,6 +67,7 @@ class PoolRun:
     shrunk: list[str] = field(default_factory=list)
     starts_failed: int = 0  # in a row
     quiet_since: float = field(default_factory=time.monotonic)
+    told_of_first: float = 0.0  # when it was last said that the first shards take long
 
     def report(self, started: float, token_budget: int | None) -> PoolReport:
         """Return what the run has done since `started`."""

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,8 +45,22 @@ assert signal.getsignal(signal.SIGTERM) is before
 print("down", flush=True)
 """
 
+STARTING = """
+import sys, tempfile
+from influray.config import ResourcesConfig
+from influray.runtime.cluster import connect
+
+tempfile.tempdir = sys.argv[1]
+try:
+    with connect(ResourcesConfig()):
+        print("up", flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
 ATTACHED = """
 import sys
+import tempfile
 from influray.config import ResourcesConfig
 from influray.runtime.cluster import connect
 
@@ -77,6 +92,29 @@ def test_a_private_cluster_ends_with_its_block_and_leaves_nothing_behind(tmp_pat
     assert process.returncode == 0
     assert list(tmp_path.iterdir()) == [], "a token was written to the home folder"
     assert not folder.exists()
+
+
+def test_a_signal_that_comes_while_a_private_cluster_starts_waits_until_it_can_be_ended(tmp_path):
+    parent = tmp_path if len(str(tmp_path)) < 40 else Path(tempfile.mkdtemp(prefix="t-"))
+    process = script(STARTING, str(parent))
+    deadline = time.monotonic() + 60
+    while not list(parent.glob("influray-*/session_*")) and time.monotonic() < deadline:  # Ray has begun to start
+        time.sleep(0.02)
+    (session,) = parent.glob("influray-*/session_2*")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert (output, process.returncode) == ("interrupted\n", 0)
+    assert list(parent.iterdir()) == []
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(session) in _read(path)]
+    if parent != tmp_path:
+        parent.rmdir()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # it has ended meanwhile
+        return ""
 
 
 @pytest.mark.parametrize("how", ["address", "job"])

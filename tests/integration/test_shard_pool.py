@@ -164,15 +164,30 @@ def test_a_straggler_is_overtaken_by_a_second_copy(tmp_path, expected):
     assert (report.retries, report.failures) == (0, ())
 
 
-def test_a_lone_worker_that_hangs_is_ended_and_its_place_is_free_for_another(tmp_path, expected, monkeypatch):
-    monkeypatch.setattr(shards, "HUNG_FLOOR_SECONDS", 3.0)
+@pytest.mark.parametrize(("where", "retries"), [("key-01", 1), ("key-00", 1), ("ready", 0)])
+def test_a_lone_worker_that_hangs_is_ended_and_its_place_is_free_for_another(
+    tmp_path, expected, monkeypatch, where, retries
+):
+    for bound in ("HUNG_FLOOR_SECONDS", "HUNG_FIRST_SECONDS", "HUNG_START_SECONDS"):
+        monkeypatch.setattr(shards, bound, 3.0)
     monkeypatch.setattr(shards, "HUNG_TIMES", 2.0)
     tasks = plan(tmp_path / "store", 3)
     whole = ray.cluster_resources()["CPU"] - 0.5  # there is no room for two
-    with scripted_pool(tmp_path, 1, {"key-01": "stop-once"}, cpus=whole) as pool:
+    with scripted_pool(tmp_path, 1, {where: "stop-once"}, cpus=whole) as pool:
         report = pool.run(tasks)
     assert digests(tasks) == expected[:3]
-    assert (report.workers_lost, report.retries) == (1, 1)
+    assert (report.workers_lost, report.retries) == (1, retries)
+
+
+def test_a_worker_that_waits_for_room_is_not_taken_for_hung(tmp_path, expected, monkeypatch):
+    monkeypatch.setattr(shards, "HUNG_START_SECONDS", 1.0)
+    tasks = plan(tmp_path / "store", 6)
+    events: list[PoolEvent] = []
+    whole = ray.cluster_resources()["CPU"] - 0.5
+    with scripted_pool(tmp_path, 2, cpus=whole, pace=0.5) as pool:
+        report = pool.run(tasks, on_event=events.append)
+    assert digests(tasks) == expected[:6]
+    assert (report.workers_lost, [event.kind for event in events]) == (0, ["started"])
 
 
 @pytest.mark.parametrize("where", ["key-03", "ready"])
