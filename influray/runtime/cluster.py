@@ -209,7 +209,7 @@ def _private_cluster() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         # Ray loses sight of processes that it is just starting; blocked signals they would inherit.
-        with interrupt_between() as check_interrupt:
+        with interrupt_between() as check_interrupt, _no_handlers_of_ray():
             ray.init(
                 address="local",
                 namespace=NAMESPACE,
@@ -231,6 +231,22 @@ def _private_cluster() -> Iterator[None]:
         _restore_sigterm(before)
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _no_handlers_of_ray() -> Iterator[None]:
+    """Keep ray.init from setting handlers of SIGTERM, which end the process at whatever statement it is."""
+    from ray._private import utils  # there is no option for it; without this function nothing is kept from anything
+
+    if not hasattr(utils, "set_sigterm_handler"):
+        yield
+        return
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 @contextlib.contextmanager

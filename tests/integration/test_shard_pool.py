@@ -55,7 +55,7 @@ def test_the_number_of_workers_does_not_show_in_the_bytes(tmp_path, expected, si
     assert [receipt.key for receipt in report.receipts] == [task.key for task in tasks]
     assert sorted(seen) == [(task.key, task.key) for task in tasks]
     assert digests(tasks) == expected
-    assert all(attempts(tmp_path, task.key) == 1 for task in tasks)
+    assert sum(attempts(tmp_path, task.key) for task in tasks) == len(tasks) + report.speculated
     assert len(list((tmp_path / "store").glob("part-*"))) == 12
 
 
