@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from influray.config import FinetuneConfig
+from influray.config import FinetuneConfig, WarmupConfig
 from influray.model.checkpoints import Checkpoint, load_checkpoint
 from influray.protocols import ArtifactMismatch, ConfigError, DataError, TokenizedExample
 from influray.store.artifact import fingerprint, hash_bytes
@@ -184,9 +184,11 @@ def finetune(
     total = config.steps if config.steps is not None else config.epochs * plan.steps_per_epoch
     factors = [learning_rate_factor(step, total, config.schedule, config.warmup_ratio) for step in range(total)]
     if not any(factors):
+        section = "warmup" if isinstance(config, WarmupConfig) else "tune"
         raise ConfigError(
-            f"warmup_ratio: {config.warmup_ratio} of {total} optimizer step(s) is all of them, at learning rate 0 "
-            f"({len(examples)} examples, batch_size {config.batch_size}); lower batch_size or set warmup_ratio: 0"
+            f"{section}.warmup_ratio: {config.warmup_ratio} of {total} optimizer step(s) is all of them, at learning "
+            f"rate 0 ({len(examples)} examples, batch_size {config.batch_size}); lower {section}.batch_size or set "
+            f"{section}.warmup_ratio to 0"
         )
     out = present_folder(out_folder)
     out.mkdir(parents=True, exist_ok=True)

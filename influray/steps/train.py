@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from influray.store.artifact import fingerprint, require_manifest
 from influray.store.mirror import address_of
 
 if TYPE_CHECKING:
+    from influray.config import Config
     from influray.runtime.training_worker import EvaluationJob, TrainingJob
 
 logger = logging.getLogger(__name__)
@@ -59,9 +60,25 @@ def warmup(context: StepContext) -> StepResult:
         (manifest,) = run_training(job, context.resources)
     elif drawn_from < rows:
         logger.info("warmup: kept; the pool has grown from %d to %d rows since", drawn_from, rows)
+    require_moved(context.config, manifest)
     facts = {name: manifest[name] for name in ("checkpoints", "mean_learning_rates", "imported")}
     trained = {name: manifest[name] for name in ("rows", "tokens", "steps") if name in manifest}
     return StepResult(manifest["fingerprint"], skipped, {**facts, **trained, "pool_rows": drawn_from})
+
+
+def require_moved(config: Config, manifest: Mapping[str, Any]) -> None:
+    """Say which checkpoints weigh nothing; raise ConfigError where all do, before features are made of them."""
+    still = [k for k, rate in enumerate(manifest["mean_learning_rates"], start=1) if rate == 0]
+    if config.attribution.weights != "learning_rate" or not still:
+        return
+    text = (
+        f"warmup: the learning rate rises from 0, and {manifest.get('steps', 'few')} optimizer steps in "
+        f"{manifest['checkpoints']} epochs are too few: checkpoints {', '.join(map(str, still))} were trained at 0"
+    )
+    advice = f"lower warmup.batch_size (now {config.warmup.batch_size}), or raise warmup.fraction or warmup.epochs"
+    if len(still) == len(manifest["mean_learning_rates"]):
+        raise ConfigError(f"{text}; {advice}")
+    logger.warning("%s and weigh nothing; %s", text, advice)
 
 
 def tune(context: StepContext) -> StepResult:

@@ -269,7 +269,7 @@ def test_loss_that_is_not_finite_names_step_and_rows_and_spoils_no_checkpoint(tm
 
 def test_what_cannot_be_trained_is_refused_with_the_mend(tmp_path):
     examples = random_examples(3)
-    with pytest.raises(ConfigError, match="warmup_ratio"):
+    with pytest.raises(ConfigError, match=r"tune\.warmup_ratio: 0\.2 of 1 optimizer"):
         finetune(adapted(), examples, settings(steps=1), tmp_path)
     with pytest.raises(DataError, match="no examples"):
         finetune(adapted(), [], settings(), tmp_path)

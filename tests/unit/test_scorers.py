@@ -64,6 +64,12 @@ def test_only_the_ratio_of_the_weights_matters():
     assert sum(checkpoint_weights("learning_rate", [1.6877e-5, 1.2859e-5, 7.703e-6, 2.5616e-6])) == pytest.approx(1)
 
 
+def test_a_checkpoint_of_learning_rate_0_weighs_nothing_and_not_all_may():
+    assert checkpoint_weights("learning_rate", [0.0, 2e-5]) == (0.0, 1.0)
+    with pytest.raises(ConfigError, match=r"attribution\.weights: all checkpoints were trained at learning rate 0"):
+        checkpoint_weights("learning_rate", [0.0, 0.0])
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
