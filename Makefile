@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint bench reproduce clean
+.PHONY: demo test lint pytest bench reproduce clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +18,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready
 	$(BIN)/influray demo
 
-test: lint
+# Side by side: a type checker has one thread, and tests wait for processes to start.
+test: $(VENV)/.ready
+	$(MAKE) --jobs=2 lint pytest
+
+pytest: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ready

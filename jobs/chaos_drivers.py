@@ -86,9 +86,12 @@ def fork_drivers() -> None:
     """Fork a driver for every line of standard input, and answer with its pid and then with its exit status."""
     import ray
     import torch
+    from transformers import AutoTokenizer  # noqa: F401 - all that a driver needs is there before the fork
 
     import influray.features.gradient
-    import influray.steps.score  # noqa: F401 - all that a driver needs is there before the fork
+    import influray.runtime.scoring
+    import influray.runtime.selection
+    import influray.steps.score  # noqa: F401 - as above
 
     torch.set_num_threads(1)
     assert not ray.is_initialized()

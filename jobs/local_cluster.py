@@ -149,7 +149,8 @@ class LocalCluster:
         _ip("-n", namespace, "link", "set", "eth0", "up")
         folder = self._folder / name
         argv = [RAY, "start", "--block", f"--node-ip-address={address}", f"--temp-dir={folder}", *options]
-        argv += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
+        # A log monitor passes on what workers print, which a run writes to its own logs: 2 s of CPU a node.
+        argv += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats", "--include-log-monitor=false"]
         with open(self._log(name), "wb") as log:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", namespace, *argv],

@@ -22,6 +22,7 @@ QUICKER = {
     "warmup.fraction": 0.1,
     "warmup.epochs": 1,
     "features.rows_per_shard": 150,
+    "features.projector.dimension": 128,
     "tune.selections": ["bids", "less"],
     "tune.steps": 20,
     "tune.seeds": [0],

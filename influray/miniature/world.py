@@ -34,7 +34,7 @@ class Size:
 
 
 DEMO = Size()
-SMALL = Size(pool=600, targets=10, test=20)  # shows that everything works; its numbers mean little
+SMALL = Size(pool=600, targets=10, test=10)  # shows that everything works; its numbers mean little
 LARGE = Size(pool=50_000, targets=50, test=200, limits=Limits(digits=5, people=960, word=6))
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from influray.data.catalogue import Catalogue
-from influray.protocols import FeatureRows, SparseRows
+from influray.protocols import ArtifactMismatch, FeatureRows, SparseRows
 from influray.store.artifact import map_table, part_paths
-from influray.store.checks import check_file
+from influray.store.checks import check_file, check_files
 from influray.store.datastore import Datastore, common_rows, counts_of, joined_counts
 from influray.store.encodings import decoded
 from influray.store.run_directory import RunDirectory
@@ -33,7 +33,9 @@ class SplitRows:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """The catalogue rows, int64, ascending."""
+        """The catalogue rows, int64, ascending; of files that are what was committed."""
+        for store in self._stores:
+            check_files(store.folder, store.manifest)
         return common_rows([store.column("row") for store in self._stores])
 
     def all(self) -> FeatureRows:
@@ -58,21 +60,32 @@ class SplitRows:
         return FeatureRows(row_B, [groups[row - start] for row in row_B.tolist()], features, facts, counts)
 
     @cached_property
-    def _readers(self) -> list[_RangeReader]:
-        return [_RangeReader(store) for store in self._stores]
+    def _readers(self) -> list[RangeReader]:
+        return [RangeReader(store) for store in self._stores]
 
 
-class _RangeReader:
+class RangeReader:
     """Ranges of rows of one datastore."""
 
     def __init__(self, store: Datastore) -> None:
         self._dimension, self._folder = store.dimension, store.folder
         self._paths = list(part_paths(store.folder, store.manifest))
         self._digests = [part["sha256"] for part in store.manifest["parts"] if part["file"]]
-        names = map_table(self._paths[0]).column_names if self._paths else []
+        names: list[str] = []
+        last = [-1]  # rows ascend over the parts, so the last row of each is enough to find a range
+        for path in self._paths:
+            try:
+                table = map_table(path)
+                names = names or table.column_names
+                last.append(int(table["row"][-1].as_py()))
+                if last[-1] <= last[-2]:
+                    raise ArtifactMismatch(f"{path}: its rows do not come after those of the part before it")
+            except (pa.ArrowException, ArtifactMismatch, KeyError, TypeError, ValueError, OSError):
+                # Content is checked when it is read; here only where it cannot be right, in this part or before it.
+                check_files(store.folder, store.manifest)
+                raise
         self._vectors, self._counts = "feature" in names, "bucket" in names
-        # Rows ascend over the parts, so the last row of each is enough to find a range.
-        self._last = np.array([map_table(path)["row"][-1].as_py() for path in self._paths], dtype=np.int64)
+        self._last = np.array(last[1:], dtype=np.int64)
 
     def read(self, start: int, stop: int) -> tuple[Mapping[str, np.ndarray], np.ndarray | None, SparseRows | None]:
         """Return the plain columns (row among them), feature_BD and counts of the rows in [start, stop), ascending.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -15,17 +16,23 @@ D = 8
 
 
 class Resting:
-    """Unit rows that follow from the rows' numbers, after `milliseconds`."""
+    """Unit rows that follow from the rows' numbers, after `milliseconds`, or as soon as there is a file `until`."""
 
     reads = "records"
     dimension = D
-    OPTIONS: ClassVar = {"milliseconds": Option(0, whole_number(0, 10**6))}
+    OPTIONS: ClassVar = {
+        "milliseconds": Option(0, whole_number(0, 10**6)),
+        "until": Option("", lambda value, key: str(value)),
+    }
 
-    def __init__(self, milliseconds: int) -> None:
+    def __init__(self, milliseconds: int = 0, until: str = "") -> None:
         self._seconds = milliseconds / 1000
+        self._until = until
 
     def compute(self, examples: Sequence[TextExample]) -> FeatureBlock:
-        time.sleep(self._seconds)
+        deadline = time.monotonic() + self._seconds
+        while time.monotonic() < deadline and not (self._until and Path(self._until).exists()):
+            time.sleep(0.02)
         row_B = np.array([example.row for example in examples], np.int64)
         feature_BD = np.cos(row_B[:, None] * np.arange(1, D + 1) + 0.5)
         norm_B = np.linalg.norm(feature_BD, axis=1)

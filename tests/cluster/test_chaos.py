@@ -18,7 +18,7 @@ RUNS = (
 def test_every_kind_of_fault_ends_with_the_bytes_of_the_undisturbed_run():
     assert {fault.kind for run in RUNS for fault in run} == set(KINDS)
     (workload,) = [one for one in WORKLOADS if one.name == "ngram"]
-    with chaos(say=lambda text: None) as one:
+    with chaos(nodes=2, say=lambda text: None) as one:
         one.prepare(workload)
         outcomes = [one.run(workload, list(faults), seed) for seed, faults in enumerate(RUNS)]
     for outcome in outcomes:

@@ -49,8 +49,8 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def config(world: Path, name: str, milliseconds: int = 0, **data: Any) -> Path:
-    """A config whose shards each take so long, as the path of its file."""
+def config(world: Path, name: str, options: dict[str, Any] | None = None, **data: Any) -> Path:
+    """A config whose shards rest as the options say, as the path of its file."""
     tree = {
         "run_dir": str(world / name),
         "model": {"base": str(world / "model")},
@@ -63,7 +63,7 @@ def config(world: Path, name: str, milliseconds: int = 0, **data: Any) -> Path:
         },
         "features": {
             "featurizer": "tests.cluster.resting:Resting",
-            "options": {"milliseconds": milliseconds},
+            "options": options or {},
             "rows_per_shard": 2,
         },
         "selectors": [{"name": "bids", "method": "bids", "budget": 6}],
@@ -118,7 +118,9 @@ def test_a_stopped_job_submitted_again_does_the_rest_and_ends_in_the_same_bytes(
     assert "succeeded" in undisturbed.stdout
 
     # The same rows: how long a shard takes is an option, so its name in the keys differs, and no byte of the parts.
-    path, run = config(world, "stopped", milliseconds=2500), world / "stopped"
+    rested = world / "rested"
+    path = config(world, "stopped", {"milliseconds": 2500, "until": str(rested)})
+    run = world / "stopped"
     started = ray_job(cluster, "submit", "--no-wait", "--submission-id", "first", *entrypoint(path))
     assert started.returncode == 0, started.stdout
     deadline, seen = time.monotonic() + SECONDS, ""
@@ -128,12 +130,13 @@ def test_a_stopped_job_submitted_again_does_the_rest_and_ends_in_the_same_bytes(
         time.sleep(0.5)
     stopped = ray_job(cluster, "stop", "first")
     assert stopped.returncode == 0, stopped.stdout
-    assert "STOPPED" in ray_job(cluster, "status", "first").stdout.upper()
+    assert "was stopped" in stopped.stdout, "what Ray says of the status STOPPED alone"
     assert "the same command goes on from here (exit 130)" in ray_job(cluster, "logs", "first").stdout
     before = receipts(run)
     assert 3 <= len(before) < 24
     assert json.loads((run / "run.json").read_bytes())["steps"]["featurize"]["status"] == "interrupted"
 
+    rested.touch()
     again = ray_job(cluster, "submit", *entrypoint(path))
     assert again.returncode == 0, again.stdout
     assert before.items() <= receipts(run).items(), "a committed shard was made again"

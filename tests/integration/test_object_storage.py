@@ -23,17 +23,17 @@ CHOSEN = [f"selection/{name}/{file}" for name in ("bids", "random") for file in 
 
 # Processes of their own: each is a machine with a cache folder of its own, and a Ray beside that of other tests.
 ONE_MACHINE = """
-import json, sys, time
+import json, os, sys, time
 import influray
 from influray.config import ResourcesConfig
 from influray.runtime.cluster import connect
 
-config, *places = json.loads(sys.argv[1])
 with connect(ResourcesConfig()):
-    for place in places:
+    for config, place in json.loads(sys.argv[1]):
         began = time.monotonic()
         influray.run(config, run_dir=place)
         print(f"{place}: {time.monotonic() - began:.1f} s", file=sys.stderr)
+        assert "://" in place or not os.path.exists(os.environ["XDG_CACHE_HOME"]), "a run on a disk has a mirror"
 """
 THREE_MACHINES = """
 import json, sys
@@ -89,6 +89,11 @@ def words(world: Path) -> dict[str, Any]:
     return tree(world, features={"featurizer": "ngram", "rows_per_shard": 2}, attribution={"scorer": "dsir"})
 
 
+def gradients(world: Path, **resources: Any) -> dict[str, Any]:
+    """A config that trains with Ray Train, whose books are where the run is."""
+    return tree(world, resources={"workers": 1, "cpus_per_worker": 0.5, "training_workers": 2, **resources})
+
+
 def start(script: str, arguments: list[Any], cache: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, "-c", script, json.dumps(arguments)]
@@ -96,7 +101,7 @@ def start(script: str, arguments: list[Any], cache: Path) -> subprocess.Popen[st
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    _, told = process.communicate(timeout=300)
+    _, told = process.communicate(timeout=500)
     assert process.returncode == 0, told[-4000:]
     return told
 
@@ -117,10 +122,10 @@ def receipts(store: Store, folder: str) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def runs(store, world, tmp_path_factory) -> dict[str, Any]:
-    """A driver killed in the middle of its features, and then from another machine: its run on a disk, the killed
-    one again, and one on a storage that fails now and then."""
+    """A driver killed in the middle of its features, and then from another machine: runs on a disk, with gradients
+    and as the killed one, the killed one again, and one on a storage that fails now and then."""
     folder = tmp_path_factory.mktemp("machines")
-    killed = start(ONE_MACHINE, [words(world), store.uri("killed")], folder / "first")
+    killed = start(ONE_MACHINE, [[words(world), store.uri("killed")]], folder / "first")
     deadline = time.monotonic() + 120
     while len(receipts(store, "killed")) < 4:
         assert killed.poll() is None, killed.communicate()[1][-4000:]
@@ -133,7 +138,8 @@ def runs(store, world, tmp_path_factory) -> dict[str, Any]:
     assert b"hushhush" not in lease
     with failing(store, share(1, _500=0.03, cut=0.01, stall=0.002), stall_seconds=3) as bad:
         places = [str(folder / "disk"), store.uri("killed"), bad.uri("failing", timeout="2")]
-        told = finish(start(ONE_MACHINE, [words(world), *places], folder / "second"))
+        todo = [[gradients(world), str(folder / "gradients")], *([words(world), place] for place in places)]
+        told = finish(start(ONE_MACHINE, todo, folder / "second"))
     return {"disk": folder / "disk", "before": before, "faults": bad.faults, "told": told, "folder": folder}
 
 
@@ -167,21 +173,18 @@ def test_the_run_is_on_the_storage_whole_and_holds_no_credentials(store, runs):
 
 
 @pytest.mark.cluster
-def test_machines_that_share_no_disk_carry_out_a_run_together(store, world, tmp_path):
+def test_machines_that_share_no_disk_carry_out_a_run_together(store, world, runs, tmp_path):
     """Gradient features: warmup, checkpoints, catalogue, shards, matrix and selection all go through the bucket."""
-    disk = start(ONE_MACHINE, [tree(world), str(tmp_path / "disk")], tmp_path / "none")
-    finish(disk)
     caches = [tmp_path / "worker-1", tmp_path / "worker-2"]
-    config = tree(world, resources={"workers": 2, "cpus_per_worker": 1})
+    config = gradients(world, workers=2, cpus_per_worker=1)
     finish(start(THREE_MACHINES, [config, store.uri("apart"), [str(c) for c in caches]], tmp_path / "driver"))
-    assert in_bucket(store, "apart") == on_disk(tmp_path / "disk")
+    assert in_bucket(store, "apart") == on_disk(runs["folder"] / "gradients")
     made = [{path.name for path in cache.rglob("features/*/*/part-*.arrow")} for cache in caches]
     everything = {name.rpartition("/")[2] for name in store.names("apart/features") if "part-" in name}
     assert made[0]
     assert made[1]
     assert made[0] | made[1] == everything
     assert list((tmp_path / "driver").rglob("selection.parquet")), "the report reads it"
-    assert not (tmp_path / "none").exists()
 
 
 def test_a_storage_that_goes_away_ends_the_run_with_what_to_do(store, world, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ from influray.model.finetune import finetune
 from influray.model.loading import attach_adapter, attach_new_adapter, load_base
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.runtime.training import EvaluationJob, Layout, TrainingJob, plan_layout, run_evaluation, run_training
-from influray.runtime.training_worker import committed
+from influray.runtime.training_worker import carry_out, committed
 from influray.store.artifact import read_json, read_manifest
 from tests.tiny import byte_tokenizer, pool_rows, target_rows, write_jsonl, write_tiny_model
 
@@ -78,16 +77,27 @@ def training(world, kind: Any, out: Path, rows: Any = range(24), seed: Any = 0, 
     return TrainingJob(kind, tree, str(world.root / "pool"), list(rows), str(out), seed)
 
 
+def here(job: TrainingJob) -> dict[str, Any]:
+    """Carry out a training in this process, which is what a worker of one rank does."""
+    return carry_out(job, "cpu", None, threads=1)
+
+
 def weights(folder: Path) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.ray
-def test_warmup_leaves_a_checkpoint_per_epoch_equal_to_the_loop_without_ray(world, ray_cluster, tmp_path):
-    job = training(world, "warmup", tmp_path / "warmup", rows=range(0, 24, 2))
-    started = time.monotonic()
+@pytest.fixture(scope="module")
+def warmup(world, ray_cluster, tmp_path_factory) -> tuple[TrainingJob, dict[str, Any]]:
+    """A warmup on every second row in a worker, and its manifest."""
+    job = training(world, "warmup", tmp_path_factory.mktemp("through") / "warmup", rows=range(0, 24, 2))
     (manifest,) = run_training(job, Resources())
-    print(f"warmup through Ray Train: {time.monotonic() - started:.1f} s")
+    return job, manifest
+
+
+@pytest.mark.ray
+def test_warmup_leaves_a_checkpoint_per_epoch_equal_to_the_loop_without_ray(world, warmup, tmp_path):
+    job, manifest = warmup
+    out = Path(job.out)
     assert manifest["checkpoints"] == 2
     assert manifest["steps"] == 4
     assert manifest["rows"] == 12
@@ -102,9 +112,9 @@ def test_warmup_leaves_a_checkpoint_per_epoch_equal_to_the_loop_without_ray(worl
     expected = finetune(model, examples, world.config.warmup, tmp_path / "plain")
     assert list(expected.losses) == manifest["losses"]
     for number, checkpoint in enumerate(expected.checkpoints, start=1):
-        found = load_checkpoint(tmp_path / "warmup" / f"checkpoint-{number}")
+        found = load_checkpoint(out / f"checkpoint-{number}")
         assert found.digest == checkpoint.digest == manifest["digests"][number - 1]
-    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")], "nothing hidden is left"
+    assert [p.name for p in out.parent.iterdir()] == ["warmup"], "nothing hidden is left"
 
 
 @pytest.mark.ray
@@ -123,7 +133,7 @@ def test_tunes_in_parallel_equal_each_alone_and_are_not_repeated(world, ray_clus
     assert len({weights(Path(job.out)) for job in jobs}) == 4
 
     alone = replace(jobs[2], out=str(tmp_path / "alone"), rows=list(reversed(jobs[2].rows)))
-    run_training(alone, Resources())  # one job: through Ray Train
+    here(alone)
     assert weights(Path(alone.out)) == weights(Path(jobs[2].out))
 
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
@@ -143,7 +153,7 @@ def test_two_ranks_train_the_objective_of_one(world, ray_cluster, tmp_path):
         "model": {"dtype": "float64", "lora": {**LORA, "dropout": 0.0}},
         "warmup": {"batch_size": 7, "device_batch_size": 2, "epochs": 1},
     }
-    (one,) = run_training(training(world, "warmup", tmp_path / "one", **sections), Resources())
+    one = here(training(world, "warmup", tmp_path / "one", **sections))
     (two,) = run_training(training(world, "warmup", tmp_path / "two", **sections), Resources(training_workers=2))
     assert (one["ranks"], two["ranks"]) == (1, 2)
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-9)
@@ -153,10 +163,10 @@ def test_two_ranks_train_the_objective_of_one(world, ray_cluster, tmp_path):
 
 
 @pytest.mark.ray
-def test_errors_of_the_user_arrive_as_such_from_both_ways(world, ray_cluster, tmp_path):
+def test_errors_of_the_user_arrive_as_such_from_ray_train_and_from_plain_actors(world, ray_cluster, tmp_path):
     missing = {"model": {"base": str(tmp_path / "nowhere")}}
     with pytest.raises(ConfigError, match=r"^model\.base"):
-        run_training(training(world, "warmup", tmp_path / "x", **missing), Resources())
+        run_training(training(world, "warmup", tmp_path / "x", **missing), Resources(training_workers=2))
     diverging = {"tune": {"learning_rate": 1e30, "warmup_ratio": 0.0}}
     with pytest.raises(DataError, match=r"seed-0: the loss is not finite at optimizer step"):
         run_training(
@@ -164,13 +174,13 @@ def test_errors_of_the_user_arrive_as_such_from_both_ways(world, ray_cluster, tm
             Resources(),
         )
     with pytest.raises(DataError, match="rows 0 to 99 are asked for, of 24"):
-        run_training(training(world, "tune", tmp_path / "w", rows=[0, 99]), Resources())
+        here(training(world, "tune", tmp_path / "w", rows=[0, 99]))
     assert not list(tmp_path.rglob("manifest.json"))
 
 
 @pytest.mark.ray
 def test_a_worker_that_is_killed_is_replaced_and_its_job_ends_in_the_same_bytes(world, ray_cluster, tmp_path):
-    slow = {"tune": {"epochs": 40, "batch_size": 2, "device_batch_size": 1}}
+    slow = {"tune": {"epochs": 40, "batch_size": 2, "device_batch_size": 2}}
     jobs = [training(world, "tune", tmp_path / name, rows=range(8 + i), **slow) for i, name in enumerate("ab")]
     killed: list[int] = []
     ended = threading.Event()
@@ -190,20 +200,19 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_ends_in_the_same_bytes(
     ended.set()
     thread.join()
     assert killed, "no worker was found to kill"
-    run_training([replace(job, out=job.out + "-undisturbed") for job in jobs], Resources())
     for job in jobs:
+        here(replace(job, out=job.out + "-undisturbed"))
         assert weights(Path(job.out)) == weights(Path(job.out + "-undisturbed"))
 
 
 @pytest.mark.ray
 def test_evaluation_of_the_base_and_of_a_tuned_adapter(world, ray_cluster, tmp_path):
-    tune = training(world, "tune", tmp_path / "tune", tune={"epochs": 10})
-    run_training(tune, Resources())
+    here(training(world, "tune", tmp_path / "tune", tune={"epochs": 10}))
     jobs = [
         EvaluationJob(world.tree, str(world.root / "test"), adapter, str(tmp_path / f"{name}.json"), {"of": name})
         for name, adapter in (("base", None), ("tuned", str(tmp_path / "tune" / "adapter")))
     ]
-    base, tuned = run_evaluation(jobs, Resources())
+    base, tuned = run_evaluation(jobs, Resources(workers=1))
     assert list(base["tasks"]) == ["sums", "reversals"]
     assert tuned["macro"]["loss"] < base["macro"]["loss"]
     for found in (base, tuned):
@@ -216,12 +225,12 @@ def test_evaluation_of_the_base_and_of_a_tuned_adapter(world, ray_cluster, tmp_p
 
 
 @pytest.mark.ray
-def test_imported_checkpoints_take_the_place_of_a_warmup(world, ray_cluster, tmp_path):
-    run_training(training(world, "warmup", tmp_path / "own"), Resources())
+def test_imported_checkpoints_take_the_place_of_a_warmup(world, warmup, tmp_path):
+    trained = Path(warmup[0].out)
     imported = [
         {
-            "adapter": str(tmp_path / "own" / f"checkpoint-{k}" / "adapter"),
-            "optimizer": str(tmp_path / "own" / f"checkpoint-{k}" / "moments.safetensors"),
+            "adapter": str(trained / f"checkpoint-{k}" / "adapter"),
+            "optimizer": str(trained / f"checkpoint-{k}" / "moments.safetensors"),
             "mean_learning_rate": 1e-4 / k,
         }
         for k in (1, 2)
@@ -231,14 +240,14 @@ def test_imported_checkpoints_take_the_place_of_a_warmup(world, ray_cluster, tmp
     assert manifest["imported"]
     assert manifest["mean_learning_rates"] == [1e-4, 5e-5]
     for k in (1, 2):
-        own, other = (load_checkpoint(tmp_path / name / f"checkpoint-{k}") for name in ("own", "imported"))
+        own, other = (load_checkpoint(folder / f"checkpoint-{k}") for folder in (trained, tmp_path / "imported"))
         for name, value in own.moments().exp_avg_sq.items():
             assert torch.equal(other.moments().exp_avg_sq[name], value)
     attach_adapter(load_base(world.config.model, "cpu"), tmp_path / "imported" / "checkpoint-2" / "adapter")
 
     swapped = [{**imported[0], "optimizer": str(tmp_path / "nowhere.pt")}]
     with pytest.raises(ConfigError, match=r"^warmup\.checkpoints\.0\.optimizer: .*no such file"):
-        run_training(training(world, "warmup", tmp_path / "imported", warmup={"checkpoints": swapped}), Resources())
+        here(training(world, "warmup", tmp_path / "imported", warmup={"checkpoints": swapped}))
     assert read_manifest(tmp_path / "imported") == manifest, "an older result stands until a new one is whole"
 
 

@@ -9,9 +9,12 @@ import pyarrow as pa
 import pytest
 
 from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact
+from influray.scorers.rows import RangeReader
 from influray.store import checks
 from influray.store.artifact import ShardStore, naming_full_disk, part_paths
 from influray.store.checks import check_file, check_files, damaged
+from influray.store.datastore import Datastore
+from tests.unit.synthetic_features import random_run
 
 
 @pytest.fixture
@@ -88,3 +91,14 @@ def test_a_full_disk_is_named_with_its_folder_and_other_errors_stay_what_they_ar
         file.write(b"x")
     with pytest.raises(FileNotFoundError), naming_full_disk(tmp_path):
         (tmp_path / "none").read_bytes()
+
+
+def test_a_flipped_bit_anywhere_in_features_is_told_as_damage(tmp_path):
+    """In the schema or the rows' numbers too, which are looked at before the content is read."""
+    folder = random_run(tmp_path, rows=12, dimension=4).features("pool", 1)
+    path = next(part_paths(folder, Datastore(folder).manifest))
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(bytes([*whole[:place], whole[place] ^ 1 << place % 8, *whole[place + 1 :]]))
+        with pytest.raises(DamagedArtifact, match="was committed; it is set aside"):
+            RangeReader(Datastore(folder)).read(0, 12)
