@@ -67,7 +67,7 @@ SHAPES = {
 }
 AGAINST = ("lora_step", "full_step", "loop")
 LOOP_BATCH = 16  # gradients projected at once, as in LESS
-STAGES = ("batch", "forward", "head", "backward", "products", "norms", "direction", "projection", "writing")
+STAGES = ("batch", "forward", "head", "backward", "products", "norms", "direction", "projection", "step", "writing")
 
 
 class Clock:
@@ -135,8 +135,10 @@ class Stages:
 class Ours:
     """The featurizer, as the workers run it: rows of a shard from batches, then the shard."""
 
-    def __init__(self, model: nn.Module, features: FeaturesConfig, moments: AdamMoments, device: torch.device) -> None:
-        self.featurizer = GradientFeaturizer(model, features, moments, features.direction, device)
+    def __init__(
+        self, model: nn.Module, features: FeaturesConfig, moments: AdamMoments, device: torch.device, step: Any
+    ) -> None:
+        self.featurizer = GradientFeaturizer(model, features, moments, features.direction, device, step)
         self._folder = tempfile.TemporaryDirectory()
         self._store = ShardStore(self._folder.name)
         self._written = 0
@@ -157,9 +159,13 @@ class Ours:
         stages.wrap(engine, "_on_gradient", "products")
         for layer in engine.merged:
             stages.wrap(layer, "products", "products")
-        stages.wrap(self.featurizer, "add_square", "norms")
-        stages.wrap(self.featurizer, "_direction", "direction")
-        stages.wrap(self.featurizer._projector, "add_slice", "projection")
+        step: Any = self.featurizer.inner_step
+        if self.featurizer.step == "fused":
+            stages.wrap(step, "add", "step")
+        else:
+            stages.wrap(step, "add_square", "norms")
+            stages.wrap(step, "direction", "direction")
+            stages.wrap(step.projector, "add_slice", "projection")
         stages.wrap(self, "write", "writing")
 
 
@@ -361,7 +367,7 @@ class Benchmark:
         self.parameters = sum(weight.size for weight in lora_weights(adapted))
         self.size = sum(parameter.numel() for parameter in base.parameters())
         moments = some_moments(adapted)
-        self.ours = Ours(adapted, self.features, moments, self.device)
+        self.ours = Ours(adapted, self.features, moments, self.device, args.step)
         lengths = [example.tokens for example in self.examples]
         compute = self.ours.featurizer.compute
         self.budget = resolve_token_budget(args.token_budget or "auto", adapted, self.device, max(lengths), compute)
@@ -425,7 +431,7 @@ class Benchmark:
         )
         print(
             f"{args.direction} direction, {args.projector} {args.options} to {args.dimension}; "
-            f"{self.ours.featurizer.head} head"
+            f"{self.ours.featurizer.head} head, {self.ours.featurizer.step} step"
         )
         print(
             f"{len(self.examples)} rows of {args.data or 'log-normal lengths'}: {tokens:,} tokens, "
@@ -464,6 +470,7 @@ class Benchmark:
             self.ours.run(self.batches)
         block = 4.0 * self.parameters * len(self.examples)  # bytes of all rows' gradients, in float32
         moved = {"products": block, "norms": block, "direction": 2 * block, "projection": block}
+        moved["step"] = block
         total = sum(spent.values())
         rows = len(self.examples) * max(1, self.args.rounds)
         print(f"\nroofline here: {matrix / 1e9:,.0f} GFLOP/s in a matrix product, {copies / 1e9:,.1f} GB/s in a copy")
@@ -497,6 +504,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=8192)
     parser.add_argument("--projector", default="sparse_jl")
     parser.add_argument("--options", default="", help="of the projector: nonzeros=1,cache_bytes=0")
+    parser.add_argument("--step", default="auto", choices=("auto", "torch", "fused"), help="of ours: PyTorch's own operations, or one kernel")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=512, help="of a shard")
     parser.add_argument("--batches", type=int, default=5, help="of the shard, spread over all lengths: those are run")

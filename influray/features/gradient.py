@@ -8,6 +8,7 @@ Shape suffixes: B batch, D feature, P parameters (p of one weight).
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from influray.features.fused_step import FusedStep, fused_problem
+from influray.features.inner_step import InnerStep, TorchStep
 from influray.features.module_blocks import ModuleBlocks
-from influray.features.preconditioners import epsilon_share, make_direction
+from influray.features.preconditioners import Direction, epsilon_share, make_direction
+from influray.features.projectors.sparse_jl import SparseJLProjector
 from influray.model.batch import make_batch
 from influray.model.example_gradients import ExampleGradients, TrackedWeight, lora_weights
 from influray.model.linear_weights import linear_weights
@@ -30,6 +34,10 @@ if TYPE_CHECKING:
     from influray.config import FeaturesConfig
     from influray.model.checkpoints import AdamMoments
 
+log = logging.getLogger(__name__)
+
+StepName = Literal["torch", "fused"]
+
 
 class GradientFeaturizer:
     """Projected gradients of LoRA matrices, or of chosen linear layers, at one checkpoint.
@@ -37,10 +45,12 @@ class GradientFeaturizer:
     Takes the model over: freezes it and hooks into it.
     `direction` is "adam" (needs `moments`), "sgd" or "sign". `bounds` are where the part of the D numbers of each LoRA
     module begins, and D; (0, D) where they share all. `head` says how logits are made (see ExampleGradients),
-    `epsilon_share` how much of Adam's denominator is epsilon (None for other directions).
+    `epsilon_share` how much of Adam's denominator is epsilon (None for other directions). `step` is what adds up a
+    weight's gradients: "fused" on a GPU where FusedStep can take them, else "torch"; asked for by name, it is that one.
 
     Raises:
-        ConfigError: the projector's options are wrong, or the model has no LoRA matrices that can be tracked.
+        ConfigError: the projector's options are wrong, the model has no LoRA matrices that can be tracked, or the
+            fused step is asked for where it cannot be had.
         ArtifactMismatch: the moments are missing or not those of the model's adapter.
     """
 
@@ -51,13 +61,14 @@ class GradientFeaturizer:
         moments: AdamMoments | None,
         direction: Literal["adam", "sgd", "sign"],
         device: str | torch.device = "cpu",
+        step: Literal["auto"] | StepName = "auto",
     ) -> None:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may change its sums
         chosen = features_config.weights
         weights = lora_weights(model) if chosen == "lora" else linear_weights(model, chosen)
-        self._direction = make_direction(
+        self._direction: Direction = make_direction(
             direction,
             weights,
             moments,
@@ -89,6 +100,7 @@ class GradientFeaturizer:
                 )
             self._factors.set_layout([(w.offset, w.module.weight.shape[0], w.module.weight.shape[1]) for w in weights])
         self.dimension = self._projector.dimension
+        self.step, self.inner_step = _make_step(step, weights, self._direction, self._projector, self.device)
         # Last: what is refused above leaves the model alone.
         self._gradients = ExampleGradients(
             model,
@@ -149,14 +161,23 @@ class GradientFeaturizer:
         assert self._factors is not None
         self._factors.add_factors(out_BD, weight.offset, grad_BSo, x_BSi)
 
-    def add_square(self, square_B: Tensor, block_Bp: Tensor) -> None:
-        """Add one weight's share of the squared gradient norms to `square_B` float64."""
-        # A copy even of float64: the block is projected after this.
-        square_B += block_Bp.to(torch.float64, copy=True).square_().sum(1)
 
-    def project(self, weight: TrackedWeight, block_Bp: Tensor, out_BD: Tensor) -> None:
-        """Add one weight's share of the feature, before it is made a unit, to `out_BD`."""
-        self._projector.add_slice(out_BD, self._direction(weight, block_Bp), weight.offset)
+def _make_step(
+    asked: Literal["auto"] | StepName,
+    weights: Sequence[TrackedWeight],
+    direction: Direction,
+    projector: Projector,
+    device: torch.device,
+) -> tuple[StepName, InnerStep]:
+    problem = "" if asked == "torch" else fused_problem(weights, direction, projector)
+    if asked == "fused" and problem:
+        raise ConfigError(f"step: 'fused' cannot be had: {problem}; take auto, or torch")
+    if asked == "fused" or (asked == "auto" and device.type == "cuda" and not problem):
+        assert isinstance(projector, SparseJLProjector)
+        return "fused", FusedStep(direction, projector, weights[0].module.weight.device)
+    if asked == "auto" and device.type == "cuda":
+        log.info("norms, directions and projections take PyTorch's own operations: %s", problem)
+    return "torch", TorchStep(direction, projector)
 
 
 class _Sums:
@@ -171,14 +192,13 @@ class _Sums:
 
     def consume(self, weight: TrackedWeight, block_Bp: Tensor) -> None:
         with self._lock:
-            out_BD, square_B = self._of(block_Bp.device)
-            self._featurizer.add_square(square_B, block_Bp)
-            self._featurizer.project(weight, block_Bp, out_BD)
+            out_BD, square_Bt = self._of(block_Bp.device)
+            self._featurizer.inner_step.add(out_BD, square_Bt, weight, block_Bp)
 
     def consume_factors(self, weight: TrackedWeight, grad_BSo: Tensor, x_BSi: Tensor) -> None:
         with self._lock:
-            out_BD, square_B = self._of(grad_BSo.device)
-            square_B += squared_norm(grad_BSo, x_BSi)
+            out_BD, square_Bt = self._of(grad_BSo.device)
+            square_Bt[:, 0] += squared_norm(grad_BSo, x_BSi)
             self._featurizer.project_factors(weight, grad_BSo, x_BSi, out_BD)
 
     def _of(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -186,7 +206,7 @@ class _Sums:
             owner = self._featurizer
             self._by_device[device] = (
                 torch.zeros(self._B, owner.dimension, dtype=owner._dtype, device=owner.device),
-                torch.zeros(self._B, dtype=torch.float64, device=device),
+                torch.zeros(self._B, owner.inner_step.parts, dtype=torch.float64, device=device),
             )
         return self._by_device[device]
 
@@ -194,7 +214,7 @@ class _Sums:
         """Return features [B, D] and squared gradient norms [B], both float64."""
         ordered = [self._by_device[device] for device in sorted(self._by_device, key=str)]
         features = [out_BD.double().cpu().numpy() for out_BD, _ in ordered]
-        squares = [square_B.cpu().numpy() for _, square_B in ordered]
+        squares = [square_Bt.cpu().numpy().sum(1) for _, square_Bt in ordered]
         return np.sum(features, axis=0), np.sum(squares, axis=0)
 
 

@@ -8,7 +8,7 @@ Shape suffixes: B batch, p coordinates of one weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -48,17 +48,42 @@ class AdamDirection:
         momentum: bool = True,
     ) -> None:
         root = math.sqrt(1 - beta2)
-        inside, self._outside = (epsilon, 0.0) if epsilon_mode == "less" else (0.0, epsilon / root)
-        self._gain = (1 - beta1) / root
-        self._first_p = exp_avg_p * (beta1 / root) if momentum else None
-        self._second_p = (beta2 * exp_avg_sq_p + inside) / (1 - beta2)
+        inside, self.outside = (epsilon, 0.0) if epsilon_mode == "less" else (0.0, epsilon / root)
+        self.gain = (1 - beta1) / root
+        self.first_p = exp_avg_p * (beta1 / root) if momentum else None
+        self.second_p = (beta2 * exp_avg_sq_p + inside) / (1 - beta2)
 
     def __call__(self, grad_Bp: Tensor) -> Tensor:
-        square_Bp = torch.addcmul(self._second_p, grad_Bp, grad_Bp)
-        inverse_Bp = square_Bp.sqrt_().add_(self._outside).reciprocal_() if self._outside else square_Bp.rsqrt_()
-        if self._first_p is None:
-            return torch.mul(grad_Bp, self._gain).mul_(inverse_Bp)
-        return torch.add(self._first_p, grad_Bp, alpha=self._gain).mul_(inverse_Bp)
+        square_Bp = torch.addcmul(self.second_p, grad_Bp, grad_Bp)
+        inverse_Bp = square_Bp.sqrt_().add_(self.outside).reciprocal_() if self.outside else square_Bp.rsqrt_()
+        if self.first_p is None:
+            return torch.mul(grad_Bp, self.gain).mul_(inverse_Bp)
+        return torch.add(self.first_p, grad_Bp, alpha=self.gain).mul_(inverse_Bp)
+
+
+class AdamDirections:
+    """Each weight's own AdamDirection, by the weight's name."""
+
+    def __init__(self, by_name: Mapping[str, AdamDirection]) -> None:
+        self._by_name = by_name
+
+    def of(self, weight: TrackedWeight) -> AdamDirection:
+        return self._by_name[weight.name]
+
+    def __call__(self, weight: TrackedWeight, grad_Bp: Tensor) -> Tensor:
+        return self._by_name[weight.name](grad_Bp)
+
+
+def plain_direction(weight: TrackedWeight, grad_Bp: Tensor) -> Tensor:
+    """Return the gradient itself."""
+    del weight
+    return grad_Bp
+
+
+def sign_direction(weight: TrackedWeight, grad_Bp: Tensor) -> Tensor:
+    """Return the sign of every coordinate: -1, 0 or 1."""
+    del weight
+    return grad_Bp.sign()
 
 
 def make_direction(
@@ -75,16 +100,16 @@ def make_direction(
         ArtifactMismatch: "adam" without moments, or with moments of other parameters; it names the parameter.
     """
     if name == "sgd":
-        return lambda _, grad_Bp: grad_Bp
+        return plain_direction
     if name == "sign":
-        return lambda _, grad_Bp: grad_Bp.sign()
+        return sign_direction
     if moments is None:
         raise ArtifactMismatch(
             "features.direction: 'adam' needs the optimizer's moments, which this checkpoint has not; name its "
             "optimizer state in warmup.checkpoints, or set the direction to sgd"
         )
     require_moments(weights, moments)
-    steps = {
+    by_name = {
         w.name: AdamDirection(
             _flat(moments.exp_avg[w.name], w),
             _flat(moments.exp_avg_sq[w.name], w),
@@ -96,7 +121,7 @@ def make_direction(
         )
         for w in weights
     }
-    return lambda weight, grad_Bp: steps[weight.name](grad_Bp)
+    return AdamDirections(by_name)
 
 
 def require_moments(weights: Sequence[TrackedWeight], moments: AdamMoments) -> None:

@@ -191,7 +191,7 @@ def test_signs_are_balanced_over_columns_coordinates_and_pairs():
 
 def test_columns_of_a_block_are_different_and_equally_likely():
     D, s = 12, 3
-    offset_ns = np.array(SparseJLProjector(D, D * 20000, 1, nonzeros=s)._offset_ns)
+    offset_ns = np.array(SparseJLProjector(D, D * 20000, 1, nonzeros=s).offset_ns)
     assert (np.diff(np.sort(offset_ns, axis=1), axis=1) > 0).all()
     pair = np.bincount(offset_ns[:, 0] * D + offset_ns[:, 2], minlength=D * D).reshape(D, D)
     expected = 20000 / (D * (D - 1))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+GOLDEN, SECOND = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
+
 
 def mix64(value: Tensor) -> Tensor:
     """Return a bijective hash of int64 values, read as unsigned 64-bit numbers; equal on CPU and GPU.
@@ -19,12 +21,18 @@ def mix64(value: Tensor) -> Tensor:
     return value ^ _shift_right(value, 31)
 
 
+def hash_key(seed: int, device: torch.device) -> Tensor:
+    """Return what a seed is to all its words, one int64."""
+    return mix64(torch.tensor(_signed(seed % 2**64), device=device) + _signed(GOLDEN))
+
+
 def hash_words(seed: int, start: int, stop: int, columns: int, device: torch.device) -> Tensor:
-    """Return one 64-bit word for every coordinate in [start, stop) and column, [stop - start, columns] int64."""
-    golden, second = _signed(0x9E3779B97F4A7C15), _signed(0xD1B54A32D192ED03)
-    key = mix64(torch.tensor(_signed(seed % 2**64), device=device) + golden)
-    row_c = mix64(key + torch.arange(start + 1, stop + 1, device=device) * golden)
-    return mix64(row_c[:, None] + torch.arange(1, columns + 1, device=device) * second)
+    """Return one 64-bit word for every coordinate in [start, stop) and column, [stop - start, columns] int64.
+
+    fused_kernel.py makes the same words.
+    """
+    row_c = mix64(hash_key(seed, device) + torch.arange(start + 1, stop + 1, device=device) * _signed(GOLDEN))
+    return mix64(row_c[:, None] + torch.arange(1, columns + 1, device=device) * _signed(SECOND))
 
 
 def below(word: Tensor, limit: int) -> Tensor:

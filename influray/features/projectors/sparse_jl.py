@@ -61,7 +61,7 @@ class SparseJLProjector:
         self.device = torch.device(device)
         self._bits = SignBits(1.0, self.device)
         self._signs = ChunkCache(self._make_signs, chosen["cache_bytes"])
-        self._offset_ns: list[list[int]] = self._offsets().tolist()
+        self.offset_ns: list[list[int]] = self._offsets().tolist()  # of every block
 
     def _make_signs(self, start: int, stop: int) -> Tensor:
         return coordinate_signs(self._bits, self.seed, start, stop, self.nonzeros, self.device)
@@ -90,5 +90,5 @@ class SparseJLProjector:
                 part_Bc = block_Bp[:, first - offset : last - offset]
                 if self.nonzeros > 1:
                     part_Bc = part_Bc * self.nonzeros**-0.5
-                for k, shift in enumerate(self._offset_ns[first // D]):
+                for k, shift in enumerate(self.offset_ns[first // D]):
                     add_rotated(out_BD, part_Bc, sign_sc[k, first - start : last - start], (first + shift) % D)
