@@ -142,6 +142,9 @@ class Featurizer(Protocol):
     features_config, moments, direction, device)`; "base" the base alone, `(model, device, **options)`, and no warmup
     is carried out; "records" no model, `(**options)`, and TextExamples in place of TokenizedExamples. The class
     attribute `OPTIONS` holds what `features.options` may say (influray.features.options); without it, nothing.
+
+    A featurizer may have `compute_all(batches) -> Iterator[FeatureBlock]` too, and is then given all batches of a shard
+    at once: it yields what `compute` returns for each, in their order, and may begin one before the last is done.
     """
 
     dimension: int  # D of its feature rows, buckets of its counts, 0 where it has neither

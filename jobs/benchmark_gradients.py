@@ -1,12 +1,13 @@
 """What gradient features cost, beside the training steps that they stand next to.
 
-    python jobs/benchmark_gradients.py llama-5m [--data pool.jsonl.gz] [--against lora_step,full_step,loop]
+    python jobs/benchmark_gradients.py llama-5m [--data pool.jsonl.gz] [--against serial,lora_step,full_step,loop]
 
 All run in one process on the same batches, in turns, round by round, and the ratios are medians over the rounds. On a
 CPU seconds are CPU seconds of the process, which other work on the machine leaves alone; on a GPU they are seconds
 until it is idle.
 
   ours       rows of features, from tokens to the committed shard, as `influray featurize` makes them
+  serial     the same without overlap: a batch is made and begun when the one before it is done
   lora_step  forward and backward of a LoRA fine-tuning step with a frozen base: transformers' own loss, ordinary
              autograd, no optimizer step
   full_step  the same with all parameters trained
@@ -55,7 +56,7 @@ from influray.model.example_gradients import lora_weights
 from influray.model.loading import attach_new_adapter, load_base, load_tokenizer
 from influray.protocols import ConfigError, TokenizedExample
 from influray.store.artifact import ShardStore
-from influray.store.datastore import feature_table
+from influray.store.datastore import PartBuilder
 
 # layers, hidden, inner, heads, key-value heads, vocabulary, tied embeddings
 SHAPES = {
@@ -65,7 +66,7 @@ SHAPES = {
     "llama-1b": (16, 2048, 8192, 32, 8, 128256, True),
     "llama-3-8b": (32, 4096, 14336, 32, 8, 128256, False),
 }
-AGAINST = ("lora_step", "full_step", "loop")
+AGAINST = ("serial", "lora_step", "full_step", "loop")
 LOOP_BATCH = 16  # gradients projected at once, as in LESS
 STAGES = ("batch", "forward", "head", "backward", "products", "norms", "direction", "projection", "step", "writing")
 
@@ -144,11 +145,14 @@ class Ours:
         self._written = 0
 
     def run(self, batches: list[list[TokenizedExample]]) -> None:
-        self.write([self.featurizer.compute(batch) for batch in batches])
+        with PartBuilder(self.featurizer.dimension, "float16") as part:
+            for block in self.featurizer.compute_all(batches):
+                part.add(block)
+            self.write(part)
 
-    def write(self, blocks: list[Any]) -> None:
+    def write(self, part: PartBuilder) -> None:
         self._written += 1
-        self._store.commit(f"{self._written:064x}", feature_table(blocks, self.featurizer.dimension), {})
+        self._store.commit(f"{self._written:064x}", part.table(), {})
 
     def watch(self, stages: Stages) -> None:
         """Let the stages of a row be counted from now on."""
@@ -167,6 +171,19 @@ class Ours:
             stages.wrap(step, "direction", "direction")
             stages.wrap(step.projector, "add_slice", "projection")
         stages.wrap(self, "write", "writing")
+
+
+class Serial:
+    """Our rows again, each batch begun when the one before it is done."""
+
+    def __init__(self, ours: Ours) -> None:
+        self._ours = ours
+
+    def run(self, batches: list[list[TokenizedExample]]) -> None:
+        with PartBuilder(self._ours.featurizer.dimension, "float16") as part:
+            for batch in batches:
+                part.add(self._ours.featurizer.compute(batch))
+            self._ours.write(part)
 
 
 class Step:
@@ -376,6 +393,8 @@ class Benchmark:
         self.batches = [[self.examples[i] for i in planned[n]] for n in at]
         self.examples = [example for batch in self.batches for example in batch]
         self.contestants: dict[str, Any] = {"ours": self.ours}
+        if "serial" in self.against:
+            self.contestants["serial"] = Serial(self.ours)
         if "lora_step" in self.against:
             self.contestants["lora_step"] = Step(with_adapter(copy.deepcopy(base), args), False, self.device)
         if "full_step" in self.against:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -24,9 +25,10 @@ from influray.features.inner_step import InnerStep, TorchStep
 from influray.features.module_blocks import ModuleBlocks
 from influray.features.preconditioners import Direction, epsilon_share, make_direction
 from influray.features.projectors.sparse_jl import SparseJLProjector
-from influray.model.batch import make_batch
+from influray.model.batch import Batch, make_batch
 from influray.model.example_gradients import ExampleGradients, TrackedWeight, lora_weights
 from influray.model.linear_weights import linear_weights
+from influray.model.transfers import BatchSender, Results, SentBatch, one_ahead
 from influray.protocols import ConfigError, FactorProjector, FeatureBlock, Projector, TokenizedExample
 from influray.registry import resolve
 
@@ -109,6 +111,7 @@ class GradientFeaturizer:
             merging=self._factors is None,
         )
         self.head = self._gradients.head
+        self._sender = BatchSender(self.device)
         dtypes = {weight.module.weight.dtype for weight in weights}
         self._dtype = torch.float64 if torch.float64 in dtypes else torch.float32
 
@@ -122,24 +125,22 @@ class GradientFeaturizer:
         A row whose loss, gradient or feature is not finite, or whose feature is zero, goes to `failures` with the
         reason, and the others are as they would be without it.
         """
-        failures = {e.row: "no trained token" for e in examples if not e.loss_tokens}
-        examples = [e for e in examples if e.loss_tokens]
-        if not examples:
-            none = np.zeros(0)
-            return _block([], np.zeros((0, self.dimension)), none, none, none, failures)
-        loss, feature_BD, square_B = self.projected(examples)
-        norm_B = np.linalg.norm(feature_BD, axis=1)
-        grad_norm_B = np.sqrt(square_B)
-        good = []
-        for b, example in enumerate(examples):
-            reason = _failure(loss[b], grad_norm_B[b], norm_B[b])
-            if reason:
-                failures[example.row] = reason
-            else:
-                good.append(b)
-        unit_BD = feature_BD[good] / norm_B[good, None]
-        kept = [examples[b] for b in good]
-        return _block(kept, unit_BD, norm_B[good], grad_norm_B[good], loss[good], failures)
+        return self._begin(self._send(examples)).block()
+
+    def compute_all(self, batches: Iterable[Sequence[TokenizedExample]]) -> Iterator[FeatureBlock]:
+        """Yield what `compute` returns for each of the batches, with the device busy all the time.
+
+        A batch is made while the one before it is computed, and results are waited for when the next batch has begun.
+        """
+        begun: _Begun | None = None
+        for sent in one_ahead(self._send, batches):
+            before, begun = begun, self._begin(sent)
+            del sent  # else three batches would be there while the next but one is made
+            if before is not None:
+                yield before.block()
+                del before
+        if begun is not None:
+            yield begun.block()
 
     def projected(self, examples: Sequence[TokenizedExample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return each example's mean loss [B], projected direction [B, D] and squared gradient norm [B], float64.
@@ -147,14 +148,35 @@ class GradientFeaturizer:
         Each must have a trained token. The projection is not made a unit yet; with the direction "sgd" it is linear in
         the gradient.
         """
-        batch = make_batch(examples, self.device)
-        sums = _Sums(self, len(examples))
+        loss_B, feature_BD, square_B = self._run(make_batch(examples, self.device))
+        return loss_B.cpu().numpy(), feature_BD.cpu().numpy(), square_B.cpu().numpy()
+
+    def _send(self, examples: Sequence[TokenizedExample]) -> _Sent:
+        """Return the usable ones of the examples as a batch on its way, and why the others are not."""
+        failures = {e.row: "no trained token" for e in examples if not e.loss_tokens}
+        examples = [e for e in examples if e.loss_tokens]
+        return _Sent(examples, failures, self._sender.send(examples) if examples else None)
+
+    def _begin(self, sent: _Sent) -> _Begun:
+        """Compute a batch and send its results back; on a GPU, neither is waited for."""
+        if sent.batch is None:
+            return _Begun(sent.examples, sent.failures, self.dimension, None)
+        loss_B, feature_BD, square_B = self._run(sent.batch.arrive())
+        norm_B = torch.linalg.vector_norm(feature_BD, dim=1)
+        unit_BD = feature_BD.div_(norm_B[:, None]).half()
+        return _Begun(
+            sent.examples, sent.failures, self.dimension, Results(unit_BD, norm_B, square_B.sqrt(), loss_B)
+        )
+
+    def _run(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean losses [B], projected directions [B, D] and squared gradient norms [B], float64."""
+        sums = _Sums(self, len(batch.loss_tokens_B))
         with _repeatable(self.device):
             if self._factors is None:
                 loss_B = self._gradients.run(batch, sums.consume)
             else:
                 loss_B = self._gradients.run(batch, sums.consume, sums.consume_factors)
-        return loss_B.cpu().numpy(), *sums.totals()
+            return loss_B.to(self.device), *sums.totals()
 
     def project_factors(self, weight: TrackedWeight, grad_BSo: Tensor, x_BSi: Tensor, out_BD: Tensor) -> None:
         """Add the projection of one weight's gradient sum_s grad_s x_s', which is not formed, to `out_BD`."""
@@ -210,12 +232,49 @@ class _Sums:
             )
         return self._by_device[device]
 
-    def totals(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return features [B, D] and squared gradient norms [B], both float64."""
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """Return features [B, D] and squared gradient norms [B], both float64 and on the featurizer's device."""
         ordered = [self._by_device[device] for device in sorted(self._by_device, key=str)]
-        features = [out_BD.double().cpu().numpy() for out_BD, _ in ordered]
-        squares = [square_Bt.cpu().numpy().sum(1) for _, square_Bt in ordered]
-        return np.sum(features, axis=0), np.sum(squares, axis=0)
+        (feature_BD, square_B), *others = ((out_BD.double(), square_Bt.sum(1)) for out_BD, square_Bt in ordered)
+        square_B = square_B.to(feature_BD.device)
+        for other_BD, other_B in others:
+            feature_BD, square_B = feature_BD + other_BD, square_B + other_B.to(feature_BD.device)
+        return feature_BD, square_B
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A batch on its way to the device; None where none of its examples is usable."""
+
+    examples: list[TokenizedExample]
+    failures: dict[int, str]
+    batch: SentBatch | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A batch whose unit rows, norms, gradient norms and losses are on their way back."""
+
+    examples: list[TokenizedExample]
+    failures: dict[int, str]
+    dimension: int
+    results: Results | None
+
+    def block(self) -> FeatureBlock:
+        """Return the rows when they are there; those that are not usable have failed."""
+        if self.results is None:
+            none = np.zeros(0)
+            return _block([], np.zeros((0, self.dimension)), none, none, none, self.failures)
+        unit_BD, norm_B, grad_norm_B, loss_B = self.results.wait()
+        failures, good = dict(self.failures), []
+        for b, example in enumerate(self.examples):
+            reason = _failure(loss_B[b], grad_norm_B[b], norm_B[b])
+            if reason:
+                failures[example.row] = reason
+            else:
+                good.append(b)
+        kept = [self.examples[b] for b in good]
+        return _block(kept, unit_BD[good], norm_B[good], grad_norm_B[good], loss_B[good], failures)
 
 
 def squared_norm(grad_BSo: Tensor, x_BSi: Tensor) -> Tensor:
@@ -265,7 +324,7 @@ def _block(
 ) -> FeatureBlock:
     return FeatureBlock(
         row_B=np.array([e.row for e in examples], dtype=np.int64),
-        feature_BD=unit_BD.astype(np.float16),
+        feature_BD=unit_BD.astype(np.float16, copy=False),
         norm_B=norm_B.astype(np.float32),
         grad_norm_B=grad_norm_B.astype(np.float32),
         loss_B=loss_B.astype(np.float32),

@@ -9,14 +9,14 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from influray.config import Config, parse_config
-from influray.protocols import ConfigError, Featurizer
+from influray.protocols import ConfigError, FeatureBlock, Featurizer
 from influray.registry import featurizer_reads, resolve
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.metrics import PoolMetrics
@@ -173,7 +173,7 @@ class FeatureWorker:
     def _compute(
         self, store: ShardStore, task: ShardTask, token_budget: int | None, attempt: Attempt
     ) -> Receipt | None:
-        from influray.store.datastore import feature_table
+        from influray.store.datastore import PartBuilder
 
         started = time.perf_counter()
         featurizer = self._featurizer_for(task.split, task.checkpoint)
@@ -182,12 +182,15 @@ class FeatureWorker:
         examples: list[Any]
         examples = catalogue.texts(first, stop) if token_budget is None else catalogue.tokenized(first, stop)
         batches = [[examples[i] for i in batch] for batch in _batches(examples, token_budget, attempt.without)]
-        blocks = [featurizer.compute(batch) for batch in batches if batch]
-        if attempt.probe is not None:
-            return None
         encoding = self._config.features.store if task.split == POOL else "float16"
-        table = feature_table(blocks, featurizer.dimension, encoding) if blocks else None
-        failures = {str(row): reason for block in blocks for row, reason in sorted(block.failures.items())}
+        failures: dict[str, str] = {}
+        with PartBuilder(featurizer.dimension, encoding) as part:
+            for block in _blocks(featurizer, [batch for batch in batches if batch]):
+                part.add(block)
+                failures |= {str(row): reason for row, reason in sorted(block.failures.items())}
+            if attempt.probe is not None:
+                return None
+            table = part.table()
         failures |= {str(row): ROW_REASON for row in attempt.without}
         details = {
             "failures": failures,  # row -> reason; keys are text since JSON has no others
@@ -196,6 +199,7 @@ class FeatureWorker:
             "tokens": sum(example.tokens for example in examples),
             "dimension": featurizer.dimension,
             "epsilon_share": getattr(featurizer, "epsilon_share", None),
+            "step": getattr(featurizer, "step", None),
             "bounds": getattr(featurizer, "bounds", (0, featurizer.dimension)),
             "token_budget": token_budget,
             "shrunk": attempt.shrunk,
@@ -282,6 +286,11 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def _blocks(featurizer: Featurizer, batches: Sequence[Sequence[Any]]) -> Iterator[FeatureBlock]:
+    compute_all = getattr(featurizer, "compute_all", None)
+    return map(featurizer.compute, batches) if compute_all is None else compute_all(batches)
 
 
 def _batches(examples: Sequence[Any], token_budget: int | None, without: Sequence[int]) -> list[list[int]]:

@@ -57,6 +57,7 @@ class FeatureStore:
             return manifest
         details = self._details()
         budgets = sorted({found["token_budget"] for found in details if not found["shrunk"]})
+        steps = {found.get("step") for found in details}  # one worker may have had triton and another not
         shares = [found["epsilon_share"] for found in details if found["epsilon_share"] is not None]
         facts = {
             **self.facts,
@@ -68,7 +69,9 @@ class FeatureStore:
             "epsilon_share": shares[0] if shares else None,
             "bounds": details[0]["bounds"],
             # A row that killed its process might live on another machine, and then share a batch with others.
-            "byte_reproducible": len(budgets) <= 1 and not any(f["shrunk"] or f["without"] for f in details),
+            "byte_reproducible": len(budgets) <= 1
+            and len(steps) == 1
+            and not any(f["shrunk"] or f["without"] for f in details),
             "failures": {row: reason for found in details for row, reason in found["failures"].items()},
         }
         return self.store.freeze([key for key, _, _ in self.shards], facts)

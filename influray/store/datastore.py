@@ -8,6 +8,8 @@ Shape suffixes: N rows of the split, B rows of one part, D feature.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,36 +17,79 @@ import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, FeatureBlock, SparseRows
 from influray.store.artifact import fingerprint, map_table, part_paths, require_manifest
-from influray.store.encodings import decoded, encoded
+from influray.store.encodings import as_column, decoded, encoded_rows
 from influray.store.mirror import local
 
 # One number a row; what a block has beside them follows.
 PLAIN: dict[str, type] = {"norm": np.float32, "grad_norm": np.float32, "loss": np.float32, "loss_tokens": np.int32}
 
 
-def feature_table(blocks: Sequence[FeatureBlock], dimension: int, encoding: str = "float16") -> pa.Table:
-    """Return the Arrow table of a shard: the rows of all blocks, ascending, in the columns that the blocks have.
+@dataclass(frozen=True, slots=True)
+class EncodedBlock:
+    """The rows of a block as a part keeps them: one value a row in every column, or a fixed number of them."""
 
-    Vectors are kept as `encoding` says. Counts become two columns of lists, `bucket` and `count`, of equal lengths.
+    row_B: np.ndarray  # int64
+    columns: dict[str, np.ndarray]
+    counts: SparseRows | None
+
+
+def encoded_block(block: FeatureBlock, dimension: int, encoding: str) -> EncodedBlock:
+    """Return the rows of a block in the columns that it has, in its order; vectors are kept as `encoding` says."""
+    columns: dict[str, np.ndarray] = {}
+    if block.feature_BD is not None:
+        width = block.feature_BD.shape[1]
+        assert width == dimension, f"the featurizer's rows have {width} numbers, its dimension is {dimension}"
+        columns |= encoded_rows(block.feature_BD.astype(np.float16, copy=False), encoding)
+    for name, dtype in PLAIN.items():
+        value_B = getattr(block, f"{name}_B")
+        if value_B is not None:
+            columns[name] = value_B.astype(dtype, copy=False)
+    return EncodedBlock(block.row_B.astype(np.int64, copy=False), columns | dict(block.extra), block.counts)
+
+
+def part_table(blocks: Sequence[EncodedBlock]) -> pa.Table:
+    """Return the Arrow table of a shard: the rows of all blocks, one at least, ascending.
+
+    Counts become two columns of lists, `bucket` and `count`, of equal lengths.
     """
-    row_B = np.concatenate([block.row_B for block in blocks]).astype(np.int64, copy=False)
+    row_B = np.concatenate([block.row_B for block in blocks])
     order_B = np.argsort(row_B, kind="stable")
     columns: dict[str, pa.Array] = {"row": pa.array(row_B[order_B])}
-    features = [block.feature_BD for block in blocks if block.feature_BD is not None]
-    if features:
-        feature_BD = np.concatenate([np.zeros((0, dimension), np.float16), *features])[order_B]
-        columns |= encoded(feature_BD, encoding)
-    for name, dtype in PLAIN.items():
-        values = [value for block in blocks if (value := getattr(block, f"{name}_B")) is not None]
-        if values:
-            columns[name] = pa.array(np.concatenate(values).astype(dtype, copy=False)[order_B])
-    for name in blocks[0].extra:
-        columns[name] = pa.array(np.concatenate([block.extra[name] for block in blocks])[order_B])
+    for name in blocks[0].columns:
+        columns[name] = as_column(np.concatenate([block.columns[name] for block in blocks])[order_B])
     counts = [block.counts for block in blocks if block.counts is not None]
     for name in ("bucket", "count") if counts else ():
         lists = [pa.ListArray.from_arrays(pa.array(c.offset), pa.array(getattr(c, name))) for c in counts]
         columns[name] = pa.concat_arrays(lists).take(pa.array(order_B))
     return pa.table(columns)
+
+
+def feature_table(blocks: Sequence[FeatureBlock], dimension: int, encoding: str = "float16") -> pa.Table:
+    """Return the Arrow table of a shard of these blocks, one at least, as `part_table` has it."""
+    return part_table([encoded_block(block, dimension, encoding) for block in blocks])
+
+
+class PartBuilder:
+    """Blocks of a shard, encoded by a thread while the next ones are computed. Leaving it ends the thread."""
+
+    def __init__(self, dimension: int, encoding: str) -> None:
+        self._dimension, self._encoding = dimension, encoding
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="part")
+        self._blocks: list[Future[EncodedBlock]] = []
+
+    def __enter__(self) -> PartBuilder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def add(self, block: FeatureBlock) -> None:
+        self._blocks.append(self._thread.submit(encoded_block, block, self._dimension, self._encoding))
+
+    def table(self) -> pa.Table | None:
+        """Return the table of all blocks so far; None of none. What encoding them raised is raised here, unchanged."""
+        blocks = [block.result() for block in self._blocks]
+        return part_table(blocks) if blocks else None
 
 
 class Datastore:

@@ -17,22 +17,33 @@ ENCODINGS = ("float16", "int8", "sign1")
 
 
 def encoded(feature_BD: np.ndarray, encoding: str) -> dict[str, pa.Array]:
-    """Return the columns that keep unit rows [B, D] float16.
+    """Return the columns that keep unit rows [B, D] float16."""
+    return {name: as_column(value) for name, value in encoded_rows(feature_BD, encoding).items()}
+
+
+def encoded_rows(feature_BD: np.ndarray, encoding: str) -> dict[str, np.ndarray]:
+    """Return what is kept of unit rows [B, D] float16, by column, row by row.
 
     float16: the numbers as they are. int8: the nearest of 255 equal steps from -m to m, m the row's largest magnitude;
     `scale` is the step. sign1: the sign alone, zero counting as positive, the first number in the highest bit.
     """
     B, D = feature_BD.shape
     if encoding == "float16":
-        return {"feature": _lists(feature_BD)}
+        return {"feature": feature_BD}
     if encoding == "int8":
         exact_BD = feature_BD.astype(np.float32)
         scale_B = np.abs(exact_BD).max(axis=1, initial=0) / np.float32(127)
         step_B = np.where(scale_B > 0, scale_B, np.float32(1))
-        number_BD = np.rint(exact_BD / step_B[:, None]).astype(np.int8)
-        return {"feature": _lists(number_BD), "scale": pa.array(scale_B)}
+        return {"feature": np.rint(exact_BD / step_B[:, None]).astype(np.int8), "scale": scale_B}
     assert encoding == "sign1", encoding
-    return {"feature": _lists(np.packbits(feature_BD >= 0, axis=1).reshape(B, -(-D // 8)))}
+    return {"feature": np.packbits(feature_BD >= 0, axis=1).reshape(B, -(-D // 8))}
+
+
+def as_column(value: np.ndarray) -> pa.Array:
+    """Return an Arrow column of one number a row [B], or of a list of fixed length [B, w]."""
+    if value.ndim == 1:
+        return pa.array(value)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(value).reshape(-1)), value.shape[1])
 
 
 def decoded(table: pa.Table, dimension: int, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -59,7 +70,3 @@ def decoded(table: pa.Table, dimension: int, start: int = 0, stop: int | None = 
     raise ArtifactMismatch(
         f"features of type {kind.value_type}, expected one of {', '.join(ENCODINGS)}; featurize again"
     )
-
-
-def _lists(value_BD: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(value_BD).reshape(-1)), value_BD.shape[1])

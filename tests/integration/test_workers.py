@@ -23,6 +23,7 @@ from influray.steps.featurize import FeatureStore, recorded_budget
 from influray.store.artifact import ShardStore, map_table
 from influray.store.datastore import feature_table
 from influray.store.run_directory import RunDirectory
+from tests.integration.tight_features import FITS
 from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -153,6 +154,19 @@ def test_a_resumed_run_keeps_the_budget_of_the_shards_that_are_there(world, tmp_
     assert recorded == 96, "what auto would give is 4096"
     report = featurize(plain, directory.path, target[1:], resources(1), token_budget=recorded)
     assert {receipt.details["token_budget"] for receipt in report.receipts} == {96}
+
+
+def test_a_batch_that_does_not_fit_has_its_shard_made_again_with_smaller_ones(world, tmp_path):
+    config, directory = world
+    plain = config.model_dump(mode="json")
+    plain["features"]["featurizer"] = "tests.integration.tight_features:TightFeaturizer"
+    tasks = [t for t in feature_tasks(config, directory, tmp_path) if (t.split, t.checkpoint) == ("pool", 1)]
+    report = featurize(plain, directory.path, tasks, resources(1))
+    assert report.workers_lost == 0
+    shrunk = [receipt.details for receipt in report.receipts if receipt.details["shrunk"]]
+    assert shrunk, "every batch fits: the test says nothing"
+    assert all(details["token_budget"] <= FITS and not details["failures"] for details in shrunk)
+    assert sum(receipt.rows for receipt in report.receipts) == 12
 
 
 def test_what_is_wrong_with_the_model_arrives_as_an_error_of_the_user(world, tmp_path):
