@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -68,6 +68,8 @@ class GradientFeaturizer:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may change its sums
+            # Or the backward of the flash_attn package adds up by atomics; PyTorch's own kernels heed _repeatable.
+            os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
         chosen = features_config.weights
         weights = lora_weights(model) if chosen == "lora" else linear_weights(model, chosen)
         self._direction: Direction = make_direction(
@@ -296,12 +298,16 @@ def _repeatable(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
+    settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filling = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # costs time, changes no result
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = filling
 
 
 def _failure(loss: float, grad_norm: float, norm: float) -> str:

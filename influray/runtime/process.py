@@ -25,6 +25,7 @@ def prepare_process(logs: str | Path, threads: int) -> str:
         # Ray no longer hides GPUs from an actor that asked for none; CUDA reads this when it is first used.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS does not repeat its sums
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # nor the flash_attn package those of its backward
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Not through OMP_NUM_THREADS: Ray imports numpy before an actor's constructor runs, and a runtime_env costs a
     # process that was not started in advance (1.7 s against 0.4 s, on 2 cores).

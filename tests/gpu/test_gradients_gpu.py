@@ -7,14 +7,19 @@ import pytest
 import torch
 
 from influray.config import FeaturesConfig
+from influray.data.batches import plan_batches
 from influray.features.gradient import GradientFeaturizer
 from influray.features.projectors.hadamard import HadamardProjector
 from influray.features.projectors.rademacher import RademacherProjector
 from influray.features.projectors.sparse_jl import SparseJLProjector
 from influray.features.token_budget import GPU_SHARE, made_up_batch, resolve_token_budget
+from influray.model.checkpoints import AdamMoments
+from influray.model.example_gradients import lora_weights
+from influray.store.artifact import ShardStore
+from influray.store.datastore import PartBuilder
 from tests.reference.loop_gradients import loop_gradients
 from tests.tiny import tiny_llama
-from tests.unit.test_example_gradients import ATTENTION, mixed_batch, with_lora
+from tests.unit.test_example_gradients import ATTENTION, example, family, mixed_batch, with_lora
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")]
 
@@ -83,6 +88,69 @@ def test_the_same_batch_gives_the_same_bytes(dtype):
     blocks = [features("cuda", dtype=dtype).compute(mixed_batch()) for _ in range(2)]
     assert np.array_equal(blocks[0].feature_BD, blocks[1].feature_BD)
     assert np.array_equal(blocks[0].norm_B, blocks[1].norm_B)
+
+
+def shard_rows(rows=48):
+    """Lengths from 2 to 64, so that a shard has batches of many shapes."""
+    return [example(row, 2 + 13 * row % 63, [(1, 2 + 13 * row % 63)]) for row in range(rows)]
+
+
+def moments_of(model):
+    generator = torch.Generator().manual_seed(5)
+    first = {w.name: 1e-2 * torch.randn(w.module.weight.shape, generator=generator) for w in lora_weights(model)}
+    second = {name: 0.1 * value**2 for name, value in first.items()}
+    return AdamMoments(first, second, beta1=0.9, beta2=0.99, epsilon=1e-8, step=10)
+
+
+def shard(device, folder, *, serial=False, step="auto", model=None, dtype=torch.float32, **features):
+    """Return the sha256 of a shard of Adam rows, by a featurizer and a model made anew."""
+    model = with_lora((model or tiny_llama)(dtype=dtype), ATTENTION).to(device)
+    settings = FeaturesConfig.model_validate({"projector": {"name": "sparse_jl", "dimension": 256}, **features})
+    featurizer = GradientFeaturizer(model, settings, moments_of(model), "adam", device, step)
+    examples = shard_rows()
+    batches = [[examples[i] for i in batch] for batch in plan_batches([e.tokens for e in examples], 256)]
+    with PartBuilder(256, "int8") as part:
+        for block in map(featurizer.compute, batches) if serial else featurizer.compute_all(batches):
+            assert not block.failures
+            part.add(block)
+        return ShardStore(folder).commit("a", part.table(), {}).sha256
+
+
+def of_experts(dtype):
+    return family("mixtral", num_local_experts=4, num_experts_per_tok=2).to(dtype)
+
+
+@pytest.mark.parametrize("step", ["torch", "fused"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_shard_has_the_same_bytes_every_time(step, dtype, tmp_path):
+    found = {shard("cuda", tmp_path / str(i), step=step, dtype=dtype, serial=i == 2) for i in range(5)}
+    assert len(found) == 1
+
+
+def test_a_checkpointed_shard_has_the_same_bytes_every_time(tmp_path):
+    options = {"gradient_checkpointing": True, "dtype": torch.bfloat16}
+    assert len({shard("cuda", tmp_path / str(i), **options) for i in range(3)}) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_shard_of_a_model_with_experts_has_the_same_bytes_every_time(dtype, tmp_path):
+    assert len({shard("cuda", tmp_path / str(i), model=of_experts, dtype=dtype) for i in range(3)}) == 1
+
+
+def test_the_fused_step_is_taken_and_repeats_its_bits():
+    model = with_lora(tiny_llama(), ATTENTION).to("cuda")
+    settings = FeaturesConfig.model_validate({"projector": {"name": "sparse_jl", "dimension": 256}})
+    featurizer = GradientFeaturizer(model, settings, moments_of(model), "adam", "cuda")
+    assert featurizer.step == "fused"
+    weight = max(lora_weights(model), key=lambda w: w.size)
+    block_Bp = torch.randn(300, weight.size, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    found = []
+    for _ in range(20):
+        out_BD = torch.zeros(300, 256, device="cuda")
+        square_Bt = torch.zeros(300, featurizer.inner_step.parts, dtype=torch.float64, device="cuda")
+        featurizer.inner_step.add(out_BD, square_Bt, weight, block_Bp)
+        found.append((out_BD, square_Bt))
+    assert all(torch.equal(out, found[0][0]) and torch.equal(square, found[0][1]) for out, square in found[1:])
 
 
 def test_the_token_budget_is_found_by_trial_and_repeats():
