@@ -523,7 +523,12 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=8192)
     parser.add_argument("--projector", default="sparse_jl")
     parser.add_argument("--options", default="", help="of the projector: nonzeros=1,cache_bytes=0")
-    parser.add_argument("--step", default="auto", choices=("auto", "torch", "fused"), help="of ours: PyTorch's own operations, or one kernel")
+    parser.add_argument(
+        "--step",
+        default="auto",
+        choices=("auto", "torch", "fused"),
+        help="of ours: PyTorch's own operations, or one kernel",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=512, help="of a shard")
     parser.add_argument("--batches", type=int, default=5, help="of the shard, spread over all lengths: those are run")

@@ -5,10 +5,13 @@ Importing this imports triton. With TRITON_INTERPRET=1 in the environment before
 Suffixes: R rows of a program, C columns of a program; p coordinates of one weight, D feature.
 """
 
+# pyright: reportMissingImports=false
+# PyTorch's builds for CUDA bring triton along, those for CPUs do not.
+
 import triton
 import triton.language as tl
 
-ROWS, COLUMNS, WARPS = 8, 128, 4  # of a program; the sums of squares are added up in an order that follows from them
+ROWS, COLUMNS, WARPS = 8, 64, 2  # of a program; the sums of squares are added up in an order that follows from them
 SGD, SIGN, ADAM = 0, 1, 2
 
 
@@ -78,11 +81,11 @@ def inner_step(
         here_C = in_D & (place_C >= 0) & (place_C < p)
 
         grad_RC = tl.load(grad + row_R[:, None] * p + place_C[None, :], mask=in_B[:, None] & here_C[None, :], other=0.0)
-        wide_RC = grad_RC.to(tl.float64)
-        if NONZEROS == 1:
-            square_RC += wide_RC * wide_RC
-        else:
-            square_RC += tl.where((k_1 == 0)[None, :], wide_RC * wide_RC, 0.0)
+        counted_RC = grad_RC
+        if NONZEROS > 1:
+            counted_RC = tl.where((k_1 == 0)[None, :], grad_RC, 0.0)  # each coordinate once
+        wide_RC = counted_RC.to(tl.float64)
+        square_RC = tl.fma(wide_RC, wide_RC, square_RC)  # the product of two float32 is exact anyway
 
         if DIRECTION == 0:  # SGD
             step_RC = grad_RC
@@ -91,10 +94,7 @@ def inner_step(
         else:
             second_C = tl.load(second + place_C, mask=here_C, other=1.0)
             denominator_RC = grad_RC * grad_RC + second_C[None, :]
-            if OUTSIDE:
-                inverse_RC = 1.0 / (tl.sqrt_rn(denominator_RC) + outside)
-            else:
-                inverse_RC = tl.rsqrt(denominator_RC)
+            inverse_RC = 1.0 / (tl.sqrt_rn(denominator_RC) + outside) if OUTSIDE else tl.rsqrt(denominator_RC)
             numerator_RC = grad_RC * gain
             if MOMENTUM:
                 numerator_RC += tl.load(first + place_C, mask=here_C, other=0.0)[None, :]

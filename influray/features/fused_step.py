@@ -32,12 +32,12 @@ class FusedStep:
     same bits in every batch and every time. Neither a table of signs nor a direction [B, p] is kept.
     """
 
-    def __init__(self, direction: Direction, projector: SparseJLProjector, device: torch.device) -> None:
-        self._kernel: Any = importlib.import_module("influray.features.fused_kernel")
+    def __init__(self, direction: Direction, projector: Projector, device: torch.device) -> None:
+        assert isinstance(projector, SparseJLProjector), "see fused_problem"
+        kernel: Any = importlib.import_module("influray.features.fused_kernel")
+        self._kernel = kernel
         self._adam = direction if isinstance(direction, AdamDirections) else None
-        self._kind = {plain_direction: self._kernel.SGD, sign_direction: self._kernel.SIGN}.get(
-            direction, self._kernel.ADAM
-        )
+        self._kind = kernel.ADAM if self._adam else kernel.SGD if direction is plain_direction else kernel.SIGN
         self._nonzeros, self._dimension = projector.nonzeros, projector.dimension
         self._key_1 = hash_key(projector.seed, torch.device("cpu")).reshape(1).to(device)
         self._shift_ns = torch.tensor(projector.offset_ns, dtype=torch.int32, device=device)
@@ -92,7 +92,7 @@ def fused_problem(weights: Sequence[TrackedWeight], direction: Direction, projec
     dtypes = {weight.module.weight.dtype for weight in weights}
     if type(projector) is not SparseJLProjector:
         return f"the projection is not sparse_jl over all modules but {type(projector).__name__}"
-    if not isinstance(direction, AdamDirections) and direction not in (plain_direction, sign_direction):
+    if not (isinstance(direction, AdamDirections) or direction is plain_direction or direction is sign_direction):
         return "the direction is not one of its own"
     if torch.float64 in dtypes:
         return "gradients are float64"

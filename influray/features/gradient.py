@@ -24,7 +24,6 @@ from influray.features.fused_step import FusedStep, fused_problem
 from influray.features.inner_step import InnerStep, TorchStep
 from influray.features.module_blocks import ModuleBlocks
 from influray.features.preconditioners import Direction, epsilon_share, make_direction
-from influray.features.projectors.sparse_jl import SparseJLProjector
 from influray.model.batch import Batch, make_batch
 from influray.model.example_gradients import ExampleGradients, TrackedWeight, lora_weights
 from influray.model.linear_weights import linear_weights
@@ -166,9 +165,7 @@ class GradientFeaturizer:
         loss_B, feature_BD, square_B = self._run(sent.batch.arrive())
         norm_B = torch.linalg.vector_norm(feature_BD, dim=1)
         unit_BD = feature_BD.div_(norm_B[:, None]).half()
-        return _Begun(
-            sent.examples, sent.failures, self.dimension, Results(unit_BD, norm_B, square_B.sqrt(), loss_B)
-        )
+        return _Begun(sent.examples, sent.failures, self.dimension, Results(unit_BD, norm_B, square_B.sqrt(), loss_B))
 
     def _run(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean losses [B], projected directions [B, D] and squared gradient norms [B], float64."""
@@ -197,7 +194,6 @@ def _make_step(
     if asked == "fused" and problem:
         raise ConfigError(f"step: 'fused' cannot be had: {problem}; take auto, or torch")
     if asked == "fused" or (asked == "auto" and device.type == "cuda" and not problem):
-        assert isinstance(projector, SparseJLProjector)
         return "fused", FusedStep(direction, projector, weights[0].module.weight.device)
     if asked == "auto" and device.type == "cuda":
         log.info("norms, directions and projections take PyTorch's own operations: %s", problem)

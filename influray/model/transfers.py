@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class SentBatch:
     """A batch on its way to a device."""
 
     batch: Batch
-    sent: torch.cuda.Event | None  # on a CPU there is nothing to wait for
+    sent: Any  # a CUDA event; None on a CPU, where there is nothing to wait for
 
     def arrive(self) -> Batch:
         """Return the batch; what the current stream does next comes after its arrival, and nobody waits."""

@@ -89,7 +89,7 @@ def drawn(problem, generator):
     return grad_Bp, first_p, 0.1 * first_p**2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(problem=problems(), kind=st.sampled_from(KINDS), number=st.integers(0, 2**31))
 def test_it_is_the_step_in_torch_and_the_plain_loop(problem, kind, number):
     grad_Bp, first_p, second_p = drawn(problem, torch.Generator().manual_seed(number))
@@ -98,23 +98,23 @@ def test_it_is_the_step_in_torch_and_the_plain_loop(problem, kind, number):
     found_BD, square_B = run(fused, grad_Bp, offset, D)
     torch_BD, torch_B = run(plain, grad_Bp, offset, D)
 
-    def direction(g, place):
+    def direction(g, place, of=float):
         if kind[0] in ("sgd", "sign"):
-            return g if kind[0] == "sgd" else float(np.sign(g))
-        numbers = float(first_p[place]), float(second_p[place])
-        return adam_number(g, *numbers, BETA1, BETA2, EPSILON, *kind)
+            return of(g) if kind[0] == "sgd" else float(np.sign(of(g)))
+        return adam_number(of(g), of(first_p[place].item()), second_p[place].item(), BETA1, BETA2, EPSILON, *kind)
 
     loop_rows, loop_squares = loop_step(grad_Bp.tolist(), direction, offset, D, seed, s)
-    # Sums cancel, so errors are measured against the length of the row.
-    length = torch.tensor(loop_rows, dtype=torch.float64).norm(dim=1, keepdim=True) + 1e-30
-    allowed = 1e-6 * max(1, problem["p"] / D)
-    assert ((found_BD - torch_BD).double().abs() <= allowed * length).all()
-    assert ((found_BD.double() - torch.tensor(loop_rows, dtype=torch.float64)).abs() <= allowed * length).all()
+    loop_BD = torch.tensor(loop_rows, dtype=torch.float64)
+    # Sums cancel, so errors are measured against the length of what is added up.
+    sizes = [[direction(g, place, of=abs) for place, g in enumerate(row)] for row in grad_Bp.tolist()]
+    allowed = 1e-6 * max(1, s * problem["p"] / D) * torch.tensor(sizes, dtype=torch.float64).norm(dim=1, keepdim=True)
+    assert ((found_BD - torch_BD).double().abs() <= allowed).all()
+    assert ((found_BD - loop_BD).abs() <= allowed).all()
     torch.testing.assert_close(square_B, torch_B, rtol=1e-12, atol=0)
     torch.testing.assert_close(square_B, torch.tensor(loop_squares, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(problem=problems(), name=st.sampled_from(["sgd", "sign"]), number=st.integers(0, 2**31))
 def test_signs_and_columns_have_the_bits_of_the_projector(problem, name, number):
     """Whole numbers add up exactly in any order, so a single sign or column that is another one shows."""
@@ -129,7 +129,7 @@ def test_signs_and_columns_have_the_bits_of_the_projector(problem, name, number)
 
 
 def test_coordinates_beyond_32_bits_keep_their_signs_and_columns():
-    D, offset = 2**16 + 3, 2**33 + 77
+    D, offset = 2**13 + 3, 2**33 + 77
     grad_Bp = torch.randint(-1000, 1000, (2, 300), generator=torch.Generator().manual_seed(0)).float()
     fused, plain = both(plain_direction, D, offset + 300, 5, 1)
     found, expected = (run(step, grad_Bp, offset, D)[0] for step in (fused, plain))
@@ -141,15 +141,16 @@ def test_coordinates_beyond_32_bits_keep_their_signs_and_columns():
 @pytest.mark.parametrize("kind", [("less", True), ("adamw", False)])
 def test_a_row_has_the_same_bits_in_every_batch_and_spoils_no_other(kind, nonzeros):
     generator = torch.Generator().manual_seed(0)
-    grad_Bp, first_p, second_p = drawn({"rows": 11, "p": 333}, generator)
-    fused, _ = both(direction_of(kind, first_p, second_p), 100, 400, 0, nonzeros)
+    grad_Bp, first_p, second_p = drawn({"rows": 9, "p": 150}, generator)  # a program has eight rows
+    fused, _ = both(direction_of(kind, first_p, second_p), 100, 200, 0, nonzeros)
     whole = run(fused, grad_Bp, 50, 100)
-    alone = [run(fused, grad_Bp[b : b + 1], 50, 100) for b in range(11)]
-    assert torch.equal(torch.cat([row for row, _ in alone]), whole[0])
-    assert torch.equal(torch.cat([square for _, square in alone]), whole[1])
+    for some in ([0], [4, 3], [8]):
+        part = run(fused, grad_Bp[some], 50, 100)
+        assert torch.equal(part[0], whole[0][some])
+        assert torch.equal(part[1], whole[1][some])
     grad_Bp[4, 10], grad_Bp[4, 11] = float("nan"), float("inf")
     poisoned = run(fused, grad_Bp, 50, 100)
-    others = [b for b in range(11) if b != 4]
+    others = [b for b in range(9) if b != 4]
     assert torch.equal(poisoned[0][others], whole[0][others])
     assert torch.equal(poisoned[1][others], whole[1][others])
     assert not torch.isfinite(poisoned[0][4]).all()
@@ -216,7 +217,7 @@ for capability in (80, 90):
         text = made.asm["ptx"]
         assert made.asm["cubin"], "no machine code"
         assert not re.search(r"\\b(atom|red)\\.", text), "an atomic operation"
-        assert not re.search(r"\\bfma\\.", text), "a fused product and sum"
+        assert not re.search(r"\\bfma\\.rn(\\.ftz)?\\.f32", text), "a fused product and sum"
         print("compiled", capability, direction, outside, nonzeros)
 """
 

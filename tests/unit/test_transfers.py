@@ -112,7 +112,9 @@ def test_a_shard_has_the_bytes_of_a_plain_loop(featurizer, tmp_path_factory, see
         for ours, plain in zip(found, loop, strict=True):
             assert getattr(ours, name).tobytes() == getattr(plain, name).tobytes()
     store = ShardStore(tmp_path_factory.mktemp("shard"))
-    first, second = (store.commit(key, made, {}) for key, made in (("a", table), ("b", feature_table(loop, 64, encoding))))
+    first, second = (
+        store.commit(key, made, {}) for key, made in (("a", table), ("b", feature_table(loop, 64, encoding)))
+    )
     assert first.sha256 == second.sha256
 
 
