@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from influray.features.inner_step import InnerStep, TorchStep
 from influray.features.preconditioners import AdamDirections, Direction, plain_direction, sign_direction
 from influray.features.projectors.hashing import hash_key
 from influray.features.projectors.sparse_jl import SparseJLProjector
@@ -23,6 +25,8 @@ from influray.protocols import Projector
 
 if TYPE_CHECKING:
     from influray.model.example_gradients import TrackedWeight
+
+PROBE_ERROR = 1e-5  # of the largest number of the result; rounding gives 1e-7
 
 
 class FusedStep:
@@ -38,7 +42,7 @@ class FusedStep:
         self._kernel = kernel
         self._adam = direction if isinstance(direction, AdamDirections) else None
         self._kind = kernel.ADAM if self._adam else kernel.SGD if direction is plain_direction else kernel.SIGN
-        self._nonzeros, self._dimension = projector.nonzeros, projector.dimension
+        self._nonzeros, self.dimension = projector.nonzeros, projector.dimension
         self._key_1 = hash_key(projector.seed, torch.device("cpu")).reshape(1).to(device)
         self._shift_ns = torch.tensor(projector.offset_ns, dtype=torch.int32, device=device)
         self.parts = -(-projector.dimension // self._kernel.COLUMNS)
@@ -56,7 +60,7 @@ class FusedStep:
         assert square_Bt.is_contiguous()
         adam = None if self._adam is None else self._adam.of(weight)
         first_p = adam.first_p if adam else None
-        kernel, D = self._kernel, self._dimension
+        kernel, D = self._kernel, self.dimension
         with torch.cuda.device_of(block_Bp):
             kernel.inner_step[(-(-B // kernel.ROWS), self.parts)](
                 block_Bp,
@@ -86,6 +90,26 @@ class FusedStep:
             )
 
 
+def fused_step(weights: Sequence[TrackedWeight], direction: Direction, projector: Projector) -> FusedStep | str:
+    """Return the step for these weights, or why there is none.
+
+    Before it is used it is tried on one weight: compiling it needs a C compiler besides triton, and what it gives must
+    be what TorchStep gives.
+    """
+    problem = fused_problem(weights, direction, projector)
+    if problem:
+        return problem
+    weight = min(weights, key=lambda one: one.size)
+    step = FusedStep(direction, projector, weight.module.weight.device)
+    try:
+        error = _error(step, TorchStep(direction, projector), weight)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, OSError, subprocess.SubprocessError) as caught:
+        return f"triton cannot run its kernel here ({type(caught).__name__}: {caught})"
+    return step if error <= PROBE_ERROR else f"triton's kernel is off by {error:.3g} here"
+
+
 def fused_problem(weights: Sequence[TrackedWeight], direction: Direction, projector: Projector) -> str:
     """Return why FusedStep cannot take these, or "" where it can."""
     devices = {weight.module.weight.device for weight in weights}
@@ -105,3 +129,19 @@ def fused_problem(weights: Sequence[TrackedWeight], direction: Direction, projec
     except ImportError:
         return "triton cannot be imported; PyTorch's builds for CUDA bring it along"
     return ""
+
+
+def _error(step: FusedStep, reference: TorchStep, weight: TrackedWeight) -> float:
+    """Return how far the step is from the reference for made-up gradients, relative to the largest number."""
+    device, D, B = weight.module.weight.device, step.dimension, 2
+    grad_Bp = torch.linspace(-1e-3, 1e-3, B * weight.size, device=device).view(B, weight.size)
+
+    def result(one: InnerStep) -> tuple[Tensor, Tensor]:
+        out_BD = torch.zeros(B, D, device=device)
+        square_Bt = torch.zeros(B, one.parts, dtype=torch.float64, device=device)
+        one.add(out_BD, square_Bt, weight, grad_Bp)
+        return out_BD, square_Bt.sum(1)
+
+    pairs = zip(result(step), result(reference), strict=True)
+    errors = torch.stack([(found - expected).abs().max() / expected.abs().max() for found, expected in pairs])
+    return float(errors.nan_to_num(nan=torch.inf).max())

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influray.features.fused_step import FusedStep, fused_problem
+from influray.features.fused_step import FusedStep, fused_step
 from influray.features.inner_step import InnerStep, TorchStep
 from influray.features.module_blocks import ModuleBlocks
 from influray.features.preconditioners import Direction, epsilon_share, make_direction
@@ -190,13 +190,13 @@ def _make_step(
     projector: Projector,
     device: torch.device,
 ) -> tuple[StepName, InnerStep]:
-    problem = "" if asked == "torch" else fused_problem(weights, direction, projector)
-    if asked == "fused" and problem:
-        raise ConfigError(f"step: 'fused' cannot be had: {problem}; take auto, or torch")
-    if asked == "fused" or (asked == "auto" and device.type == "cuda" and not problem):
-        return "fused", FusedStep(direction, projector, weights[0].module.weight.device)
-    if asked == "auto" and device.type == "cuda":
-        log.info("norms, directions and projections take PyTorch's own operations: %s", problem)
+    if asked == "fused" or (asked == "auto" and device.type == "cuda"):
+        made = fused_step(weights, direction, projector)
+        if isinstance(made, FusedStep):
+            return "fused", made
+        if asked == "fused":
+            raise ConfigError(f"step: 'fused' cannot be had: {made}; take auto, or torch")
+        log.warning("norms, directions and projections take PyTorch's own operations, one after the other: %s", made)
     return "torch", TorchStep(direction, projector)
 
 

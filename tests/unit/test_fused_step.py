@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influray.config import FeaturesConfig
-from influray.features.fused_step import FusedStep, fused_problem
+from influray.features.fused_step import FusedStep, fused_problem, fused_step
 from influray.features.gradient import GradientFeaturizer
 from influray.features.inner_step import TorchStep
 from influray.features.preconditioners import (
@@ -33,7 +33,7 @@ from tests.reference.inner_step import loop_step
 from tests.tiny import tiny_llama
 from tests.unit.test_example_gradients import ATTENTION, mixed_batch, with_lora
 
-pytest.importorskip("triton", reason="triton is not installed: no kernel to run, compiled or interpreted")
+pytest.importorskip("triton", reason="triton is not installed; make kernels puts it aside and runs this")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8
 
@@ -183,6 +183,29 @@ def test_features_are_those_of_the_step_in_torch(direction, options):
     fused, plain = made("fused"), made("torch")
     for found, expected in zip(fused, plain, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [
+        ("sgd", None, ""),
+        ("sign", None, "triton's kernel is off by"),
+        ("sgd", RuntimeError("Failed to find C compiler."), "cannot run its kernel here (RuntimeError: Failed to find"),
+    ],
+    ids=["as it is", "wrong numbers", "no compiler"],
+)
+def test_it_is_tried_before_it_is_used(kind, error, said, monkeypatch):
+    add = FusedStep.add
+
+    def changed(step, *arguments):
+        if error is not None:
+            raise error
+        step._kind = {"sgd": 0, "sign": 1}[kind]
+        add(step, *arguments)
+
+    monkeypatch.setattr(FusedStep, "add", changed)
+    made = fused_step([weight_of(10)], plain_direction, SparseJLProjector(8, 10, 0, DEVICE))
+    assert said in made if said else isinstance(made, FusedStep)
 
 
 def test_what_it_cannot_take_is_said():
