@@ -131,6 +131,7 @@ def test_a_shard_holds_what_the_featurizer_computes_at_its_checkpoint(world, fea
                 assert map_table(Path(task.folder) / receipt.file).equals(expected), f"{task} differs"
                 assert receipt.details["tokens"] == sum(example.tokens for example in examples)
                 assert (receipt.details["epsilon_share"] is None) == (direction == "sgd")
+                assert receipt.details["step"] == "torch"  # the fused one is for GPUs
 
 
 def test_the_number_of_workers_does_not_show_in_the_bytes(world, featurized, tmp_path):
