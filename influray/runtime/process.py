@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import logging
 import os
 import socket
@@ -39,6 +41,18 @@ def prepare_process(logs: str | Path, threads: int) -> str:
     logging.getLogger().addHandler(handler)
     logging.getLogger("influray").setLevel(logging.INFO)
     return process_name()
+
+
+def import_large(*modules: str) -> None:
+    """Import modules that bring thousands of others. Collections of garbage would be a sixth of the time (4.1 s)."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    finally:
+        if collected:
+            gc.enable()
 
 
 def process_name() -> str:

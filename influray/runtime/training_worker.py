@@ -168,6 +168,10 @@ def _whole(folder: str, manifest: Mapping[str, Any]) -> bool:
 
 def carry_out(job: Job, device: Any, device_map: str | None, threads: int) -> dict[str, Any]:
     """Carry out a job on `device` and return its manifest. With several ranks, each calls this and rank 0 commits."""
+    from influray.runtime.process import import_large  # with Ray: a driver that has nothing to do never comes here
+
+    trains = isinstance(job, TrainingJob) and not job.imports
+    import_large("peft", *(["transformers.trainer"] if trains else []))
     import torch
 
     torch.set_num_threads(threads)

@@ -21,7 +21,7 @@ from influray.registry import featurizer_reads, resolve
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.metrics import PoolMetrics
 from influray.runtime.poison import ROW_REASON
-from influray.runtime.process import logged, prepare_process, process_name
+from influray.runtime.process import import_large, logged, prepare_process, process_name
 from influray.runtime.shards import ShardPool
 from influray.runtime.tasks import Attempt, PoolEvent, PoolReport, ShardOutOfMemory, ShardTask, WorkerInfo
 from influray.store.artifact import Receipt, ShardStore
@@ -123,6 +123,7 @@ class FeatureWorker:
         self._reads = featurizer_reads(self._config.features.featurizer)
         if self._reads == "records":
             return WorkerInfo(name)
+        import_large("peft" if self._reads == "checkpoints" else "transformers.models.auto.modeling_auto")
         from influray.model.loading import load_base  # with torch: a worker without a model is up in half the time
 
         device = prepare_torch(self._threads)
