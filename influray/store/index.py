@@ -22,7 +22,7 @@ from influray.store.arrays import arrays_of, arrays_table
 from influray.store.artifact import fingerprint, hash_file, map_table, require_manifest, write_table
 from influray.store.exact_query import Answers, BestRows, Vectors, check_queries, exact_query
 from influray.store.index_kinds import Setting, apply_setting, faiss_module
-from influray.store.mirror import present, publish
+from influray.store.mirror import present, publish, sizes
 from influray.store.query_moments import QueryMoments, moments_from
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
@@ -187,11 +187,19 @@ def index_manifest(directory: RunDirectory, vectors: PoolVectors) -> dict[str, A
         raise ArtifactMismatch(
             f"{directory.index}: was built of other features or weights than the run has; run `influray index` again"
         )
-    for shard, size in zip(manifest["shards"], manifest["bytes"], strict=True):
-        path = directory.index / shard["file"]
-        if not path.is_file() or path.stat().st_size != size:
-            raise ArtifactMismatch(f"{path}: not there or not whole; delete {directory.index} and run `influray index`")
+    torn = torn_files(directory.index, manifest)
+    if torn:
+        raise ArtifactMismatch(
+            f"{directory.index / torn[0]}: not there or not whole; delete {directory.index} and run `influray index`"
+        )
     return manifest
+
+
+def torn_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the files of an index that are missing or of another size; on object storage none is fetched for it."""
+    found = sizes(folder)
+    wanted = zip(manifest["shards"], manifest["bytes"], strict=True)
+    return [shard["file"] for shard, size in wanted if found.get(shard["file"]) != size]
 
 
 def index_fingerprint(vectors: PoolVectors, asked: str, recipe: Mapping[str, object]) -> str:

@@ -28,6 +28,7 @@ from influray.store.index import (
     best_device,
     build_shard,
     index_fingerprint,
+    torn_files,
     write_file,
     write_moments,
 )
@@ -42,6 +43,7 @@ from influray.store.index_kinds import (
     settings,
     train,
 )
+from influray.store.mirror import children, remove
 from influray.store.query_moments import SAMPLE, WIDEST, MomentSums, QueryMoments
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors, target_vectors
@@ -86,7 +88,7 @@ def build_index(
     choice = choose_kind(asked, len(vectors), vectors.dimension, memory)
     made = index_fingerprint(vectors, asked if asked != "auto" else f"auto {choice.kind}", recipe())
     before = read_manifest(directory.index)
-    if before is not None and before["fingerprint"] == made and _files_there(directory.index, before):
+    if before is not None and before["fingerprint"] == made and not torn_files(directory.index, before):
         return before, True
     logger.info("index: %s (%s)", choice.kind, choice.reason)
     sample = training_positions(len(vectors), vectors.dimension)
@@ -104,7 +106,7 @@ def build_index(
         index = train(kind, sample_SF, len(vectors))
         write_file(trained, index)
         sizes = build(trained, shards)
-        trained.unlink()
+        remove(trained)
         if kind == "flat":
             return _Built(kind, shards, sizes)
         k = min(RECALL_AT, len(vectors))
@@ -249,15 +251,8 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _files_there(folder: Path, manifest: dict[str, Any]) -> bool:
-    paths = [folder / shard["file"] for shard in manifest["shards"]]
-    return all(
-        path.is_file() and path.stat().st_size == size for path, size in zip(paths, manifest["bytes"], strict=True)
-    )
-
-
 def _sweep(folder: Path, keep: set[str]) -> None:
     """Delete the files of earlier indexes."""
-    for path in (*folder.glob("*.faiss"), *folder.glob(f"*{FLAT}")):
+    for path in (*children(folder, "*.faiss"), *children(folder, f"*{FLAT}")):
         if path.name not in keep:
-            path.unlink()
+            remove(path)
