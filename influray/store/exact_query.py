@@ -83,7 +83,7 @@ def exact_query(vectors: Vectors, query_QF: np.ndarray, k: int) -> Answers:
     space_GQ = torch.empty(group, queries)
     moments = []
     workers = torch.get_num_threads()
-    with ThreadPoolExecutor(workers) as threads, _one_torch_thread():
+    with ThreadPoolExecutor(workers) as threads, one_torch_thread():
         for first in range(0, rows, taken):
             count = min(taken, rows - first)
             for low in range(0, count, step):
@@ -102,7 +102,8 @@ def exact_query(vectors: Vectors, query_QF: np.ndarray, k: int) -> Answers:
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
+    """Leave torch one thread while the block runs."""
     # What is left to torch is small: its threads would wait for each other, and for those of numpy's product, longer
     # than they work (two threads on a busy machine: seven times as long in all).
     import torch
