@@ -25,13 +25,13 @@ from influray.store.index import (
     IndexShards,
     Shard,
     answers_of,
-    best_device,
     build_shard,
     index_fingerprint,
     torn_files,
     write_file,
     write_moments,
 )
+from influray.store.index_gpu import device_for
 from influray.store.index_kinds import (
     ALL,
     SEED,
@@ -95,7 +95,6 @@ def build_index(
     sample_SF = vectors.take(sample)
     moments = pool_moments(vectors, sample_SF[:SAMPLE])
     build = builder or (lambda path, todo: [build_shard(vectors, directory.index, path, shard) for shard in todo])
-    find = finder or (lambda todo: IndexShards(vectors, directory.index, todo, best_device()).candidates)
     query_QF = held_out_queries(directory, vectors, sample)
     trained = directory.index / f"trained-{made[:16]}.faiss"
 
@@ -111,7 +110,8 @@ def build_index(
             return _Built(kind, shards, sizes)
         k = min(RECALL_AT, len(vectors))
         tried = settings(kind, len(vectors), list_count(index), k, far=kind == asked)
-        return _Built(kind, shards, sizes, *tune(vectors, moments, find(shards), query_QF, tried))
+        found = finder(shards) if finder else _found_here(vectors, directory, shards, device_for(kind, sum(sizes)))
+        return _Built(kind, shards, sizes, *tune(vectors, moments, found, query_QF, tried))
 
     built, reason = _first_that_finds_enough(choice, build_kind)
     facts = {
@@ -157,6 +157,10 @@ def _first_that_finds_enough(choice: Choice, build: Callable[[str], _Built]) -> 
         found, k = built.recall["value"], built.recall["k"]
         logger.warning("index: finds %.3f of the %d best rows, less than %.2f; take another --kind", found, k, WANTED)
     return built, reason
+
+
+def _found_here(vectors: PoolVectors, directory: RunDirectory, shards: Sequence[Shard], device: str) -> Candidates:
+    return IndexShards(vectors, directory.index, shards, device).candidates
 
 
 def recipe() -> dict[str, object]:
