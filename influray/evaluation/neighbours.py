@@ -82,7 +82,7 @@ def compared(
     pairs, agreements = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
     for start, block_BF in vectors.blocks(rows):
         _make_units(block_BF)
-        best, worst = BestRows(len(block_BF), k), BestRows(len(block_BF), k)
+        best, worst = BestRows(len(block_BF), k), BestRows(len(block_BF), k, lowest=True)
         for place, other_bF in others(rows):
             norm_b = np.sqrt(np.einsum("bf,bf->b", other_bF, other_bF))
             cosine_bB = other_bF @ block_BF.T
@@ -90,13 +90,13 @@ def compared(
             step = max(1, SCORES // len(block_BF))
             for low in range(0, len(cosine_bB), step):
                 best.add(place + low, cosine_bB[low : low + step])
-                worst.add(place + low, -cosine_bB[low : low + step])
+                worst.add(place + low, cosine_bB[low : low + step])
         row_B = np.arange(start, start + len(block_BF))
         (near_Bk, cosine_Bk), (far_Bk, contrary_Bk) = best.sorted(), worst.sorted()
         pairs.append(near_pairs(row_B, other_M[near_Bk], cosine_Bk, near))
         own_Bk = (other_M[near_Bk] == row_B[:, None]) | (cosine_Bk >= near)
-        far_own_Bk = (other_M[far_Bk] == row_B[:, None]) | (-contrary_Bk >= near)
-        ends = np.where(own_Bk, np.nan, cosine_Bk), np.where(far_own_Bk, np.nan, -contrary_Bk)
+        far_own_Bk = (other_M[far_Bk] == row_B[:, None]) | (contrary_Bk >= near)
+        ends = np.where(own_Bk, np.nan, cosine_Bk), np.where(far_own_Bk, np.nan, contrary_Bk)
         agreements.append(agreement(ends[0], ends[1], COUNTED))
     return np.concatenate(pairs), np.concatenate(agreements)
 
