@@ -94,7 +94,7 @@ def serve(
     place = serving.Place(host, port, tuple(allow_host or ()), token)
 
     def ready(address: str) -> None:
-        out.print(f"serving {escape(str(opened.directory.path))} at {escape(address)} (Ctrl-C ends it)")
+        out.print(f"serving {escape(opened.directory.address)} at {escape(address)} (Ctrl-C ends it)")
 
     serving.serve(opened.directory, opened.config, place, workers, on_ready=ready)
 

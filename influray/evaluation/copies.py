@@ -1,6 +1,6 @@
 """Rows that are copies: of each other, or of targets and tests.
 
-Shape suffixes: B rows of a block, F numbers of a vector, k neighbours.
+Shape suffixes: N and n rows, B rows of a block, E pairs, k neighbours.
 """
 
 from __future__ import annotations
@@ -63,30 +63,34 @@ def same_text(texts: Iterable[Text]) -> list[Group]:
     return _ordered([Group(tuple(sorted(rows)), "same text") for rows in found.values() if len(rows) > 1])
 
 
-def near_groups(pairs: Iterable[tuple[int, int]]) -> list[Group]:
-    """Return the rows that are joined by pairs, directly or over others, the largest group first."""
-    parent: dict[int, int] = {}
-
-    def root(row: int) -> int:
-        parent.setdefault(row, row)
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for one, other in pairs:
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
-    members: dict[int, list[int]] = defaultdict(list)
-    for row in sorted(parent):
-        members[root(row)].append(row)
-    return _ordered([Group(tuple(rows), "near") for rows in members.values()])
+def near_groups(pair_E2: np.ndarray) -> list[Group]:
+    """Return the rows that are joined by pairs [E, 2], directly or over others, the largest group first."""
+    row_n, place = np.unique(pair_E2, return_inverse=True)
+    label_n = joined(place.reshape(-1, 2), len(row_n))
+    order_n = np.argsort(label_n, kind="stable")
+    cuts = np.flatnonzero(np.diff(label_n[order_n])) + 1
+    members = np.split(row_n[order_n], cuts) if len(row_n) else []
+    return _ordered([Group(tuple(rows.tolist()), "near") for rows in members])
 
 
-def near_pairs(row_B: np.ndarray, row_Bk: np.ndarray, cosine_Bk: np.ndarray, threshold: float) -> list[tuple[int, int]]:
-    """Return the pairs (row, neighbour) whose cosine reaches the threshold, a row never with itself."""
+def joined(pair_E2: np.ndarray, count: int) -> np.ndarray:
+    """Return for each of 0 to count - 1 the lowest one that pairs join it with, directly or over others, int64."""
+    label_N = np.arange(count)
+    while True:
+        low_E, high_E = np.sort(label_N[pair_E2], axis=1).T
+        apart_E = low_E != high_E
+        if not apart_E.any():
+            return label_N
+        np.minimum.at(label_N, high_E[apart_E], low_E[apart_E])
+        while not np.array_equal(above_N := label_N[label_N], label_N):
+            label_N = above_N
+
+
+def near_pairs(row_B: np.ndarray, row_Bk: np.ndarray, cosine_Bk: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the pairs (row, neighbour) whose cosine reaches the threshold, a row never with itself, int64 [E, 2]."""
     hit = (cosine_Bk >= threshold) & (row_Bk != row_B[:, None]) & (row_Bk >= 0)
-    return [(int(row_B[i]), int(row_Bk[i, j])) for i, j in zip(*np.nonzero(hit), strict=True)]
+    line_E, place_E = np.nonzero(hit)
+    return np.stack([row_B[line_E], row_Bk[line_E, place_E]], axis=1).astype(np.int64)
 
 
 def contaminated(pool: Iterable[Text], held: Mapping[str, Sequence[Text]]) -> list[Contamination]:

@@ -1,6 +1,6 @@
 """The audit of a run: what is read for it, RUN/report/audit.json, and its tables.
 
-Shape suffixes: N pool rows of the matrix, T target columns, B rows of a block, F numbers of a vector, k neighbours.
+Shape suffixes: N pool rows of the matrix, T target columns, B rows of a block, G tasks.
 """
 
 from __future__ import annotations
@@ -17,24 +17,22 @@ from influray.data.records import parse_record
 from influray.evaluation import audit as judged
 from influray.evaluation import copies
 from influray.evaluation.known_answer import task_scores
+from influray.evaluation.neighbours import Nearness, nearness
 from influray.protocols import ArtifactMismatch
 from influray.report import formatting
 from influray.report.sheet import Table
 from influray.store.artifact import read_json, read_manifest, require_manifest, write_json
 from influray.store.attribution import Attribution
 from influray.store.datastore import Datastore
-from influray.store.exact_query import BestRows
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
 
 NEAR = 0.98  # cosine of features from which two rows are near-duplicates
-NEIGHBOURS = 8
 SHOWN = 20  # lines of a table
 KEPT = 1000  # entries of each list of audit.json
 TEXT = 4000  # characters of a text in audit.json
 SNIPPET = 100  # characters of a text in a table
-MOST_PRODUCTS = 2**44  # N^2 F multiplications: some minutes on two cores
-BLOCK = 512
+TEXTS_AT_ONCE = 4096
 
 
 def audit(run_dir: str | Path) -> dict[str, Any]:
@@ -191,32 +189,22 @@ def _neighbours(run: RunDirectory, row_N: np.ndarray, notes: list[str]) -> tuple
     except ArtifactMismatch as error:
         notes.append(f"near-duplicates and mislabelled rows: {error}")
         return [], None
-    N = len(vectors)
-    if N * N * vectors.dimension > MOST_PRODUCTS:
-        notes.append(f"near-duplicates and mislabelled rows: comparing {N} rows with each other would take too long")
-        return [], None
-    k = min(NEIGHBOURS + 1, N)
-    pairs, agreement = [], []
-    for start, block_BF in vectors.blocks(BLOCK):
-        norm_B = np.linalg.norm(block_BF, axis=1)
-        block_BF /= np.where(norm_B > 0, norm_B, 1)[:, None]
-        best, worst = BestRows(len(block_BF), k), BestRows(len(block_BF), k)
-        for other, other_BF in vectors.blocks(8 * BLOCK):
-            norm_b = np.linalg.norm(other_BF, axis=1)
-            cosine_bB = (other_BF @ block_BF.T) / np.where(norm_b > 0, norm_b, 1)[:, None]
-            best.add(other, cosine_bB)
-            worst.add(other, -cosine_bB)
-        row_B = vectors.rows[start : start + len(block_BF)]
-        (near_Bk, cosine_Bk), (far_Bk, contrary_Bk) = best.sorted(), worst.sorted()
-        pairs += copies.near_pairs(row_B, vectors.rows[near_Bk], cosine_Bk, NEAR)
-        sides = []
-        for place_Bk, value_Bk in ((near_Bk, cosine_Bk), (far_Bk, -contrary_Bk)):
-            own = (vectors.rows[place_Bk] == row_B[:, None]) | (value_Bk >= NEAR)  # a copy says nothing of the label
-            sides.append(np.where(own, np.nan, value_Bk))
-        near_side, far_side = sides
-        agreement.append(judged.agreement(near_side, far_side, NEIGHBOURS))
-    agreement_N = np.concatenate(agreement)
-    return copies.near_groups(pairs), agreement_N[np.searchsorted(vectors.rows, row_N)]
+    found = nearness(vectors, NEAR)
+    if found.sampled:
+        notes += _sampled_notes(found, len(vectors))
+    agreement_N = found.agreement_N[np.searchsorted(vectors.rows, row_N)]
+    return copies.near_groups(vectors.rows[found.pair_E2]), agreement_N
+
+
+def _sampled_notes(found: Nearness, rows: int) -> list[str]:
+    """Return what is to be said where not every row was compared with every other."""
+    measured = f"it found {found.found} of {found.known}" if found.known else "there was none to find"
+    return [
+        f"near-duplicates: {rows} rows are too many to compare each with all; they were looked for by signs of random "
+        f"projections, and those found compared exactly. Of the pairs that differ and have a row among {found.sampled} "
+        f"drawn ones, {measured}; rows with equal features are always found",
+        f"mislabelled rows: agreement is that with the nearest of {found.sampled} drawn rows, not of all",
+    ]
 
 
 def _contaminated(run: RunDirectory, pool: Catalogue) -> list[dict[str, Any]]:
@@ -229,8 +217,8 @@ def _contaminated(run: RunDirectory, pool: Catalogue) -> list[dict[str, Any]]:
 
 
 def _texts(catalogue: Catalogue) -> Iterator[copies.Text]:
-    for start in range(0, len(catalogue), 8 * BLOCK):
-        records = catalogue.values("record", start, min(start + 8 * BLOCK, len(catalogue)))
+    for start in range(0, len(catalogue), TEXTS_AT_ONCE):
+        records = catalogue.values("record", start, min(start + TEXTS_AT_ONCE, len(catalogue)))
         for row, raw in enumerate(records, start=start):
             turns = parse_record(raw).turns
             prompt = "\n".join(turn.content for turn in turns if turn.role != "assistant")

@@ -1,6 +1,6 @@
 """Why a row was chosen: which targets it serves, what it was worth at its turn, and which chosen rows are like it.
 
-Shape suffixes: T columns of the attribution matrix, n chosen rows, F numbers of a vector.
+Shape suffixes: T columns of the attribution matrix, n chosen rows, F numbers of a vector, k neighbours.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from influray.runtime.query import UnknownId
 from influray.selectors.output import read_selection
 from influray.store.artifact import read_manifest
 from influray.store.attribution import Attribution
+from influray.store.nearest import NearestRows
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
 
 TARGETS, NEIGHBOURS = 10, 10  # listed
-ROWS_AT_ONCE = 2048  # chosen rows whose vectors are in memory
 
 
 class Explainer:
@@ -39,6 +39,7 @@ class Explainer:
         self.config = config
         self._attribution = Attribution(directory.attribution)
         self._pool, self._target = Catalogue(directory.data("pool")), Catalogue(directory.data("target"))
+        self._nearest: dict[str, tuple[ChosenRows, NearestRows]] = {}  # by selection
         self._lock = threading.Lock()
 
     @property
@@ -135,20 +136,17 @@ class Explainer:
         if self._vectors is None or chosen is None:
             return None
         vectors = self._vectors
-        own_F = vectors.take(vectors.positions_of(np.array([row])))[0]
-        cosine_n = np.empty(len(chosen), np.float32)
-        for start in range(0, len(chosen), ROWS_AT_ONCE):
-            here = slice(start, start + ROWS_AT_ONCE)
-            block_BF = vectors.take(vectors.positions_of(chosen.row_n[here]))
-            cosine_n[here] = block_BF @ own_F / np.maximum(np.linalg.norm(block_BF, axis=1), 1e-30)
-        cosine_n /= max(float(np.linalg.norm(own_F)), 1e-30)
-        cosine_n[chosen.row_n == row] = -np.inf
-        nearest = np.argsort(-cosine_n, kind="stable")[:NEIGHBOURS]
-        keys = ("row", "id", "source", "rank")
+        kept, rows = self._nearest.get(chosen.name, (None, None))
+        if rows is None or kept is not chosen:
+            rows = NearestRows(vectors, vectors.positions_of(chosen.row_n))
+            self._nearest[chosen.name] = (chosen, rows)
+        position = vectors.positions_of(np.array([row]))
+        own_F = vectors.take(position)[0]
+        place_k, cosine_k = rows.nearest(own_F, NEIGHBOURS, without=int(position[0]))
+        found = [chosen.facts(place) for place in place_k.tolist()]
         return [
-            {**{key: chosen.facts(place)[key] for key in keys}, "similarity": number(float(cosine_n[place]))}
-            for place in nearest.tolist()
-            if np.isfinite(cosine_n[place])
+            {**{key: facts[key] for key in ("row", "id", "source", "rank")}, "similarity": number(cosine)}
+            for facts, cosine in zip(found, cosine_k.tolist(), strict=True)
         ]
 
     @cached_property

@@ -90,7 +90,7 @@ def serve(
         try:
             options = {"host": place.host, "port": port, "request_timeout_s": REQUEST_SECONDS}
             ray_serve.start(proxy_location="HeadOnly", http_options=options)
-            application = _application(directory.path, config.model_dump(mode="json"), place, workers, gpus)
+            application = _application(directory.address, config.model_dump(mode="json"), place, workers, gpus)
             ray_serve.run(application, name=APPLICATION, route_prefix="/")
             _require_ready(ray_serve.get_deployment_handle(ENGINE, APPLICATION).refused.remote().result())
             on_ready(f"http://{_in_url(place.host)}:{port}/")
@@ -102,7 +102,7 @@ def serve(
             ray_serve.delete(APPLICATION)
 
 
-def _application(run_dir: Path, config: dict[str, Any], place: Place, workers: int, gpus: float) -> Any:
+def _application(run_dir: str, config: dict[str, Any], place: Place, workers: int, gpus: float) -> Any:
     from ray import serve as ray_serve
 
     threads = config["resources"]["threads_per_worker"]

@@ -54,19 +54,32 @@ def decoded(table: pa.Table, dimension: int, start: int = 0, stop: int | None = 
     Raises:
         ArtifactMismatch: the rows are kept in another way than these.
     """
+    return _numbers(_stored(table)[start:stop], table, slice(start, stop), dimension)
+
+
+def decoded_at(table: pa.Table, dimension: int, line_B: np.ndarray) -> np.ndarray:
+    """Return the rows at these lines of a part as [B, D] float16, a copy; no other is decoded. Raises as `decoded`."""
+    return _numbers(np.take(_stored(table), line_B, axis=0), table, line_B, dimension)
+
+
+def _stored(table: pa.Table) -> np.ndarray:
+    """Return the rows of a part as they are kept, a view of the file."""
     kind = table.schema.field("feature").type
     chunks = table["feature"].chunks or [pa.array([], kind)]
     assert len(chunks) == 1, "a part is one record batch"
-    values = chunks[0].slice(start, None if stop is None else stop - start)
-    stored_BD = values.flatten().to_numpy(zero_copy_only=True).reshape(len(values), kind.list_size)
+    return chunks[0].flatten().to_numpy(zero_copy_only=True).reshape(len(chunks[0]), kind.list_size)
+
+
+def _numbers(stored_BD: np.ndarray, table: pa.Table, lines: slice | np.ndarray, dimension: int) -> np.ndarray:
     if stored_BD.dtype == np.float16:
         return stored_BD
     if stored_BD.dtype == np.int8:
-        scale_B = table["scale"].to_numpy()[start:stop]
+        scale_B = table["scale"].to_numpy()[lines]
         return (stored_BD * scale_B[:, None]).astype(np.float16)
     if stored_BD.dtype == np.uint8:
         sign_BD = np.unpackbits(stored_BD, axis=1, count=dimension)
         return np.array([-1, 1], np.float16)[sign_BD] * np.float16(dimension**-0.5)
     raise ArtifactMismatch(
-        f"features of type {kind.value_type}, expected one of {', '.join(ENCODINGS)}; featurize again"
+        f"features of type {table.schema.field('feature').type.value_type}, expected one of {', '.join(ENCODINGS)}; "
+        "featurize again"
     )

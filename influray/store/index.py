@@ -8,7 +8,6 @@ Shape suffixes: N pool rows, Q queries, k answers, E candidates, F numbers of a 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,12 @@ from influray.protocols import ArtifactMismatch
 from influray.store.arrays import arrays_of, arrays_table
 from influray.store.artifact import fingerprint, hash_file, map_table, require_manifest, write_table
 from influray.store.exact_query import Answers, BestRows, Vectors, check_queries, exact_query
+from influray.store.index_gpu import GPU_MOST, device_for, to_gpu
 from influray.store.index_kinds import Setting, apply_setting, faiss_module
-from influray.store.mirror import present, publish
+from influray.store.mirror import present, publish, sizes
 from influray.store.query_moments import QueryMoments, moments_from
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
-
-logger = logging.getLogger(__name__)
 
 MOMENTS = "moments.arrow"
 FLAT = ".npy"  # how files of a flat index end
@@ -48,12 +46,34 @@ class Shard:
     stop: int
 
 
+class _OpenShard:
+    """The faiss index of a shard, on a GPU where it goes there; what a GPU cannot search the CPU does."""
+
+    def __init__(self, shard: Shard, folder: Path, device: str) -> None:
+        self.shard = shard
+        self._path = folder / shard.file
+        opened = open_file(self._path)
+        self._gpu, self._cpu = (to_gpu(opened), None) if device == "gpu" else (None, opened)
+
+    def prepared(self, count: int, setting: Setting) -> tuple[Any, int]:
+        """Return (an index set as `setting` says, how many candidates it gives for `count` answers)."""
+        rows = self.shard.stop - self.shard.start
+        wide, index = min(count * setting.depth, rows), self._gpu
+        if index is None or max(wide, setting.nprobe) > GPU_MOST:
+            index = self._cpu = self._cpu or open_file(self._path)
+        else:
+            # A GPU rounds otherwise than what ranks its candidates: the last answer may not be its last one.
+            wide = max(wide, min(2 * count, GPU_MOST, rows))
+        apply_setting(index, setting)
+        return index, wide
+
+
 class IndexShards:
-    """Some shards of an index in this process."""
+    """Some shards of an index in this process, on `device` (`index_gpu.device_for`)."""
 
     def __init__(self, vectors: PoolVectors, folder: Path, shards: Sequence[Shard], device: str = "cpu") -> None:
         self._vectors = vectors
-        self._shards = [(shard, _on_device(open_file(folder / shard.file), device)) for shard in shards]
+        self._shards = [_OpenShard(shard, folder, device) for shard in shards]
 
     def candidates(self, query_QF: np.ndarray, count: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
         """Return the `count` best rows that these shards find for each query: positions and exact scores, best first.
@@ -62,12 +82,11 @@ class IndexShards:
         -inf follow.
         """
         best = BestRows(len(query_QF), count)
-        for shard, index in self._shards:
-            apply_setting(index, setting)
-            wide = min(count * setting.depth, shard.stop - shard.start)
+        for opened in self._shards:
+            index, wide = opened.prepared(count, setting)
             step = max(1, CANDIDATES // wide)
             parts = [
-                self._of_shard(shard, index, query_QF[first : first + step], count, wide)
+                self._of_shard(opened.shard, index, query_QF[first : first + step], count, wide)
                 for first in range(0, len(query_QF), step)
             ]
             position_QE, score_QE = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -125,11 +144,12 @@ class PoolIndex:
         self._all: Vectors | None = None
         if self.kind == "exact":
             self._all = self.vectors
-        elif self.kind == "flat" and candidates is None and best_device() == "cpu":
+            return
+        device = "cpu" if candidates else device_for(self.kind, sum(self.manifest["bytes"]))
+        if self.kind == "flat" and candidates is None and device == "cpu":
             self._all = FlatVectors(self.vectors, directory.index, shards)
         else:
-            find = candidates or IndexShards(self.vectors, directory.index, shards, best_device()).candidates
-            self._candidates = find
+            self._candidates = candidates or IndexShards(self.vectors, directory.index, shards, device).candidates
             self._moments = moments_from(arrays_of(map_table(directory.index / MOMENTS)))
 
     def search(self, query_QF: np.ndarray, k: int) -> Answers:
@@ -187,11 +207,19 @@ def index_manifest(directory: RunDirectory, vectors: PoolVectors) -> dict[str, A
         raise ArtifactMismatch(
             f"{directory.index}: was built of other features or weights than the run has; run `influray index` again"
         )
-    for shard, size in zip(manifest["shards"], manifest["bytes"], strict=True):
-        path = directory.index / shard["file"]
-        if not path.is_file() or path.stat().st_size != size:
-            raise ArtifactMismatch(f"{path}: not there or not whole; delete {directory.index} and run `influray index`")
+    torn = torn_files(directory.index, manifest)
+    if torn:
+        raise ArtifactMismatch(
+            f"{directory.index / torn[0]}: not there or not whole; delete {directory.index} and run `influray index`"
+        )
     return manifest
+
+
+def torn_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the files of an index that are missing or of another size; on object storage none is fetched for it."""
+    found = sizes(folder)
+    wanted = zip(manifest["shards"], manifest["bytes"], strict=True)
+    return [shard["file"] for shard, size in wanted if found.get(shard["file"]) != size]
 
 
 def index_fingerprint(vectors: PoolVectors, asked: str, recipe: Mapping[str, object]) -> str:
@@ -279,17 +307,3 @@ def write_moments(folder: Path, moments: QueryMoments) -> str:
     """Write the moments beside the index and return the hash of the file."""
     write_table(folder / MOMENTS, arrays_table(moments.arrays()))
     return hash_file(folder / MOMENTS)
-
-
-def best_device() -> str:
-    """Return "gpu" where faiss has one, else "cpu"."""
-    faiss = faiss_module()
-    return "gpu" if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0 else "cpu"
-
-
-def _on_device(index: Any, device: str) -> Any:
-    faiss = faiss_module()
-    if device == "cpu" or "HNSW" in type(faiss.downcast_index(getattr(index, "index", index))).__name__:
-        return index  # faiss has no graph on a GPU
-    logger.info("the index is searched on a GPU")
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)

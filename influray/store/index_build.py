@@ -25,12 +25,13 @@ from influray.store.index import (
     IndexShards,
     Shard,
     answers_of,
-    best_device,
     build_shard,
     index_fingerprint,
+    torn_files,
     write_file,
     write_moments,
 )
+from influray.store.index_gpu import device_for
 from influray.store.index_kinds import (
     ALL,
     SEED,
@@ -42,6 +43,7 @@ from influray.store.index_kinds import (
     settings,
     train,
 )
+from influray.store.mirror import children, remove
 from influray.store.query_moments import SAMPLE, WIDEST, MomentSums, QueryMoments
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors, target_vectors
@@ -86,14 +88,13 @@ def build_index(
     choice = choose_kind(asked, len(vectors), vectors.dimension, memory)
     made = index_fingerprint(vectors, asked if asked != "auto" else f"auto {choice.kind}", recipe())
     before = read_manifest(directory.index)
-    if before is not None and before["fingerprint"] == made and _files_there(directory.index, before):
+    if before is not None and before["fingerprint"] == made and not torn_files(directory.index, before):
         return before, True
     logger.info("index: %s (%s)", choice.kind, choice.reason)
     sample = training_positions(len(vectors), vectors.dimension)
     sample_SF = vectors.take(sample)
     moments = pool_moments(vectors, sample_SF[:SAMPLE])
     build = builder or (lambda path, todo: [build_shard(vectors, directory.index, path, shard) for shard in todo])
-    find = finder or (lambda todo: IndexShards(vectors, directory.index, todo, best_device()).candidates)
     query_QF = held_out_queries(directory, vectors, sample)
     trained = directory.index / f"trained-{made[:16]}.faiss"
 
@@ -104,12 +105,13 @@ def build_index(
         index = train(kind, sample_SF, len(vectors))
         write_file(trained, index)
         sizes = build(trained, shards)
-        trained.unlink()
+        remove(trained)
         if kind == "flat":
             return _Built(kind, shards, sizes)
         k = min(RECALL_AT, len(vectors))
         tried = settings(kind, len(vectors), list_count(index), k, far=kind == asked)
-        return _Built(kind, shards, sizes, *tune(vectors, moments, find(shards), query_QF, tried))
+        found = finder(shards) if finder else _found_here(vectors, directory, shards, device_for(kind, sum(sizes)))
+        return _Built(kind, shards, sizes, *tune(vectors, moments, found, query_QF, tried))
 
     built, reason = _first_that_finds_enough(choice, build_kind)
     facts = {
@@ -155,6 +157,10 @@ def _first_that_finds_enough(choice: Choice, build: Callable[[str], _Built]) -> 
         found, k = built.recall["value"], built.recall["k"]
         logger.warning("index: finds %.3f of the %d best rows, less than %.2f; take another --kind", found, k, WANTED)
     return built, reason
+
+
+def _found_here(vectors: PoolVectors, directory: RunDirectory, shards: Sequence[Shard], device: str) -> Candidates:
+    return IndexShards(vectors, directory.index, shards, device).candidates
 
 
 def recipe() -> dict[str, object]:
@@ -249,15 +255,8 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _files_there(folder: Path, manifest: dict[str, Any]) -> bool:
-    paths = [folder / shard["file"] for shard in manifest["shards"]]
-    return all(
-        path.is_file() and path.stat().st_size == size for path, size in zip(paths, manifest["bytes"], strict=True)
-    )
-
-
 def _sweep(folder: Path, keep: set[str]) -> None:
     """Delete the files of earlier indexes."""
-    for path in (*folder.glob("*.faiss"), *folder.glob(f"*{FLAT}")):
+    for path in (*children(folder, "*.faiss"), *children(folder, f"*{FLAT}")):
         if path.name not in keep:
-            path.unlink()
+            remove(path)

@@ -60,6 +60,8 @@ def faiss_module() -> Any:
         raise ConfigError(
             "index: faiss is not installed; pip install influray[cpu], or influray[gpu] on a machine with CUDA"
         ) from error
+    except RuntimeError as error:  # faiss for GPUs, without the libraries of CUDA that it names
+        raise ConfigError(f"index: {error}") from error
     return faiss
 
 

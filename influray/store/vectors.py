@@ -21,7 +21,7 @@ import pyarrow as pa
 from influray.protocols import ArtifactMismatch, DataError
 from influray.store.artifact import fingerprint, map_table, part_paths, require_manifest
 from influray.store.datastore import Datastore, common_rows, features_digest, plain_of
-from influray.store.encodings import decoded
+from influray.store.encodings import decoded, decoded_at
 from influray.store.run_directory import RunDirectory
 
 ASKABLE = "inner_product"  # the scorer whose lines are inner products of stored rows
@@ -80,7 +80,7 @@ class SplitVectors:
 
     def read(self, start: int, out_BF: np.ndarray) -> None:
         """Write the vectors at the positions from `start` to `out_BF`, float32."""
-        self._read(np.arange(start, start + len(out_BF)), out_BF)
+        self.read_at(np.arange(start, start + len(out_BF)), out_BF)
 
     def block(self, start: int, space_BF: np.ndarray) -> np.ndarray:
         """Return the vectors at the positions from `start`, written to `space_BF`."""
@@ -91,7 +91,7 @@ class SplitVectors:
         """Return the vectors at these positions in `rows`, in the order given, float32 [len(positions), F]."""
         position_B, back_B = np.unique(np.asarray(positions, np.int64), return_inverse=True)
         out_BF = np.empty((len(position_B), self.dimension), np.float32)
-        self._read(position_B, out_BF)
+        self.read_at(position_B, out_BF)
         return out_BF[back_B]
 
     def positions_of(self, rows: np.ndarray) -> np.ndarray:
@@ -114,8 +114,8 @@ class SplitVectors:
             unit_KQD = [unit * np.asarray(norm)[:, None] for unit, norm in zip(unit_KQD, norm_KQ, strict=True)]
         return join_checkpoints(unit_KQD, self.weights)
 
-    def _read(self, position_B: np.ndarray, out_BF: np.ndarray) -> None:
-        """Write the vectors at ascending positions to `out_BF`."""
+    def read_at(self, position_B: np.ndarray, out_BF: np.ndarray) -> None:
+        """Write the vectors at ascending positions, none twice, to `out_BF`, float32."""
         column = 0
         for store, line_N, weight in zip(self._stores, self._lines, self.weights.tolist(), strict=True):
             line_B = position_B if line_N is None else line_N[position_B]
@@ -204,14 +204,10 @@ class _StoredRows:
 
     def _lines(self, table: pa.Table, line_b: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         low, high = int(line_b[0]), int(line_b[-1]) + 1
-        if high - low > 4 * len(line_b):  # far apart: what lies between is not to be decoded
-            table = table.take(pa.array(line_b)).combine_chunks()
-            low, high, line_b = 0, len(line_b), np.arange(len(line_b))
-        feature_bD = decoded(table, self.dimension, low, high)
-        norm_b = plain_of(table, "norm", self._store.folder)[low:high] if self._with_norm else None
+        norm_b = plain_of(table, "norm", self._store.folder)[line_b] if self._with_norm else None
         if high - low == len(line_b):
-            return feature_bD, norm_b
-        return feature_bD[line_b - low], None if norm_b is None else norm_b[line_b - low]
+            return decoded(table, self.dimension, low, high), norm_b
+        return decoded_at(table, self.dimension, line_b), norm_b
 
     def _part(self, number: int) -> pa.Table:
         if number not in self._open:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from influray.cli import app
@@ -14,12 +16,13 @@ from influray.config import dump_config, parse_config
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.readers import resolve_files
-from influray.evaluation import audit, copies
+from influray.evaluation import audit, copies, neighbours
 from influray.evaluation.known_answer import auc
 from influray.miniature.world import Size, make_world
 from influray.report.audit import audit as look_over
 from influray.report.page import write_report
 from influray.store.run_directory import RunDirectory
+from tests.reference.near_copies import reachable
 from tests.tiny import byte_tokenizer, chat, write_jsonl
 from tests.unit.synthetic_features import write_matrix, write_store
 
@@ -149,6 +152,25 @@ def test_planted_flaws_are_found_and_ranked_first(planted):
     assert found["notes"] == []
 
 
+def test_a_pool_too_large_to_compare_with_itself_is_searched_and_sampled_and_says_so(planted, monkeypatch):
+    run, flaws = planted
+    whole = look_over(run.path)
+    rows, width = whole["rows"], 2 * D
+    monkeypatch.setattr(neighbours, "LEAST_SAMPLE", 1)
+    monkeypatch.setattr(neighbours, "MOST_PRODUCTS", rows * width * 120)
+    found = look_over(run.path)
+    near, all_near = (
+        [set(group["ids"]) for group in one["duplicates"] if group["kind"] == "near"] for one in (found, whole)
+    )
+    assert near == all_near
+    assert found["notes"][0].startswith(f"near-duplicates: {rows} rows are too many")
+    assert "a row among 120 drawn ones" in found["notes"][0]
+    assert "the nearest of 120 drawn rows" in found["notes"][1]
+    score = {one["id"]: one["score"] for one in found["mislabelled"]}
+    wrong = np.array([score[i] for i in flaws["wrong"]])
+    assert auc(wrong, np.array([value for i, value in score.items() if i not in flaws["wrong"]])) > 0.95
+
+
 def _lost_row(run: RunDirectory) -> int:
     from influray.data.catalogue import Catalogue
 
@@ -189,11 +211,19 @@ def test_texts_are_compared_by_words_and_long_prompts_by_their_ngrams():
 
 def test_near_pairs_join_into_groups_whatever_their_order():
     wanted = [copies.Group((1, 2, 5, 9), "near"), copies.Group((3, 4), "near")]
-    pairs = [(5, 9), (4, 3), (1, 2), (9, 2)]
+    pairs = np.array([(5, 9), (4, 3), (1, 2), (9, 2)])
     for order in (pairs, pairs[::-1]):
         assert copies.near_groups(order) == wanted
+    assert copies.near_groups(pairs[:0]) == []
     rows = copies.near_pairs(np.array([7, 8]), np.array([[7, 8], [8, 3]]), np.array([[1, 0.99], [1, 0.5]]), 0.98)
-    assert rows == [(7, 8)]
+    assert rows.tolist() == [[7, 8]]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(count=st.integers(1, 60), pairs=st.integers(0, 80), seed=st.integers(0, 999))
+def test_joined_rows_are_those_that_can_be_reached(count, pairs, seed):
+    pair_E2 = np.random.default_rng(seed).integers(0, count, (pairs, 2))
+    assert copies.joined(pair_E2, count).tolist() == reachable(pair_E2.tolist(), count)
 
 
 def test_ranks_and_agreement_are_what_their_definitions_say():

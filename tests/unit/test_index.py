@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from influray.store.attribution import Attribution
 from influray.store.exact_query import Answers, exact_query
 from influray.store.index import FlatVectors, PoolIndex, build_shard, open_file
 from influray.store.index_build import build_index, held_out_queries, plan_shards, training_positions
+from influray.store.index_gpu import GPU_KINDS, device_for
 from influray.store.query_moments import MomentSums, QueryMoments
 from influray.store.vectors import PoolVectors, target_vectors
 from tests.unit.synthetic_features import random_run
@@ -208,6 +210,22 @@ def test_the_last_setting_that_is_tried_takes_every_row_for_a_candidate(kind):
         ladder = index_kinds.settings(kind, rows, lists, k, far=True)
         assert ladder[-1].depth * k >= rows
         assert ladder[-1].nprobe == (lists if kind == "ivf" else 0)
+
+
+def test_faiss_without_its_libraries_is_an_error_that_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "faiss.py").write_text("raise RuntimeError('faiss-gpu installed but nvidia-cublas-cu12 is missing')")
+    monkeypatch.delitem(sys.modules, "faiss")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="index: faiss-gpu installed but nvidia-cublas-cu12 is missing"):
+        index_kinds.faiss_module()
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ConfigError, match=r"pip install influray\[cpu\], or influray\[gpu\]"):
+        index_kinds.faiss_module()
+
+
+def test_what_has_no_form_for_gpus_is_searched_on_the_cpu():
+    assert [kind for kind in index_kinds.KINDS[1:] if kind not in GPU_KINDS] == ["sq8", "hnsw", "pq"]
+    assert {device_for(kind, 0) for kind in ("sq8", "hnsw", "pq")} == {"cpu"}
 
 
 def test_copies_in_the_pool_do_not_lower_the_recall():

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influray.protocols import ArtifactMismatch, DataError
+from influray.store import exact_query as module
 from influray.store.artifact import read_json
 from influray.store.attribution import Attribution
 from influray.store.exact_query import BestRows, exact_query, group_moments
@@ -92,12 +93,36 @@ def test_products_of_vectors_are_the_lines_of_the_matrix(
 def test_the_best_of_blocks_are_the_best_of_all_and_equals_go_to_the_lower_row(rows, queries, k, levels, size, seed):
     score_NQ = np.random.default_rng(seed).integers(-levels, levels + 1, (rows, queries)).astype(np.float32)
     k = min(k, rows)
-    best = BestRows(queries, k)
-    for start in range(0, rows, size):
-        best.add(start, score_NQ[start : start + size])
-    position_Qk, score_Qk = best.sorted()
-    for j in range(queries):
-        wanted = reference.top(score_NQ[:, j], np.arange(rows), k)
+    for sign in (1, -1):
+        best = BestRows(queries, k, lowest=sign < 0)
+        for start in range(0, rows, size):
+            best.add(start, score_NQ[start : start + size])
+        position_Qk, score_Qk = best.sorted()
+        for j in range(queries):
+            wanted = reference.top(score_NQ[:, j], np.arange(rows), k, sign)
+            assert (position_Qk[j].tolist(), score_Qk[j].tolist()) == wanted
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    k=st.integers(1, 12),
+    levels=st.integers(1, 8),
+    size=st.integers(1, 40),
+    lowest=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_who_learns_what_another_keeps_of_later_rows_still_finds_the_earlier_of_equals(k, levels, size, lowest, seed):
+    score_NQ = np.random.default_rng(seed).integers(-levels, levels + 1, (120, 2)).astype(np.float32)
+    own, other = BestRows(2, k, lowest), BestRows(2, k, lowest)
+    for start in range(60, 120, size):
+        other.add(start, score_NQ[start : min(start + size, 120)])
+    for start in range(0, 60, size):
+        own.add(start, score_NQ[start : min(start + size, 60)])
+        own.learn(other)
+    own.merge(*other.sorted())
+    position_Qk, score_Qk = own.sorted()
+    for j in range(2):
+        wanted = reference.top(score_NQ[:, j], np.arange(120), k, -1 if lowest else 1)
         assert (position_Qk[j].tolist(), score_Qk[j].tolist()) == wanted
 
 
@@ -157,6 +182,43 @@ def test_one_query_has_the_same_bits_for_any_block_and_number_of_threads():
         assert other.helpful_scores.tobytes() == found[0].helpful_scores.tobytes()
         assert other.harmful_rows.tolist() == found[0].harmful_rows.tolist()
     np.testing.assert_allclose(found[0].helpful_scores[0, 0], row_NF[0] @ row_NF[0], rtol=1e-6)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 900),
+    queries=st.integers(1, 6),
+    k=st.integers(1, 30),
+    levels=st.integers(1, 30),
+    threads=st.integers(1, 5),
+    group=st.integers(1, 2000),
+    block=st.integers(1, 6000),
+    seed=st.integers(0, 99),
+)
+def test_a_batch_has_the_answers_of_a_sorted_list_for_any_blocks_and_threads(
+    rows, queries, k, levels, threads, group, block, seed
+):
+    generator = np.random.default_rng(seed)
+    # Whole numbers, whose products are exact and often equal.
+    row_NF, query_QF = (generator.integers(-levels, levels + 1, (n, 3)).astype(np.float32) for n in (rows, queries))
+    before = torch.get_num_threads(), module.GROUP_SCORES, module.BLOCK_SCORES
+    torch.set_num_threads(threads)
+    module.GROUP_SCORES, module.BLOCK_SCORES = group, block
+    try:
+        found = exact_query(InPlace(row_NF, 12 * 300), query_QF, k)
+    finally:
+        torch.set_num_threads(before[0])
+        module.GROUP_SCORES, module.BLOCK_SCORES = before[1:]
+    score_NQ = row_NF @ query_QF.T
+    for j in range(queries):
+        for sign, row_k, score_k in (
+            (1, found.helpful_rows[j], found.helpful_scores[j]),
+            (-1, found.harmful_rows[j], found.harmful_scores[j]),
+        ):
+            wanted = reference.top(score_NQ[:, j], np.arange(rows), min(k, rows), sign)
+            assert (row_k.tolist(), score_k.tolist()) == wanted
+    np.testing.assert_allclose(found.mean, score_NQ.astype(np.float64).mean(axis=0), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(found.std, score_NQ.astype(np.float64).std(axis=0), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])

@@ -29,7 +29,8 @@ from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.selections import committed
 from influray.selectors.options import near
 from influray.selectors.output import TABLE
-from influray.store.artifact import fingerprint, map_table, require_manifest
+from influray.store.artifact import fingerprint, require_manifest
+from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
 
 SORTS = ("rank", "merit", "row", "source")
@@ -49,7 +50,7 @@ class ChosenRows:
         self.catalogue = Catalogue(run.data("pool"))
         columns = ["rank", "row", "id", "source", "merit", "target_id", "task"]
         try:
-            table = pq.read_table(self.folder / TABLE, columns=columns).sort_by("rank")
+            table = pq.read_table(present(self.folder / TABLE), columns=columns).sort_by("rank")
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ArtifactMismatch(
                 f"{self.folder}: not a readable selection ({error}); run `influray select` again"
@@ -131,12 +132,19 @@ class ChosenRows:
 
         The file is made when it is not there, about 20 us a row, and again when selection or pool are others.
         """
-        if self._texts_path.exists():
-            table = map_table(self._texts_path)
-            if (table.schema.metadata or {}).get(_KEY) == self._key:
-                return table["text"]
-        self._write_texts()
-        return map_table(self._texts_path)["text"]
+        try:
+            table = self._mapped_texts()
+        except (OSError, pa.ArrowInvalid):  # not there, or torn
+            table = None
+        if table is None or (table.schema.metadata or {}).get(_KEY) != self._key:
+            self._write_texts()
+            table = self._mapped_texts()
+        return table["text"]
+
+    def _mapped_texts(self) -> pa.Table:
+        # Not `map_table`: of a run on object storage this file is the machine's own, and is not to be asked for there.
+        with pa.memory_map(str(self._texts_path), "r") as source:
+            return pa.ipc.open_file(source).read_all()
 
     def _write_texts(self) -> None:
         schema = pa.schema({"text": pa.large_string()}, metadata={_KEY: self._key})
@@ -168,7 +176,7 @@ def open_chosen(run_dir: str | Path, selection: str) -> ChosenRows:
         ArtifactMismatch: its files cannot be read, or do not belong to the pool.
     """
     run = RunDirectory(run_dir)
-    known = committed(run, [selector.name for selector in load_config(run.config_path).selectors])
+    known = committed(run, [selector.name for selector in load_config(present(run.config_path)).selectors])
     if selection not in known:
         hint = near(selection, dict.fromkeys(known))
         raise ConfigError(
