@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,11 @@ from influray.runtime.tasks import PoolEvent, PoolReport, ShardFailure, ShardTas
 
 if TYPE_CHECKING:
     from influray.store.artifact import Receipt
+
+HUNG_FLOOR_SECONDS = 600.0  # a worker that is at a shard for less is not taken for hung
+HUNG_TIMES = 20.0  # the longest shard so far; twice as much in each further attempt
+HUNG_FIRST_SECONDS = 86_400.0  # for a shard while none is done: nobody knows yet how long one takes
+HUNG_START_SECONDS = 3600.0  # for a worker to load its model once it has a place; twice as much after each failure
 
 
 @dataclass(eq=False)
@@ -68,6 +73,27 @@ class PoolRun:
     starts_failed: int = 0  # in a row
     quiet_since: float = field(default_factory=time.monotonic)
     told_of_first: float = 0.0  # when it was last said that the first shards take long
+
+    def overdue(self, worker: Worker) -> str:
+        """Return why a worker is taken for hung; "" where it is not, or has no process yet."""
+        age = time.monotonic() - worker.since
+        if worker.info is None:
+            late = worker.placed is None and age > HUNG_START_SECONDS * 2**self.starts_failed
+            return f"not ready {age:.0f} s after it was given a place" if late else ""
+        if worker.item is None:
+            return ""
+        limit = max(HUNG_FLOOR_SECONDS, HUNG_TIMES * self.longest) if self.longest else HUNG_FIRST_SECONDS
+        others = f"other shards took {self.longest:.1f} s at most" if self.longest else "no shard is done yet"
+        return f"no answer after {age:.0f} s; {others}" if age > limit * 2**worker.item.tries else ""
+
+    def slow_first(self, workers: Sequence[Worker]) -> str:
+        """Return, now and then, that the first shards take long, else "": what hangs and what is slow look the same."""
+        busy = [worker.since for worker in workers if worker.item is not None]
+        now = time.monotonic()
+        if self.longest or not busy or now - max(min(busy), self.told_of_first) <= HUNG_FLOOR_SECONDS:
+            return ""
+        self.told_of_first = now
+        return f"the first shard is not done after {now - min(busy):.0f} s; smaller ones (rows_per_shard) show more"
 
     def report(self, started: float, token_budget: int | None) -> PoolReport:
         """Return what the run has done since `started`."""

@@ -60,10 +60,6 @@ POLL_SECONDS = 0.2  # how soon a straggler or a signal is noticed; results wake 
 SPECULATE_FLOOR_SECONDS = 1.0  # a shard younger than this is never issued twice
 SIZE_SECONDS = 1.0  # how often the size is asked for: 1 ms a time
 END_SECONDS = 2.0  # for a killed worker to end; it takes 0.1 s where its node answers
-HUNG_FLOOR_SECONDS = 600.0  # a worker that is at a shard for less is not taken for hung
-HUNG_TIMES = 20.0  # the longest shard so far; twice as much in each further attempt
-HUNG_FIRST_SECONDS = 86_400.0  # for a shard while none is done: nobody knows yet how long one takes
-HUNG_START_SECONDS = 3600.0  # for a worker to load its model once it has a place; twice as much after each failure
 WAITING_SECONDS = 30.0  # how often a pool without a single worker says so
 
 
@@ -212,33 +208,15 @@ class ShardPool:
         A copy overtakes a straggler only where a worker is idle; a lone one that hangs would be waited for for ever.
         """
         for worker in list(self._workers):
-            age = time.monotonic() - worker.since
-            if worker.info is None:
-                if self._is_placed(worker) and age > HUNG_START_SECONDS * 2**run.starts_failed:
-                    self._lost(run, worker, f"not ready {age:.0f} s after it was given a place")
-            elif worker.item is not None:
-                limit = max(HUNG_FLOOR_SECONDS, HUNG_TIMES * run.longest) if run.longest else HUNG_FIRST_SECONDS
-                if age > limit * 2**worker.item.tries:
-                    others = f"other shards took {run.longest:.1f} s at most" if run.longest else "no shard is done yet"
-                    self._lost(run, worker, f"no answer after {age:.0f} s; {others}")
-        self._tell_of_first(run)
-
-    def _is_placed(self, worker: Worker) -> bool:
-        """Return whether a starting worker has a process; its time counts from then on."""
-        if worker.placed is not None and ray.wait([worker.placed], timeout=0)[0]:
-            worker.placed, worker.since = None, time.monotonic()
-        return worker.placed is None
-
-    def _tell_of_first(self, run: PoolRun) -> None:
-        """Say now and then that the first shards take long: what hangs and what is slow look the same so far."""
-        busy = [worker.since for worker in self._workers if worker.item is not None]
-        if run.longest or not busy:
-            return
-        age = time.monotonic() - max(min(busy), run.told_of_first)
-        if age > HUNG_FLOOR_SECONDS:
-            text = f"the first shard is not done after {time.monotonic() - min(busy):.0f} s; smaller ones show more"
-            run.told_of_first = time.monotonic()
-            self._tell(run, PoolEvent("waiting", text))
+            # The time of a start counts from when there is a process: it may have waited for its place for hours.
+            if worker.placed is not None and ray.wait([worker.placed], timeout=0)[0]:
+                worker.placed, worker.since = None, time.monotonic()
+            reason = run.overdue(worker)
+            if reason:
+                self._lost(run, worker, reason)
+        slow = run.slow_first(self._workers)
+        if slow:
+            self._tell(run, PoolEvent("waiting", slow))
 
     def _settle(self, run: PoolRun, timeout: float) -> None:
         """Wait for one answer and take in every answer that is there."""

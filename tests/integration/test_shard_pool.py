@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from influray.protocols import ConfigError, StorageError
-from influray.runtime import shards
+from influray.runtime import pool_state
 from influray.runtime.process import prepare_process
 from influray.runtime.shards import Attempt, PoolError, PoolEvent, ShardTask, WorkerStartError
 from influray.store.artifact import ShardStore, hash_file, map_table
@@ -169,8 +169,8 @@ def test_a_lone_worker_that_hangs_is_ended_and_its_place_is_free_for_another(
     tmp_path, expected, monkeypatch, where, retries
 ):
     for bound in ("HUNG_FLOOR_SECONDS", "HUNG_FIRST_SECONDS", "HUNG_START_SECONDS"):
-        monkeypatch.setattr(shards, bound, 3.0)
-    monkeypatch.setattr(shards, "HUNG_TIMES", 2.0)
+        monkeypatch.setattr(pool_state, bound, 3.0)
+    monkeypatch.setattr(pool_state, "HUNG_TIMES", 2.0)
     tasks = plan(tmp_path / "store", 3)
     whole = ray.cluster_resources()["CPU"] - 0.5  # there is no room for two
     with scripted_pool(tmp_path, 1, {where: "stop-once"}, cpus=whole) as pool:
@@ -180,7 +180,7 @@ def test_a_lone_worker_that_hangs_is_ended_and_its_place_is_free_for_another(
 
 
 def test_a_worker_that_waits_for_room_is_not_taken_for_hung(tmp_path, expected, monkeypatch):
-    monkeypatch.setattr(shards, "HUNG_START_SECONDS", 1.0)
+    monkeypatch.setattr(pool_state, "HUNG_START_SECONDS", 1.0)
     tasks = plan(tmp_path / "store", 6)
     events: list[PoolEvent] = []
     whole = ray.cluster_resources()["CPU"] - 0.5
