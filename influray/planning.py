@@ -18,6 +18,8 @@ FEATURE_SHARD_BYTES = 1350 + 420 + 210
 MATRIX_SHARD_BYTES = 750 + 280 + 190
 MANIFEST_BYTES = 650
 TARGET_BYTES = 70  # a column's line in targets.arrow
+COMPRESSED = 4.0  # text to its gzip or zstd, about
+TOKEN_BYTES = 4.0  # of text, about
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ROW_FACTS = 4 * 4  # norm, grad_norm, loss, loss_tokens
 

@@ -92,8 +92,20 @@ def file_digest(file: DataFile) -> str:
         raise DataError(f"{file.path}: cannot be read: {error.strerror}") from error
 
 
-def read_rows(file: DataFile, max_line_bytes: int, max_file_bytes: int) -> Iterator[tuple[int, bytes | BadRow]]:
-    """Yield (line number from 1, bytes of the row or why there are none), in order.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes [start, stop) of a file of plain lines: `lines` whole lines, of which the first is number `line`."""
+
+    start: int
+    stop: int
+    line: int
+    lines: int
+
+
+def read_rows(
+    file: DataFile, max_line_bytes: int, max_file_bytes: int, span: Span | None = None
+) -> Iterator[tuple[int, bytes | BadRow]]:
+    """Yield (line number from 1, bytes of the row or why there are none), in order; of a span, only its lines.
 
     A row's bytes leave out the line end and a BOM before the first line; blank lines are counted but yield nothing.
     Where a stream breaks off (torn, not of its kind, wrong checksum), the complete rows before that come out, then
@@ -103,7 +115,7 @@ def read_rows(file: DataFile, max_line_bytes: int, max_file_bytes: int) -> Itera
         DataError: the file cannot be opened, or holds more than `max_file_bytes` once decompressed.
     """
     if file.kind == "jsonl":
-        rows = _lines(file, max_line_bytes, max_file_bytes)
+        rows = _lines(file, max_line_bytes, max_file_bytes, span)
     else:
         rows = _columnar(file, max_line_bytes, max_file_bytes)
     try:
@@ -154,7 +166,7 @@ def _folder_files(folder: Path, root: Path, where: str) -> Iterator[DataFile]:
 
 
 def _stored_files(uri: str, where: str) -> Iterator[DataFile]:
-    """Fetch a file or a folder of object storage into this machine's cache: the driver alone reads data files."""
+    """Fetch a file or a folder of object storage into this machine's cache."""
     place, name = local(uri, where), parse_uri(uri, where).shown
     if present(place).is_file():
         found = {name: place}
@@ -175,13 +187,15 @@ def _data_file(path: Path, root: Path) -> DataFile:
     return DataFile(str(path), name.replace(os.sep, "/"), kind, compression)
 
 
-def _lines(file: DataFile, max_line_bytes: int, max_file_bytes: int) -> Iterator[tuple[int, bytes | BadRow]]:
-    number = total = 0
+def _lines(
+    file: DataFile, max_line_bytes: int, max_file_bytes: int, span: Span | None
+) -> Iterator[tuple[int, bytes | BadRow]]:
+    number, total = (0 if span is None else span.line - 1), 0
     pieces: list[bytes] = []  # of the line that is being read; dropped once it is too long
     length = 0
-    wide = head = False
+    wide, head = False, span is not None
     try:
-        for chunk in _chunks(file):
+        for chunk in _chunks(file) if span is None else _span_chunks(file.path, span):
             total += len(chunk)
             if total > max_file_bytes:
                 raise DataError(
@@ -234,8 +248,27 @@ def _not_lines(head: bytes, compression: str) -> str:
     return ""
 
 
+def plain_start(head: bytes) -> int | None:
+    """Return where the lines of an uncompressed file that begins with `head` begin: after a BOM, where it has one.
+
+    None where all of the file is judged by how it begins: it is UTF-16, compressed after all, or one JSON array.
+    """
+    if _not_lines(head, "") or head.startswith(_UTF16_BOMS):
+        return None
+    return len(head) - len(head.removeprefix(_UTF8_BOM))
+
+
 class _Fault(Exception):
     pass
+
+
+def _span_chunks(path: str, span: Span) -> Iterator[bytes]:
+    with open(path, "rb") as stream:
+        stream.seek(span.start)
+        left = span.stop - span.start
+        while chunk := stream.read(min(CHUNK, left)):
+            left -= len(chunk)
+            yield chunk
 
 
 def _chunks(file: DataFile) -> Iterator[bytes]:

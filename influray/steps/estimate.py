@@ -18,7 +18,7 @@ import numpy as np
 
 from influray import planning
 from influray.config import Config
-from influray.planning import Machine, ModelShape, Rates, StepCost, Workload
+from influray.planning import COMPRESSED, TOKEN_BYTES, Machine, ModelShape, Rates, StepCost, Workload
 from influray.protocols import ConfigError
 from influray.registry import featurizer_reads
 from influray.scorers.options import VECTORLESS
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 64  # of each file that is looked at
 SAMPLE_FILES = 16  # of a split, evenly over its names
-COMPRESSED = 4.0  # text to its gzip or zstd, about
-TOKEN_BYTES = 4.0  # of text, where no tokenizer is there
 
 
 @dataclass(frozen=True)
