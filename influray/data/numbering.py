@@ -79,10 +79,11 @@ def part_table(first_row: int, pieces: Sequence[tuple[pa.Table, Sequence[int], M
             for at, name in names.items():
                 ids[at] = name
             table = table.set_column(SCHEMA.get_field_index("id"), SCHEMA.field("id"), [pa.array(ids, pa.string())])
-        if dropped:
-            table = table.take(np.delete(np.arange(len(table)), dropped))
-        tables.append(table)
-    whole = pa.concat_tables(tables).combine_chunks() if tables else SCHEMA.empty_table()
+        # What lies between, and not `take`, whose result is laid out otherwise.
+        starts, stops = (0, *(at + 1 for at in dropped)), (*dropped, len(table))
+        tables += [table.slice(start, stop - start) for start, stop in zip(starts, stops, strict=True)]
+    # With one chunk more there is always something to combine: a slice alone would stay one, written in other bytes.
+    whole = pa.concat_tables([*tables, SCHEMA.empty_table()]).combine_chunks()
     if not len(whole):
         return None
     numbers = pa.array(np.arange(first_row, first_row + len(whole), dtype=np.int64))

@@ -7,9 +7,7 @@ canonical line of JSON, which stands for it from then on.
 from __future__ import annotations
 
 import gzip
-import json
 import logging
-import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from influray.data import hub
+from influray.data.canonical import canonical_line
 from influray.data.records import BadRow
 from influray.protocols import USER_ERRORS, DataError
 from influray.store.artifact import fingerprint, hash_file
@@ -384,31 +383,3 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRow]:
             yield batch.slice(i, 1).to_pylist()[0]
         except ValueError as error:
             yield BadRow(f"a value cannot be read: {error}")
-
-
-def canonical_line(tree: Any) -> bytes | BadRow:
-    """Return a row as one line of JSON: UTF-8, keys in the order of the columns, no spaces, NaN and Infinity null."""
-    try:
-        try:
-            text = json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain)
-        except ValueError:
-            text = json.dumps(_finite(tree), ensure_ascii=False, separators=(",", ":"), default=_plain)
-        return text.encode("utf-8")
-    except (TypeError, ValueError) as error:
-        return BadRow(f"a column has no JSON form: {error}")
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if type(value).__name__ == "Decimal":
-        return str(value)
-    raise TypeError(f"{type(value).__name__} (pictures and other bytes: leave the column out)")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
