@@ -1,7 +1,7 @@
 """The work of a catalogue in pieces that any process can do: drafts of stretches of files, and parts made of drafts.
 
-A file of plain lines is cut into spans. Any other can only be read from its start: decompressing and splitting lines
-costs a few per cent of encoding them, so several processes read the same file, and each makes every so manieth draft.
+A file of plain lines is cut into spans. Any other can only be read from its start; since that costs 1 % (gzip, zstd)
+to 3 % (Parquet) of encoding it, several processes read the same file, and each drafts every so manieth stretch.
 """
 
 from __future__ import annotations
