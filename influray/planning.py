@@ -99,8 +99,9 @@ CPU_EFFICIENCY = 0.45
 class Rates:
     """Seconds that are no model's, measured by jobs/benchmark_runtime.py and benchmark_selection.py on 2 CPU cores."""
 
-    data_row: float = 87e-6  # driver seconds to read, render and index a row
+    data_row: float = 87e-6  # seconds of one core to read, render and index a row
     data_token: float = 0.5e-6  # and to tokenise it
+    data_number: float = 6e-6  # driver seconds to hash a row's file, look for its id, and count its part in
     driver_shard: float = 2.5e-3  # driver seconds to plan, hand out and take in a shard
     driver_row: float = 1e-6  # driver seconds a row to plan and to freeze
     startup: float = 8.0  # seconds until a worker that loads no model computes, Ray's own start included
@@ -121,13 +122,28 @@ class StepCost:
     bytes: float | None = 0.0  # left on disk
     units: int = 1  # into which the work can be split
     startup: float = 0.0  # seconds until the first worker works
+    each: int = 1  # processes in the place of one worker
 
     def seconds(self, workers: int) -> float | None:
         """Return the wall time with so many workers: the slower of workers and driver, which work side by side."""
         if self.worker_seconds is None:
             return None
-        share = math.ceil(self.units / min(workers, self.units)) / self.units  # the last round may be half empty
+        rounds = math.ceil(self.units / min(workers * self.each, self.units))
+        share = rounds / self.units  # the last round may be half empty
         return self.startup + max(self.worker_seconds * share, self.driver_seconds)
+
+
+def data_seconds(rows: int, tokens: float, rates: Rates) -> float:
+    """Return the seconds that one core takes to make a catalogue of so many rows."""
+    return rates.data_row * rows + rates.data_token * tokens
+
+
+def data_workers_pay(seconds: float, workers: int, rates: Rates) -> bool:
+    """Return whether workers save more of so many seconds of work than they take to start.
+
+    W of them save all but a W-th of it. Under 8 s, some 80,000 short rows, no number of workers does.
+    """
+    return seconds * (1 - 1 / workers) > rates.startup
 
 
 def forward(shape: ModelShape, work: Workload) -> float:

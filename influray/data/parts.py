@@ -28,7 +28,7 @@ from influray.data.jobs import (
 from influray.data.numbering import Numbering, Part, part_table
 from influray.data.readers import DataFile, Span, read_rows
 from influray.data.spans import find_spans
-from influray.planning import COMPRESSED, TOKEN_BYTES, Rates
+from influray.planning import COMPRESSED, TOKEN_BYTES, Rates, data_seconds
 from influray.store.artifact import Receipt, ShardStore, fingerprint
 from influray.store.mirror import address_of, remove_folder
 
@@ -234,8 +234,7 @@ def encoding_seconds(file: DataFile, spans: Sequence[Span]) -> float:
     """Return the seconds that one process takes for a file, about."""
     size = _text_bytes(file)
     rows = sum(span.lines for span in spans) if spans else size / ROW_BYTES
-    rates = Rates()
-    return rows * rates.data_row + size / TOKEN_BYTES * rates.data_token
+    return data_seconds(round(rows), size / TOKEN_BYTES, Rates())
 
 
 def _text_bytes(file: DataFile) -> int:

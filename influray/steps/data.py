@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from influray import planning
 from influray.config import Config
-from influray.planning import Rates
 from influray.protocols import ConfigError
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint, read_manifest
@@ -78,12 +78,8 @@ class _Workers:
         self._crew: Crew | None = None
 
     def for_seconds(self, seconds: float) -> Crew | None:
-        """Return the actors where they save more of so many seconds of work than they take to start, else None.
-
-        W of them save all but a W-th of it. One alone saves nothing, and neither does it wait.
-        """
-        startup = Rates().startup
-        if seconds <= startup:  # whatever W is, so that nothing is connected to
+        """Return the actors where they save more of so many seconds of work than they take to start, else None."""
+        if seconds <= planning.Rates().startup:  # however many there are: nothing is connected to
             return None
         if self._crew is None:
             from influray.runtime.cluster import one_core_each
@@ -91,7 +87,8 @@ class _Workers:
 
             context = self._context
             resources = one_core_each(context.config.resources, context.resources, context.cluster)
-            if not resources.follows and seconds * (1 - 1 / resources.workers) <= startup:
+            # A cluster that grows may have more of them by and by.
+            if not resources.follows and not planning.data_workers_pay(seconds, resources.workers, planning.Rates()):
                 return None
             progress = context.progress.current
             crew = DataCrew(

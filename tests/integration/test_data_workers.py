@@ -6,18 +6,21 @@ import gzip
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import influray
-import influray.steps.data
+from influray import planning
 from influray.config import ResourcesConfig, parse_config
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import split_encoder
 from influray.data.jobs import DRAFTS, DraftJob, Unfit
+from influray.data.parts import PartsBuilder
 from influray.data.readers import DataFile, resolve_files
 from influray.model.loading import load_tokenizer
 from influray.planning import Rates
@@ -25,12 +28,14 @@ from influray.protocols import DataError
 from influray.runtime.cluster import ClusterInfo, ResolvedResources, one_core_each, resolve_resources
 from influray.runtime.drafting import DataCrew
 from influray.runtime.shards import PoolEvent
+from influray.store.artifact import ShardStore
 from influray.store.run_directory import RunDirectory
 from tests.integration.test_pipeline import tree
 from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
 
 pytestmark = pytest.mark.ray
 
+REPOSITORY = Path(__file__).parents[2]
 SPLITS = ("pool", "target")
 
 
@@ -53,7 +58,7 @@ def world(tmp_path_factory) -> Path:
 @pytest.fixture
 def at_once(monkeypatch):
     """Workers pay off for any pool, and a file is many jobs."""
-    monkeypatch.setattr(sys.modules["influray.steps.data"], "Rates", lambda: Rates(startup=0.0))
+    monkeypatch.setattr(planning, "Rates", lambda: Rates(startup=0.0))
     monkeypatch.setattr("influray.data.parts.DRAFT_BYTES", 4096)  # of spans: workers are told where they are
 
 
@@ -118,6 +123,45 @@ def test_a_worker_that_dies_is_replaced(world, ray_cluster, at_once, tmp_path, e
         crew.close()
     assert len(lost) == 1
     assert catalogue.digest == expected[0]["pool"][0]
+
+
+DRIVER = """
+import json, sys
+import influray, influray.data.parts
+from influray import planning
+
+planning.Rates = lambda rates=planning.Rates: rates(startup=0.0)
+influray.data.parts.DRAFT_BYTES = 4096
+influray.run(json.loads(sys.argv[1]), until="data")
+"""
+
+
+def test_after_the_drivers_death_another_goes_on_from_its_drafts(
+    world, ray_cluster, at_once, tmp_path, expected, monkeypatch
+):
+    command = [sys.executable, "-c", DRIVER, json.dumps(config(world, tmp_path, workers=3))]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, start_new_session=True)
+    store = ShardStore(tmp_path / "data" / "pool" / DRAFTS)
+    deadline = time.monotonic() + 120
+    while len(before := list((store.folder / "_receipts").glob("*.json"))) < 6:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    made = {path.name: path.stat().st_mtime_ns for path in before}
+    kept: dict[str, int] = {}
+    number = PartsBuilder._number
+
+    def look(*arguments: Any) -> Any:  # at what is there once all is drafted
+        kept.update({p.name: p.stat().st_mtime_ns for p in (store.folder / "_receipts").glob("*.json")})
+        return number(*arguments)
+
+    monkeypatch.setattr(PartsBuilder, "_number", look)
+    influray.run(config(world, tmp_path), until="data")
+    assert len(kept) > len(made)
+    assert {name: kept[name] for name in made} == made
+    assert facts(tmp_path) == expected
 
 
 def test_a_fault_that_a_worker_finds_is_the_users_and_names_the_first_line(world, ray_cluster, at_once, tmp_path):
