@@ -101,7 +101,8 @@ class Rates:
 
     data_row: float = 87e-6  # seconds of one core to read, render and index a row
     data_token: float = 0.5e-6  # and to tokenise it
-    data_number: float = 6e-6  # driver seconds to hash a row's file, look for its id, and count its part in
+    number_row: float = 3e-6  # driver seconds to find out whether a row's id is new, and to number it
+    number_token: float = 12e-9  # and to hash its bytes in file and catalogue
     driver_shard: float = 2.5e-3  # driver seconds to plan, hand out and take in a shard
     driver_row: float = 1e-6  # driver seconds a row to plan and to freeze
     startup: float = 8.0  # seconds until a worker that loads no model computes, Ray's own start included
@@ -136,6 +137,11 @@ class StepCost:
 def data_seconds(rows: int, tokens: float, rates: Rates) -> float:
     """Return the seconds that one core takes to make a catalogue of so many rows."""
     return rates.data_row * rows + rates.data_token * tokens
+
+
+def numbering_seconds(rows: int, tokens: float, rates: Rates) -> float:
+    """Return the seconds that the driver takes for a catalogue of so many rows that workers make."""
+    return rates.number_row * rows + rates.number_token * tokens
 
 
 def data_workers_pay(seconds: float, workers: int, rates: Rates) -> bool:

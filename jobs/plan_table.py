@@ -40,7 +40,10 @@ def line(N: int, gpus: int, args: argparse.Namespace, rates: Rates) -> tuple[str
     stores = max(1, gpus // 8)
     size = K * planning.datastore_bytes(N, shards, D) + planning.matrix_bytes(N, shards, T)
     parts = {
-        "data": max(planning.data_seconds(N, N * args.tokens, rates) / (gpus * CORES), N * rates.data_number),
+        "data": max(
+            planning.data_seconds(N, N * args.tokens, rates) / (gpus * CORES),
+            planning.numbering_seconds(N, N * args.tokens, rates),
+        ),
         "GPUs": operations / (gpus * DEVICES[args.device].half * GPU_EFFICIENCY),
         "driver": K * (shards * rates.driver_shard + N * rates.driver_row),
         "store": 2 * size / (stores * rates.store_bytes),  # written once, read once by the scores
@@ -63,8 +66,8 @@ def main() -> None:
     rates = Rates()
     print(
         f"{DEVICES[args.device].name} at {GPU_EFFICIENCY:.0%} of {DEVICES[args.device].half:.3g} FLOP/s (assumed); "
-        f"data {1e6 * rates.data_row:g} us a row and {1e6 * rates.data_token:g} us a token of one core, and "
-        f"{1e6 * rates.data_number:g} us a row of the driver, "
+        f"data {1e6 * rates.data_row:g} us a row and {1e6 * rates.data_token:g} us a token of one core, of the driver "
+        f"{1e6 * rates.number_row:g} us a row and {1e6 * rates.number_token:g} us a token, "
         f"driver {1e3 * rates.driver_shard:g} ms a shard and {1e6 * rates.driver_row:g} us a row, store "
         f"{rates.store_bytes / 1e9:g} GB/s, scores {rates.score_operations / 1e9:g} GFLOP/s a core, selection "
         f"{1e9 * rates.select_score:g} ns a score (measured)\n"

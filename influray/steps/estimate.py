@@ -282,7 +282,8 @@ def _data_cost(config: Config, machine: Machine, work: Workload, size: float, ra
     if not planning.data_workers_pay(seconds, machine.workers * each, rates):
         return StepCost(0.0, 0.0, seconds, size)
     units = max(1, int(work.tokens * TOKEN_BYTES / DRAFT_BYTES))
-    return StepCost(0.0, seconds, rates.data_number * work.rows, size, units, rates.startup, each)
+    driver = planning.numbering_seconds(work.rows, work.tokens, rates)
+    return StepCost(0.0, seconds, driver, size, units, rates.startup, each)
 
 
 def startup_seconds(config: Config, shape: ModelShape | None, rates: Rates) -> float:
