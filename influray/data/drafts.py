@@ -22,7 +22,7 @@ from influray.data.chat import Encoded
 from influray.data.identity import content_name, id_hashes
 from influray.data.readers import DataFile
 from influray.data.records import BadRow, Record, parse_record
-from influray.protocols import DataError
+from influray.protocols import DamagedArtifact, DataError
 from influray.store.artifact import Receipt, ShardStore, fingerprint, map_table
 
 # What is encoded at once. An encoding takes some 100 bytes a token, and a byte can be a token.
@@ -146,10 +146,10 @@ def merged(found: Sequence[Draft]) -> Draft:
 
 
 def commit_draft(store: ShardStore, key: str, draft: Draft, details: dict[str, Any]) -> Receipt:
-    """Commit a draft under `key` and return its receipt, of whose details `bad` and `rows_of` are the draft's own."""
-    body = store.commit(fingerprint([key, "rows"]), draft.rows() if len(draft) else None, {})
+    """Commit a draft under `key` and return its receipt, to whose details its bad rows are added."""
+    store.commit(_rows_key(key), draft.rows() if len(draft) else None, {})
     marks = pa.Table.from_arrays(list(map(pa.array, draft.marks)), schema=MARKS) if len(draft) else None
-    return store.commit(key, marks, {**details, "bad": draft.bad, "rows_of": [body.file, body.sha256]})
+    return store.commit(key, marks, {**details, "bad": draft.bad})
 
 
 def whole_draft(store: ShardStore, key: str) -> Receipt | None:
@@ -157,20 +157,26 @@ def whole_draft(store: ShardStore, key: str) -> Receipt | None:
     receipt = store.receipt(key)
     if receipt is None:
         return None
-    files = [store.valid_receipt(key), store.valid_receipt(fingerprint([key, "rows"]))]
+    files = [store.valid_receipt(key), store.valid_receipt(_rows_key(key))]
     if all(found is not None for found in files):
         return receipt
     store.forget(key)
     return None
 
 
-def open_draft(folder: Path, receipt: Receipt) -> Draft:
-    """Return the committed draft of a receipt. Raises DamagedArtifact where its file is gone."""
-    marks = map_table(folder / receipt.file) if receipt.file else MARKS.empty_table()
-    file, sha256 = receipt.details["rows_of"]
-    rows = partial(mapped, folder / file) if file else SCHEMA.empty_table
+def open_draft(store: ShardStore, receipt: Receipt) -> Draft:
+    """Return the committed draft of a receipt. Raises DamagedArtifact where a file of it is gone."""
+    body = store.receipt(_rows_key(receipt.key))
+    if body is None:
+        raise DamagedArtifact(f"{store.folder}: rows of a draft are gone; run again to make them again")
+    marks = map_table(store.folder / receipt.file) if receipt.file else MARKS.empty_table()
+    rows = partial(mapped, store.folder / body.file) if body.file else SCHEMA.empty_table
     arrays = Marks(*(marks[name].to_numpy() for name in MARKS.names))
-    return Draft(arrays, list(receipt.details["bad"]), rows, file=file, sha256=sha256)
+    return Draft(arrays, list(receipt.details["bad"]), rows, file=body.file, sha256=body.sha256)
+
+
+def _rows_key(key: str) -> str:
+    return fingerprint([key, "rows"])
 
 
 @functools.lru_cache(MAPPED)

@@ -219,7 +219,7 @@ def committed_drafts(store: ShardStore, jobs: Sequence[DraftJob], receipts: Sequ
         found = (store.receipt(draft_key(jobs[0].digest, i)) for i in range(receipts[0].details["drafts"]))
         receipts = [receipt for receipt in found if receipt is not None]
     for receipt in receipts:
-        yield open_draft(store.folder, receipt)
+        yield open_draft(store, receipt)
 
 
 def _make_part(folder: Path, job: PartJob) -> Receipt:

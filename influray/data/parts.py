@@ -35,9 +35,7 @@ from influray.store.mirror import address_of, remove_folder
 log = logging.getLogger(__name__)
 
 WAVE_BYTES = 2**36  # of data files, whose drafts lie in the catalogue's folder at once
-MAX_TURNS = (
-    16  # processes that read one file from its start, which takes 1 % (gzip, zstd) to 3 % (Parquet) of encoding it
-)
+MAX_TURNS = 16  # processes that read one file from its start
 ROW_BYTES = 500  # of a row whose line end is not seen, where only the order of magnitude counts
 
 FindCrew = Callable[[float], Crew | None]
