@@ -18,6 +18,8 @@ FEATURE_SHARD_BYTES = 1350 + 420 + 210
 MATRIX_SHARD_BYTES = 750 + 280 + 190
 MANIFEST_BYTES = 650
 TARGET_BYTES = 70  # a column's line in targets.arrow
+COMPRESSED = 4.0  # text to its gzip or zstd, about
+TOKEN_BYTES = 4.0  # of text, about
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ROW_FACTS = 4 * 4  # norm, grad_norm, loss, loss_tokens
 
@@ -97,8 +99,10 @@ CPU_EFFICIENCY = 0.45
 class Rates:
     """Seconds that are no model's, measured by jobs/benchmark_runtime.py and benchmark_selection.py on 2 CPU cores."""
 
-    data_row: float = 87e-6  # driver seconds to read, render and index a row
+    data_row: float = 87e-6  # seconds of one core to read, render and index a row
     data_token: float = 0.5e-6  # and to tokenise it
+    number_row: float = 3e-6  # driver seconds to find out whether a row's id is new, and to number it
+    number_token: float = 12e-9  # and to hash its bytes in file and catalogue
     driver_shard: float = 2.5e-3  # driver seconds to plan, hand out and take in a shard
     driver_row: float = 1e-6  # driver seconds a row to plan and to freeze
     startup: float = 8.0  # seconds until a worker that loads no model computes, Ray's own start included
@@ -119,13 +123,33 @@ class StepCost:
     bytes: float | None = 0.0  # left on disk
     units: int = 1  # into which the work can be split
     startup: float = 0.0  # seconds until the first worker works
+    each: int = 1  # processes in the place of one worker
 
     def seconds(self, workers: int) -> float | None:
         """Return the wall time with so many workers: the slower of workers and driver, which work side by side."""
         if self.worker_seconds is None:
             return None
-        share = math.ceil(self.units / min(workers, self.units)) / self.units  # the last round may be half empty
+        rounds = math.ceil(self.units / min(workers * self.each, self.units))
+        share = rounds / self.units  # the last round may be half empty
         return self.startup + max(self.worker_seconds * share, self.driver_seconds)
+
+
+def data_seconds(rows: int, tokens: float, rates: Rates) -> float:
+    """Return the seconds that one core takes to make a catalogue of so many rows."""
+    return rates.data_row * rows + rates.data_token * tokens
+
+
+def numbering_seconds(rows: int, tokens: float, rates: Rates) -> float:
+    """Return the seconds that the driver takes for a catalogue of so many rows that workers make."""
+    return rates.number_row * rows + rates.number_token * tokens
+
+
+def data_workers_pay(seconds: float, workers: int, rates: Rates) -> bool:
+    """Return whether workers save more of so many seconds of work than they take to start.
+
+    W of them save all but a W-th of it. Under 8 s, some 80,000 short rows, no number of workers does.
+    """
+    return seconds * (1 - 1 / workers) > rates.startup
 
 
 def forward(shape: ModelShape, work: Workload) -> float:

@@ -4,7 +4,8 @@
 
 The model is Llama-3-8B with LoRA of rank 128, as in arXiv 2501.12147. Rates of the driver, the store and the selection
 are those measured on two CPU cores (influray.planning.Rates); that of a GPU is its maker's times an assumed efficiency.
-Every 8 GPUs have a store of that rate and 64 CPU cores to score with; data, driver and selection are one process.
+Every 8 GPUs have a store of that rate and 64 CPU cores to tokenise and to score with; driver and selection are one
+process.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def line(N: int, gpus: int, args: argparse.Namespace, rates: Rates) -> tuple[str
     stores = max(1, gpus // 8)
     size = K * planning.datastore_bytes(N, shards, D) + planning.matrix_bytes(N, shards, T)
     parts = {
-        "data": N * (rates.data_row + args.tokens * rates.data_token),
+        "data": max(
+            planning.data_seconds(N, N * args.tokens, rates) / (gpus * CORES),
+            planning.numbering_seconds(N, N * args.tokens, rates),
+        ),
         "GPUs": operations / (gpus * DEVICES[args.device].half * GPU_EFFICIENCY),
         "driver": K * (shards * rates.driver_shard + N * rates.driver_row),
         "store": 2 * size / (stores * rates.store_bytes),  # written once, read once by the scores
@@ -62,7 +66,8 @@ def main() -> None:
     rates = Rates()
     print(
         f"{DEVICES[args.device].name} at {GPU_EFFICIENCY:.0%} of {DEVICES[args.device].half:.3g} FLOP/s (assumed); "
-        f"data {1e6 * rates.data_row:g} us a row and {1e6 * rates.data_token:g} us a token, "
+        f"data {1e6 * rates.data_row:g} us a row and {1e6 * rates.data_token:g} us a token of one core, of the driver "
+        f"{1e6 * rates.number_row:g} us a row and {1e6 * rates.number_token:g} us a token, "
         f"driver {1e3 * rates.driver_shard:g} ms a shard and {1e6 * rates.driver_row:g} us a row, store "
         f"{rates.store_bytes / 1e9:g} GB/s, scores {rates.score_operations / 1e9:g} GFLOP/s a core, selection "
         f"{1e9 * rates.select_score:g} ns a score (measured)\n"

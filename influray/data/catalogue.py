@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 from influray.config import DataConfig
 from influray.data.chat import mask_of
-from influray.data.parts import SCHEMA, Encoder, FileJob, PartsBuilder
+from influray.data.drafts import SCHEMA, Encoder
+from influray.data.parts import FileJob, FindCrew, PartsBuilder
 from influray.data.quarantine import entry, write_quarantine
 from influray.data.readers import DataFile, file_digest
 from influray.data.records import parse_record
@@ -186,12 +187,15 @@ def build_catalogue(
     config: DataConfig,
     *,
     quarantine: str | Path,
+    find_crew: FindCrew | None = None,
 ) -> Catalogue:
     """Make or bring up to date the catalogue of a split in `folder` and return it.
 
     `files` are (group, file) in the order in which new ones get their rows; the group of a target is its task, of
     the pool "". `encoder_key` must change with whatever changes tokens: tokenizer, template, max_tokens, end token.
     Files whose content and settings are as in the catalogue that is there are neither read nor encoded again.
+    `find_crew` gives, for the seconds that the work takes one process, others that do it, or None where that would
+    not pay. The bytes are the same.
     Memory does not grow with the rows, but for 16 bytes each, by which ids are found again.
 
     Rows that cannot be used go to the file `quarantine` as stage "read" or "encode". An id may be used once a split.
@@ -207,10 +211,10 @@ def build_catalogue(
     unchanged = kept == len(jobs) == len(previous)
     keys = [entry["parts"] for entry in previous[:kept]]
     if not unchanged:
-        builder = PartsBuilder(store, encoder, config)
+        builder = PartsBuilder(store, split, encoder, config)
         for job, parts in zip(jobs[:kept], keys, strict=True):
             builder.keep(job, parts)
-        keys += [builder.build(job) for job in jobs[kept:]]
+        keys += builder.build(jobs[kept:], find_crew)
     bad = _bad_rows(store, split, jobs, keys)
     for stage in ("read", "encode"):
         write_quarantine(quarantine, split, stage, [found for _, found in bad if found["stage"] == stage])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from influray.config import Config
 from influray.data.records import BadRow, Record, Turn, is_blank
 from influray.data.rendering import TULU, ChatTemplate, assemble
 from influray.data.vocabulary import PrivateVocabulary, refuse_private_names, tokenizer_name
@@ -208,6 +209,12 @@ class ChatEncoder:
     @staticmethod
     def _belongs(text: str, token_begin: int, content_begin: int) -> bool:
         return not text[token_begin:content_begin].strip()
+
+
+def split_encoder(config: Config, tokenizer: Any, split: str) -> ChatEncoder:
+    """Return what encodes the records of a split of a run. Raises as `ChatEncoder`."""
+    end_token = config.data.target_end_token if split == "target" else True
+    return ChatEncoder(tokenizer, config.model.chat_template, config.data.max_tokens, end_token)
 
 
 def _template_source(tokenizer: Any, template: str) -> tuple[str, str]:

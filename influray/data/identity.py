@@ -1,4 +1,7 @@
-"""Which ids are taken, in 16 bytes a row: so much of a pool, and no more, has to be in memory at once."""
+"""Which ids are taken, in 16 bytes a row: so much of a pool, and no more, has to be in memory at once.
+
+Shape suffixes: R rows.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,27 @@ import numpy as np
 
 from influray.data.records import Turn
 
+FIRST = "#1"  # how the id of a content that comes for the first time ends
+
+
+def id_hashes(ids: Iterable[str]) -> np.ndarray:
+    """Return a 64-bit hash of each id, int64, the same in every process."""
+    digests = (hashlib.blake2b(identity.encode("utf-8"), digest_size=8).digest() for identity in ids)
+    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64, copy=False)
+
+
+def content_name(turns: Sequence[Turn]) -> str:
+    """Return the id of a row without one, where its content comes for the first time: a hash of its turns + "#1"."""
+    plain = json.dumps([(turn.role, turn.content) for turn in turns], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(plain.encode("utf-8")).hexdigest()[:32] + FIRST
+
 
 class IdIndex:
     """Where each id was first used.
 
-    Ids of the part that is being made are kept as they are; those before it as sorted 64-bit hashes with their rows
-    (in a few arrays of growing size, merged as they come). A hash only points at a row: `id_at(row)` decides, so two
-    ids of one hash do no harm, and Python's own hash, another in every process, will do.
+    Ids of the draft that is being numbered are kept as they are; those before it as sorted 64-bit hashes with their
+    rows (in a few arrays of growing size, merged as they come). A hash only points at a row: `id_at(row)` decides, so
+    two ids of one hash do no harm.
     """
 
     def __init__(self, id_at: Callable[[int], str]) -> None:
@@ -31,28 +48,38 @@ class IdIndex:
             return self._recent[identity]
         return self._find_old(identity) if self._levels else None
 
+    def find_recent(self, identity: str) -> int | None:
+        """Return the row since the last `settle` that has this id."""
+        return self._recent.get(identity)
+
+    def seen(self, hash_R: np.ndarray) -> np.ndarray:
+        """Return whether each hash is that of a settled id, bool [R]. Where it is not, neither is the id."""
+        found_R = np.zeros(len(hash_R), bool)
+        for hashes, _ in self._levels:
+            at_R = np.minimum(np.searchsorted(hashes, hash_R), len(hashes) - 1)
+            found_R |= hashes[at_R] == hash_R
+        return found_R
+
     def add(self, identity: str, row: int) -> None:
         self._recent[identity] = row
 
     def settle(self) -> None:
-        """Move the ids of a finished part to the compact form; from now on `id_at` answers for them."""
-        self.load(self._recent, next(iter(self._recent.values()), 0))
+        """Move the ids that were added to the compact form; from now on `id_at` answers for them."""
+        self.load(id_hashes(self._recent), next(iter(self._recent.values()), 0))
         self._recent = {}
 
-    def load(self, ids: Iterable[str], first_row: int) -> None:
-        """Take in the ids of consecutive rows of a part that is there already."""
-        hashes = np.fromiter(map(hash, ids), dtype=np.int64)
-        if not len(hashes):
+    def load(self, hash_R: np.ndarray, first_row: int) -> None:
+        """Take in the hashes of the ids of consecutive rows, for which `id_at` answers."""
+        if not len(hash_R):
             return
-        self._levels.append(_by_hash(hashes, first_row + np.arange(len(hashes), dtype=np.int64)))
+        self._levels.append(_by_hash(hash_R, first_row + np.arange(len(hash_R), dtype=np.int64)))
         while len(self._levels) > 1 and 2 * len(self._levels[-1][0]) > len(self._levels[-2][0]):
             pairs = zip(*(self._levels.pop() for _ in range(2)), strict=True)
             self._levels.append(_by_hash(*(np.concatenate(arrays) for arrays in pairs)))
 
-    def name_for(self, turns: Sequence[Turn]) -> str:
-        """Return the id of a row without one: a hash of its turns + "#" + which one of that content it is, from 1."""
-        plain = json.dumps([(turn.role, turn.content) for turn in turns], ensure_ascii=False, separators=(",", ":"))
-        content = hashlib.sha256(plain.encode("utf-8")).hexdigest()[:32]
+    def name_for(self, first: str) -> str:
+        """Return the id of a row without one, `content_name` being `first`: with which one of that content it is."""
+        content = first.removesuffix(FIRST)
         occurrence = self._occurrences.get(content, 1)
         while self.find(f"{content}#{occurrence}") is not None:
             occurrence += 1
@@ -60,7 +87,7 @@ class IdIndex:
         return f"{content}#{occurrence}"
 
     def _find_old(self, identity: str) -> int | None:
-        value = hash(identity)
+        value = id_hashes([identity])[0]
         for hashes, rows in self._levels:
             at = int(np.searchsorted(hashes, value))
             while at < len(hashes) and hashes[at] == value:

@@ -1,59 +1,44 @@
-"""One data file -> the parts of a catalogue: rows read, parsed, encoded, named, and committed in bounded pieces.
+"""Data files -> the parts of a catalogue, by this process alone or by a crew, with the same bytes.
 
 A part is closed by the number of rows read or by its bytes, so a file of any size is built in the same memory, and
-an interrupted build goes on after its last whole part.
+an interrupted build goes on after its last whole part, or draft.
 """
 
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-import pyarrow as pa
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from influray.config import DataConfig
-from influray.data.chat import Encoded
-from influray.data.identity import IdIndex
-from influray.data.readers import DataFile, read_rows
-from influray.data.records import BadRow, Record, parse_record
-from influray.protocols import DataError
-from influray.store.artifact import Receipt, ShardStore, fingerprint, map_table
+from influray.data.drafts import Draft, Encoder, Row, drafts, mapped
+from influray.data.jobs import (
+    DRAFT_BYTES,
+    DRAFTS,
+    Crew,
+    DraftJob,
+    Faults,
+    PartJob,
+    Unfit,
+    carry_out,
+    committed_drafts,
+    span_key,
+)
+from influray.data.numbering import Numbering, Part, part_table
+from influray.data.readers import DataFile, Span, read_rows
+from influray.data.spans import find_spans
+from influray.planning import COMPRESSED, TOKEN_BYTES, Rates, data_seconds
+from influray.store.artifact import Receipt, ShardStore, fingerprint
+from influray.store.mirror import address_of, remove_folder
 
 log = logging.getLogger(__name__)
 
-PART_ROWS = 8192  # rows read, the bad ones too: they are kept in the part's receipt
-PART_BYTES = 64 * 2**20  # of record bytes and tokens
-# What is encoded at once. An encoding takes some 100 bytes a token, and a byte can be a token.
-BLOCK_ROWS, BLOCK_BYTES = 256, 2**19
+WAVE_BYTES = 2**36  # of data files, whose drafts lie in the catalogue's folder at once
+MAX_TURNS = 16  # processes that read one file from its start
+ROW_BYTES = 500  # of a row whose line end is not seen, where only the order of magnitude counts
 
-_TOKENS = pa.list_(pa.int32())
-SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("id", pa.string()),
-        ("file", pa.string()),
-        ("line", pa.int64()),
-        ("source", pa.string()),
-        ("group", pa.string()),  # the task of a target, "" in the pool
-        ("tokens", pa.int32()),
-        ("loss_tokens", pa.int32()),
-        ("truncated", pa.bool_()),
-        ("record", pa.binary()),  # the bytes as they were read
-        ("input_ids", _TOKENS),
-        ("loss_spans", _TOKENS),  # flat (start, stop) pairs of the trained tokens
-    ]
-)
-
-
-class Encoder(Protocol):
-    """What a catalogue needs of chat.ChatEncoder."""
-
-    def encode_many(self, records: list[Record]) -> list[Encoded | BadRow]: ...
+FindCrew = Callable[[float], Crew | None]
 
 
 @dataclass(frozen=True)
@@ -70,198 +55,209 @@ class FileJob:
         return fingerprint({"file": self.key, "part": number})
 
 
-@dataclass
-class Part:
-    """The rows of one part while it is made."""
+@dataclass(frozen=True)
+class _Begun:
+    """A file whose first parts are committed, `receipts`; its rows from `line` on are not."""
 
-    first_row: int
-    read: int = 0
-    size: int = 0
-    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SCHEMA.names})
-    bad: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def full(self) -> bool:
-        return self.read >= PART_ROWS or self.size >= PART_BYTES
-
-    @property
-    def next_row(self) -> int:
-        return self.first_row + len(self.columns["row"])
-
-    def add(self, line: int, raw: bytes, identity: str, job: FileJob, source: str, encoded: Encoded) -> None:
-        values = {
-            "row": self.next_row,
-            "id": identity,
-            "file": job.file.name,
-            "line": line,
-            "source": source,
-            "group": job.group,
-            "tokens": len(encoded.input_ids),
-            "loss_tokens": encoded.loss_tokens,
-            "truncated": encoded.truncated,
-            "record": raw,
-            "input_ids": encoded.input_ids,
-            "loss_spans": encoded.loss_spans,
-        }
-        for name, value in values.items():
-            self.columns[name].append(value)
-        self.size += len(raw) + encoded.input_ids.nbytes
-
-    def table(self) -> pa.Table | None:
-        """Return the rows as a table, None where there are none."""
-        if not self.columns["row"]:
-            return None
-        arrays = [
-            _list_array(self.columns[name]) if kind == _TOKENS else pa.array(self.columns[name], kind)
-            for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True)
-        ]
-        return pa.Table.from_arrays(arrays, schema=SCHEMA)
-
-
-def _list_array(rows: list[np.ndarray]) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows).astype(np.int32, copy=False)))
-
-
-class CommittedRows:
-    """The parts that are done, for the little that a build asks them: a cell of one row."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._tables: list[pa.Table] = []
-        self.rows = 0
-
-    def append(self, folder: Path, receipt: Receipt) -> pa.Table | None:
-        if not receipt.file:
-            return None
-        table = map_table(folder / receipt.file)
-        self._starts.append(self.rows)
-        self._tables.append(table)
-        self.rows += table.num_rows
-        return table
-
-    def cell(self, row: int, column: str) -> Any:
-        at = bisect_right(self._starts, row) - 1
-        return self._tables[at][column][row - self._starts[at]].as_py()
+    job: FileJob
+    receipts: tuple[Receipt, ...] = ()
+    line: int = 1
+    done: bool = False
 
 
 class PartsBuilder:
     """Builds the files of one split, in order."""
 
-    def __init__(self, store: ShardStore, encoder: Encoder, config: DataConfig) -> None:
+    def __init__(self, store: ShardStore, split: str, encoder: Encoder, config: DataConfig) -> None:
         self._store = store
+        self._drafts = ShardStore(store.folder / DRAFTS)
+        self._split = split
         self._encoder = encoder
         self._config = config
-        self._done = CommittedRows()
-        self._index = IdIndex(lambda row: self._done.cell(row, "id"))
-        self._usable: dict[str, int] = {}  # group -> rows
+        self._numbering = Numbering()
+        self._crew: Crew | None = None
 
-    def keep(self, job: FileJob, keys: list[str]) -> None:
+    def keep(self, job: FileJob, keys: Sequence[str]) -> None:
         """Take the parts of a file that is as it was; its rows and ids are not given again."""
         for key in keys:
             receipt = self._store.receipt(key)
             assert receipt is not None, f"{job.file.name}: part {key} lost its receipt"
-            self._take(job, receipt)
+            self._numbering.take(self._store.folder, receipt, job.group)
 
-    def build(self, job: FileJob) -> list[str]:
-        """Commit the parts of a file and return their keys; parts that an interrupted build left are kept."""
-        keys: list[str] = []
-        line = 1
-        while (receipt := self._store.valid_receipt(job.part_key(len(keys)))) is not None:
-            keys.append(receipt.key)
-            self._take(job, receipt)
-            line = receipt.details["next_line"]
-            if receipt.details["last"]:
-                return keys
-        part = Part(self._done.rows)
-        room = None if job.limit is None else job.limit - self._usable.get(job.group, 0)
-        if room is None or room > 0:
-            for number, raw, outcome in self._outcomes(job, line):
-                line = number + 1
-                self._place(part, job, number, raw, outcome)
-                if room is not None and part.next_row - part.first_row >= room:
-                    break
-                if part.full:
-                    keys.append(self._commit(job, part, len(keys), line, last=False))
-                    room = None if room is None else room - (part.next_row - part.first_row)
-                    part = Part(self._done.rows)
-        keys.append(self._commit(job, part, len(keys), line, last=True))
+    def build(self, jobs: Sequence[FileJob], find_crew: FindCrew | None = None) -> list[list[str]]:
+        """Commit the parts of files and return their keys; what an interrupted build left is kept.
+
+        `find_crew` is asked with the seconds that one process would take, and may answer None: then this process does
+        it all. So it does where a member of the crew is unfit, with a warning.
+
+        Raises:
+            DataError: a file cannot be read, or the chat template cannot be used on it.
+        """
+        spans: dict[str, list[Span]] = {}
+        if find_crew is not None:
+            travelling = [job for job in jobs if _travels(job)]
+            spans = {job.key: find_spans(job.file, DRAFT_BYTES, self._config.max_file_bytes) for job in travelling}
+            self._crew = find_crew(sum(encoding_seconds(job.file, spans[job.key]) for job in travelling))
+        made: list[list[str]] = []
+        for wave in _waves(jobs):
+            if self._crew is not None and _travels(wave[0]):
+                made += self._build_by_crew(wave, spans)
+            else:
+                made += [self._build_here(job) for job in wave]
+        remove_folder(self._drafts.folder)
+        return made
+
+    def _build_here(self, job: FileJob) -> list[str]:
+        """Draft, number and commit block after block, nothing but a part in memory."""
+        numbering, begun = self._numbering, self._begun(job)
+        self._take(begun)
+        keys = [receipt.key for receipt in begun.receipts]
+        if begun.done:
+            return keys
+        numbering.begin(job.file.name, job.group, begun.line, job.limit)
+        found = drafts(self._rows(job, begun.line), job.file, job.group, self._encoder)
+        while not numbering.satisfied and (draft := next(found, None)) is not None:
+            for part in numbering.feed(draft):
+                keys.append(self._commit(job, len(keys), part, last=False))
+        keys.append(self._commit(job, len(keys), numbering.end(), last=True))
         return keys
 
-    def _outcomes(
-        self, job: FileJob, line: int
-    ) -> Iterator[tuple[int, bytes, tuple[Record, Encoded | BadRow] | BadRow]]:
-        for block in self._blocks(job, line):
-            parsed = [raw if isinstance(raw, BadRow) else _parsed(raw, job.file.stem) for _, raw in block]
-            records = [record for record in parsed if isinstance(record, Record)]
+    def _build_by_crew(self, wave: Sequence[FileJob], spans: Mapping[str, list[Span]]) -> list[list[str]]:
+        """Have all files of a wave drafted, number their rows, and have the parts made of the drafts."""
+        begun: list[_Begun] = []
+        for job in wave:  # the rows of a file have numbers once all files before it have
+            begun.append(self._begun(job) if all(found.done for found in begun) else _Begun(job))
+        readers = sum(not spans[found.job.key] for found in begun if not found.done)
+        drafting = [
+            [] if found.done else self._draft_jobs(found, order, spans[found.job.key], readers)
+            for order, found in enumerate(begun)
+        ]
+        receipts = iter(self._carry_out([job for jobs in drafting for job in jobs]))
+        making: list[list[PartJob]] = []
+        for found, jobs in zip(begun, drafting, strict=True):
+            self._take(found)
+            made = committed_drafts(self._drafts, jobs, [next(receipts) for _ in jobs])
+            making.append([] if found.done else self._number(found, made))
+        parts = self._carry_out([job for jobs in making for job in jobs])
+        for receipt in parts:
+            self._numbering.rows.commit(self._store.folder / receipt.file, receipt.rows)
+        mapped.cache_clear()
+        remove_folder(self._drafts.folder)
+        return [
+            [*(receipt.key for receipt in found.receipts), *(job.key for job in jobs)]
+            for found, jobs in zip(begun, making, strict=True)
+        ]
+
+    def _number(self, begun: _Begun, found: Iterator[Draft]) -> list[PartJob]:
+        job, numbering = begun.job, self._numbering
+        jobs: list[PartJob] = []
+
+        def add(part: Part, last: bool) -> None:
+            number = len(begun.receipts) + len(jobs)
+            pieces = tuple(
+                (p.draft.file, p.draft.sha256, p.start, p.stop, p.dropped, dict(p.names)) for p in part.pieces
+            )
+            name, key = job.file.name, job.part_key(number)
+            jobs.append(PartJob(key, self._split, name, part.first_row, pieces, part.details(last)))
+
+        numbering.begin(job.file.name, job.group, begun.line, None)
+        for draft in found:
+            for part in numbering.feed(draft if begun.line == 1 else draft.from_line(begun.line)):
+                add(part, last=False)
+        add(numbering.end(), last=True)
+        return jobs
+
+    def _draft_jobs(self, begun: _Begun, order: int, spans: Sequence[Span], readers: int) -> list[DraftJob]:
+        """Return what is to be drafted of a file. Without spans it is one of `readers` that are read from the start."""
+        job = begun.job
+        size = os.stat(job.file.path).st_size
+        common = (self._split, order, job.file, size, address_of(job.file.path), job.group, job.key)
+        if spans:
+            wanted = [span for span in spans if span.line + span.lines > begun.line]
+            return [DraftJob(span_key(job.key, span), *common, span) for span in wanted or spans[-1:]]
+        assert self._crew is not None
+        turns = max(1, min(MAX_TURNS, self._crew.workers // readers, _text_bytes(job.file) // DRAFT_BYTES))
+        keys = [fingerprint({"file": job.key, "turn": [turn, turns]}) for turn in range(turns)]
+        return [DraftJob(key, *common, None, turn, turns) for turn, key in enumerate(keys)]
+
+    def _carry_out(self, jobs: Sequence[DraftJob | PartJob]) -> list[Receipt]:
+        """Return the receipts of jobs, in their order; where the crew is unfit, this process does the work."""
+        if self._crew is not None:
             try:
-                encoded = iter(self._encoder.encode_many(records))
-            except DataError as error:
-                raise DataError(f"{job.file.path}: lines {block[0][0]} to {block[-1][0]}: {error}") from error
-            for (number, raw), record in zip(block, parsed, strict=True):
-                outcome = (record, next(encoded)) if isinstance(record, Record) else record
-                yield number, raw if isinstance(raw, bytes) else b"", outcome
+                return self._crew(jobs)
+            except Unfit as error:
+                log.warning("%s; this process does what is left of the data by itself", error)
+                self._crew = None
+        receipts, faults = [], Faults(jobs)
+        for job in jobs:
+            receipts.append(carry_out(self._store.folder, job, self._encoder, self._config))
+            faults.note(job, receipts[-1])
+        return receipts
 
-    def _blocks(self, job: FileJob, line: int) -> Iterator[list[tuple[int, bytes | BadRow]]]:
-        block, size = [], 0
-        for number, raw in read_rows(job.file, self._config.max_line_bytes, self._config.max_file_bytes):
-            if number < line:
-                continue
-            block.append((number, raw))
-            size += len(raw) if isinstance(raw, bytes) else 0
-            if len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES:
-                yield block
-                block, size = [], 0
-        if block:
-            yield block
+    def _begun(self, job: FileJob) -> _Begun:
+        receipts: list[Receipt] = []
+        while (receipt := self._store.valid_receipt(job.part_key(len(receipts)))) is not None:
+            receipts.append(receipt)
+            if receipt.details["last"]:
+                break
+        if not receipts:
+            return _Begun(job)
+        details = receipts[-1].details
+        return _Begun(job, tuple(receipts), details["next_line"], details["last"])
 
-    def _place(
-        self, part: Part, job: FileJob, line: int, raw: bytes, outcome: tuple[Record, Encoded | BadRow] | BadRow
-    ) -> None:
-        part.read += 1
-        if isinstance(outcome, BadRow):
-            part.bad.append({"line": line, "id": outcome.id, "stage": "read", "reason": outcome.reason})
-            return
-        record, encoded = outcome
-        if isinstance(encoded, BadRow):
-            part.bad.append({"line": line, "id": record.id, "stage": "encode", "reason": encoded.reason})
-            return
-        identity = record.id
-        if identity is None:
-            identity = self._index.name_for(record.turns)
-        elif (first := self._index.find(identity)) is not None:
-            reason = f"the id was used before, at {self._where(part, first)}"
-            part.bad.append({"line": line, "id": identity, "stage": "read", "reason": reason})
-            return
-        self._index.add(identity, part.next_row)
-        part.add(line, raw, identity, job, record.source, encoded)
+    def _take(self, begun: _Begun) -> None:
+        for receipt in begun.receipts:
+            self._numbering.take(self._store.folder, receipt, begun.job.group)
 
-    def _where(self, part: Part, row: int) -> str:
-        if row >= part.first_row:
-            file, line = (part.columns[name][row - part.first_row] for name in ("file", "line"))
-        else:
-            file, line = (self._done.cell(row, name) for name in ("file", "line"))
-        return f"{file}:{line}"
+    def _rows(self, job: FileJob, line: int) -> Iterator[Row]:
+        rows = read_rows(job.file, self._config.max_line_bytes, self._config.max_file_bytes)
+        return ((number, raw) for number, raw in rows if number >= line)
 
-    def _commit(self, job: FileJob, part: Part, number: int, next_line: int, last: bool) -> str:
-        details: Mapping[str, Any] = {"read": part.read, "bad": part.bad, "next_line": next_line, "last": last}
-        receipt = self._store.commit(job.part_key(number), part.table(), details)
-        self._done.append(self._store.folder, receipt)
-        self._index.settle()
-        self._usable[job.group] = self._usable.get(job.group, 0) + receipt.rows
+    def _commit(self, job: FileJob, number: int, part: Part, last: bool) -> str:
+        pieces = [
+            (
+                piece.draft.rows().slice(piece.start, piece.stop - piece.start),
+                [at - piece.start for at in piece.dropped],
+                {at - piece.start: name for at, name in piece.names.items()},
+            )
+            for piece in part.pieces
+        ]
+        receipt = self._store.commit(job.part_key(number), part_table(part.first_row, pieces), part.details(last))
+        self._numbering.rows.commit(self._store.folder / receipt.file, receipt.rows)
         log.info("%s: %d rows read, %d usable", job.file.path, part.read, receipt.rows)
         return receipt.key
 
-    def _take(self, job: FileJob, receipt: Receipt) -> None:
-        first = self._done.rows
-        table = self._done.append(self._store.folder, receipt)
-        if table is not None:
-            self._index.load(table["id"].to_pylist(), first)
-        self._usable[job.group] = self._usable.get(job.group, 0) + receipt.rows
+
+def encoding_seconds(file: DataFile, spans: Sequence[Span]) -> float:
+    """Return the seconds that one process takes for a file, about."""
+    size = _text_bytes(file)
+    rows = sum(span.lines for span in spans) if spans else size / ROW_BYTES
+    return data_seconds(round(rows), size / TOKEN_BYTES, Rates())
 
 
-def _parsed(raw: bytes, source: str) -> Record | BadRow:
-    try:
-        return parse_record(raw, source)
-    except BadRow as bad:
-        return bad
+def _text_bytes(file: DataFile) -> int:
+    size = os.stat(file.path).st_size
+    return int(size * COMPRESSED) if file.compression or file.kind == "parquet" else size
+
+
+def _travels(job: FileJob) -> bool:
+    """Whether others may draft a file: a limit says row by row how far it is read, and hubs count their readers."""
+    return job.limit is None and job.file.kind != "hub"
+
+
+def _waves(jobs: Sequence[FileJob]) -> Iterator[list[FileJob]]:
+    """Yield the files in groups: those that travel, up to WAVE_BYTES, and others one by one."""
+    wave: list[FileJob] = []
+    total = 0
+    for job in jobs:
+        if wave and (not _travels(job) or total >= WAVE_BYTES):
+            yield wave
+            wave, total = [], 0
+        wave.append(job)
+        if _travels(job):
+            total += os.stat(job.file.path).st_size
+        else:
+            yield wave
+            wave = []
+    if wave:
+        yield wave

@@ -7,9 +7,7 @@ canonical line of JSON, which stands for it from then on.
 from __future__ import annotations
 
 import gzip
-import json
 import logging
-import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from influray.data import hub
+from influray.data.canonical import canonical_line
 from influray.data.records import BadRow
 from influray.protocols import USER_ERRORS, DataError
 from influray.store.artifact import fingerprint, hash_file
@@ -92,8 +91,20 @@ def file_digest(file: DataFile) -> str:
         raise DataError(f"{file.path}: cannot be read: {error.strerror}") from error
 
 
-def read_rows(file: DataFile, max_line_bytes: int, max_file_bytes: int) -> Iterator[tuple[int, bytes | BadRow]]:
-    """Yield (line number from 1, bytes of the row or why there are none), in order.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes [start, stop) of a file of plain lines: `lines` whole lines, of which the first is number `line`."""
+
+    start: int
+    stop: int
+    line: int
+    lines: int
+
+
+def read_rows(
+    file: DataFile, max_line_bytes: int, max_file_bytes: int, span: Span | None = None
+) -> Iterator[tuple[int, bytes | BadRow]]:
+    """Yield (line number from 1, bytes of the row or why there are none), in order; of a span, only its lines.
 
     A row's bytes leave out the line end and a BOM before the first line; blank lines are counted but yield nothing.
     Where a stream breaks off (torn, not of its kind, wrong checksum), the complete rows before that come out, then
@@ -103,7 +114,7 @@ def read_rows(file: DataFile, max_line_bytes: int, max_file_bytes: int) -> Itera
         DataError: the file cannot be opened, or holds more than `max_file_bytes` once decompressed.
     """
     if file.kind == "jsonl":
-        rows = _lines(file, max_line_bytes, max_file_bytes)
+        rows = _lines(file, max_line_bytes, max_file_bytes, span)
     else:
         rows = _columnar(file, max_line_bytes, max_file_bytes)
     try:
@@ -154,7 +165,7 @@ def _folder_files(folder: Path, root: Path, where: str) -> Iterator[DataFile]:
 
 
 def _stored_files(uri: str, where: str) -> Iterator[DataFile]:
-    """Fetch a file or a folder of object storage into this machine's cache: the driver alone reads data files."""
+    """Fetch a file or a folder of object storage into this machine's cache."""
     place, name = local(uri, where), parse_uri(uri, where).shown
     if present(place).is_file():
         found = {name: place}
@@ -175,13 +186,15 @@ def _data_file(path: Path, root: Path) -> DataFile:
     return DataFile(str(path), name.replace(os.sep, "/"), kind, compression)
 
 
-def _lines(file: DataFile, max_line_bytes: int, max_file_bytes: int) -> Iterator[tuple[int, bytes | BadRow]]:
-    number = total = 0
+def _lines(
+    file: DataFile, max_line_bytes: int, max_file_bytes: int, span: Span | None
+) -> Iterator[tuple[int, bytes | BadRow]]:
+    number, total = (0 if span is None else span.line - 1), 0
     pieces: list[bytes] = []  # of the line that is being read; dropped once it is too long
     length = 0
-    wide = head = False
+    wide, head = False, span is not None
     try:
-        for chunk in _chunks(file):
+        for chunk in _chunks(file) if span is None else _span_chunks(file.path, span):
             total += len(chunk)
             if total > max_file_bytes:
                 raise DataError(
@@ -234,8 +247,27 @@ def _not_lines(head: bytes, compression: str) -> str:
     return ""
 
 
+def plain_start(head: bytes) -> int | None:
+    """Return where the lines of an uncompressed file that begins with `head` begin: after a BOM, where it has one.
+
+    None where all of the file is judged by how it begins: it is UTF-16, compressed after all, or one JSON array.
+    """
+    if _not_lines(head, "") or head.startswith(_UTF16_BOMS):
+        return None
+    return len(head) - len(head.removeprefix(_UTF8_BOM))
+
+
 class _Fault(Exception):
     pass
+
+
+def _span_chunks(path: str, span: Span) -> Iterator[bytes]:
+    with open(path, "rb") as stream:
+        stream.seek(span.start)
+        left = span.stop - span.start
+        while chunk := stream.read(min(CHUNK, left)):
+            left -= len(chunk)
+            yield chunk
 
 
 def _chunks(file: DataFile) -> Iterator[bytes]:
@@ -351,31 +383,3 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRow]:
             yield batch.slice(i, 1).to_pylist()[0]
         except ValueError as error:
             yield BadRow(f"a value cannot be read: {error}")
-
-
-def canonical_line(tree: Any) -> bytes | BadRow:
-    """Return a row as one line of JSON: UTF-8, keys in the order of the columns, no spaces, NaN and Infinity null."""
-    try:
-        try:
-            text = json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain)
-        except ValueError:
-            text = json.dumps(_finite(tree), ensure_ascii=False, separators=(",", ":"), default=_plain)
-        return text.encode("utf-8")
-    except (TypeError, ValueError) as error:
-        return BadRow(f"a column has no JSON form: {error}")
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if type(value).__name__ == "Decimal":
-        return str(value)
-    raise TypeError(f"{type(value).__name__} (pictures and other bytes: leave the column out)")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from influray.config import ResourcesConfig
@@ -143,6 +143,14 @@ def resolve_resources(resources: ResourcesConfig, cluster: ClusterInfo) -> Resol
         max_attempts=resources.max_attempts,
         follows=follows,
     )
+
+
+def one_core_each(resources: ResourcesConfig, resolved: ResolvedResources, cluster: ClusterInfo) -> ResolvedResources:
+    """Return the same resources cut into workers that take a core and no GPU each: of `auto`, all cores there are."""
+    cores = cluster.cpus if resources.workers == "auto" else resolved.workers * resolved.cpus_per_worker
+    workers = max(1 if resources.workers == "auto" else resolved.workers, math.floor(cores + 1e-9))
+    each = min(1.0, resolved.cpus_per_worker)
+    return replace(resolved, workers=workers, cpus_per_worker=each, gpus_per_worker=0.0, threads_per_worker=1)
 
 
 @contextlib.contextmanager

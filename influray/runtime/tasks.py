@@ -19,6 +19,7 @@ class ShardTask:
     start: int  # catalogue rows [start, stop)
     stop: int
     folder: str  # of the ShardStore it is committed to
+    name: str = ""  # what people call it, where that is not a range of rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,5 +104,7 @@ class WorkerStartError(RuntimeError):
 
 def label(task: ShardTask) -> str:
     """Return what people call a shard."""
+    if task.name:
+        return task.name
     place = f" of checkpoint {task.checkpoint}" if task.checkpoint else ""
     return f"{task.split} rows {task.start}-{task.stop - 1}{place}"

@@ -75,6 +75,14 @@ def run_pool(
     """
     if not todo:
         return PoolReport(())
+    with make_pool(worker, arguments, resources, gpus, isolate) as pool:
+        return run_tasks(pool, todo, on_event, on_receipt)
+
+
+def make_pool(
+    worker: type[Any], arguments: tuple[Any, ...], resources: ResolvedResources, gpus: float, isolate: bool = False
+) -> ShardPool:
+    """Return a pool of actors `worker(*arguments, threads)`, none of which is there yet."""
     actor: Any = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
         worker
     )
@@ -85,6 +93,17 @@ def run_pool(
     def room() -> int:
         return resources.room(gpus)
 
+    size = room if resources.follows else resources.workers
+    return ShardPool(make_worker, size, max_attempts=resources.max_attempts, isolate=isolate)
+
+
+def run_tasks(
+    pool: ShardPool,
+    todo: Sequence[ShardTask],
+    on_event: Callable[[PoolEvent], None],
+    on_receipt: Callable[[ShardTask, Receipt], None],
+) -> PoolReport:
+    """Have a pool compute `todo`, with metrics, and return the report. Raises as `ShardPool.run`."""
     metrics = PoolMetrics(len(todo))
 
     def receive(task: ShardTask, receipt: Receipt) -> None:
@@ -95,9 +114,7 @@ def run_pool(
         metrics.on_event(event)
         on_event(event)
 
-    size = room if resources.follows else resources.workers
-    with ShardPool(make_worker, size, max_attempts=resources.max_attempts, isolate=isolate) as pool:
-        return pool.run(todo, receive, hear)
+    return pool.run(todo, receive, hear)
 
 
 class FeatureWorker:

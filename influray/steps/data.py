@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
+from influray import planning
 from influray.config import Config
 from influray.protocols import ConfigError
 from influray.steps.context import StepContext, StepResult
@@ -11,12 +13,13 @@ from influray.store.artifact import fingerprint, read_manifest
 
 if TYPE_CHECKING:
     from influray.data.catalogue import Split
+    from influray.data.jobs import Crew
 
 
 def data(context: StepContext) -> StepResult:
     """Bring the catalogues of pool, targets and held-out records up to date."""
     from influray.data.catalogue import build_catalogue
-    from influray.data.chat import ChatEncoder
+    from influray.data.chat import split_encoder
     from influray.data.readers import resolve_files
     from influray.model.loading import tokenizer_digest
 
@@ -31,16 +34,26 @@ def data(context: StepContext) -> StepResult:
         ]
     before = [read_manifest(directory.data(split)) for split in files]
     catalogues = {}
-    for split, found in files.items():
-        if not found:
-            continue
-        end_token = cfg.target_end_token if split == "target" else True
-        encoder = ChatEncoder(context.tokenizer, context.config.model.chat_template, cfg.max_tokens, end_token)
-        key = fingerprint([tokenizer_digest(context.tokenizer), encoder.template_digest, cfg.max_tokens, end_token])
-        context.progress.current.note(f"reading the {split}, {len(found)} files")
-        catalogues[split] = build_catalogue(
-            directory.data(split), split, found, encoder, key, cfg, quarantine=directory.quarantine_path
-        )
+    with contextlib.ExitStack() as stack:
+        workers = _Workers(context, stack)
+        for split, found in files.items():
+            if not found:
+                continue
+            encoder = split_encoder(context.config, context.tokenizer, split)
+            key = fingerprint(
+                [tokenizer_digest(context.tokenizer), encoder.template_digest, cfg.max_tokens, encoder.end_token]
+            )
+            context.progress.current.note(f"reading the {split}, {len(found)} files")
+            catalogues[split] = build_catalogue(
+                directory.data(split),
+                split,
+                found,
+                encoder,
+                key,
+                cfg,
+                quarantine=directory.quarantine_path,
+                find_crew=workers.for_seconds,
+            )
     rows = {split: len(catalogue) for split, catalogue in catalogues.items()}
     _require_budgets(context.config, rows["pool"])
     tokens = {split: int(catalogue.facts("tokens")["tokens"].sum()) for split, catalogue in catalogues.items()}
@@ -54,6 +67,41 @@ def data(context: StepContext) -> StepResult:
             "pool_tokens": tokens["pool"],
         },
     )
+
+
+class _Workers:
+    """The actors that make catalogues, from when they first pay off until `stack` is left."""
+
+    def __init__(self, context: StepContext, stack: contextlib.ExitStack) -> None:
+        self._context = context
+        self._stack = stack
+        self._crew: Crew | None = None
+
+    def for_seconds(self, seconds: float) -> Crew | None:
+        """Return the actors where they save more of so many seconds of work than they take to start, else None."""
+        if seconds <= planning.Rates().startup:  # however many there are: nothing is connected to
+            return None
+        if self._crew is None:
+            from influray.runtime.cluster import one_core_each
+            from influray.runtime.drafting import DataCrew
+
+            context = self._context
+            resources = one_core_each(context.config.resources, context.resources, context.cluster)
+            # A cluster that grows may have more of them by and by.
+            if not resources.follows and not planning.data_workers_pay(seconds, resources.workers, planning.Rates()):
+                return None
+            progress = context.progress.current
+            crew = DataCrew(
+                context.config.model_dump(mode="json"),
+                context.directory.address,
+                resources,
+                progress.expect,
+                progress.on_event,
+                progress.on_receipt,
+            )
+            self._stack.callback(crew.close)
+            self._crew = crew
+        return self._crew
 
 
 def _require_budgets(config: Config, rows: int) -> None:

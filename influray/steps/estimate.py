@@ -18,7 +18,7 @@ import numpy as np
 
 from influray import planning
 from influray.config import Config
-from influray.planning import Machine, ModelShape, Rates, StepCost, Workload
+from influray.planning import COMPRESSED, TOKEN_BYTES, Machine, ModelShape, Rates, StepCost, Workload
 from influray.protocols import ConfigError
 from influray.registry import featurizer_reads
 from influray.scorers.options import VECTORLESS
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 64  # of each file that is looked at
 SAMPLE_FILES = 16  # of a split, evenly over its names
-COMPRESSED = 4.0  # text to its gzip or zstd, about
-TOKEN_BYTES = 4.0  # of text, where no tokenizer is there
 
 
 @dataclass(frozen=True)
@@ -232,8 +230,8 @@ def costs(
     every = pool.work.plus(target.work)
     parts = len(pool.file_rows) + N // 8192 + 1
     made: dict[str, StepCost] = {}
-    data_seconds = rates.data_row * (N + T + test.work.rows) + rates.data_token * (every.tokens + test.work.tokens)
-    made["data"] = StepCost(0.0, 0.0, data_seconds, pool.bytes + target.bytes + test.bytes + 2000.0 * parts)
+    size = pool.bytes + target.bytes + test.bytes + 2000.0 * parts
+    made["data"] = _data_cost(config, machine, every.plus(test.work), size, rates)
     if reads == "checkpoints":
         made["warmup"] = _training_cost(
             shape, machine, pool.work.times(config.warmup.fraction * config.warmup.epochs), checkpoints
@@ -272,6 +270,20 @@ def costs(
     if config.tune is not None:
         made["tune"], made["evaluate"] = _tuning(config, shape, machine, pool.work, test.work)
     return made
+
+
+def _data_cost(config: Config, machine: Machine, work: Workload, size: float, rates: Rates) -> StepCost:
+    from influray.data.jobs import DRAFT_BYTES
+
+    seconds = planning.data_seconds(work.rows, work.tokens, rates)
+    asked = config.resources
+    cores = (os.cpu_count() or 1) / machine.workers if asked.workers == "auto" else asked.cpus_per_worker
+    each = max(1, int(cores))
+    if not planning.data_workers_pay(seconds, machine.workers * each, rates):
+        return StepCost(0.0, 0.0, seconds, size)
+    units = max(1, int(work.tokens * TOKEN_BYTES / DRAFT_BYTES))
+    driver = planning.numbering_seconds(work.rows, work.tokens, rates)
+    return StepCost(0.0, seconds, driver, size, units, rates.startup, each)
 
 
 def startup_seconds(config: Config, shape: ModelShape | None, rates: Rates) -> float:

@@ -202,14 +202,18 @@ class ShardStore:
         """Return the receipt of `key` if its file is there and of the recorded content; else forget it."""
         receipt = self.receipt(key)
         if receipt is None:
-            remove(self._receipt_path(key))  # torn or foreign
+            self.forget(key)  # torn or foreign
             return None
         path = self.folder / receipt.file
         if receipt.file and (not present(path, anew=True).exists() or hash_file(path) != receipt.sha256):
-            self._known.pop(key, None)
-            remove(self._receipt_path(key))
+            self.forget(key)
             return None
         return receipt
+
+    def forget(self, key: str) -> None:
+        """Delete the receipt of `key`, so that it is to be made again."""
+        self._known.pop(key, None)
+        remove(self._receipt_path(key))
 
     def sweep(self, keep: set[str]) -> None:
         """Delete every file and receipt that does not belong to a key of `keep`."""

@@ -48,6 +48,11 @@ for cache in caches:
 influray.run(config, run_dir=place, address=cluster.address)
 cluster.shutdown()
 """
+# Data workers pay off for any pool.
+AT_ONCE = """
+import influray.planning
+influray.planning.Rates = lambda rates=influray.planning.Rates: rates(startup=0.0)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +190,27 @@ def test_machines_that_share_no_disk_carry_out_a_run_together(store, world, runs
     assert made[1]
     assert made[0] | made[1] == everything
     assert list((tmp_path / "driver").rglob("selection.parquet")), "the report reads it"
+
+
+@pytest.mark.cluster
+def test_machines_that_share_no_disk_make_a_catalogue_together(store, world, tmp_path):
+    """The pool lies in the bucket as well, and every machine fetches its own copy."""
+    rows = [pool_rows(2000)[i::4] for i in range(4)]
+    for number, part in enumerate(rows):
+        store.write(f"pool/{number}.jsonl", "".join(json.dumps(row) + "\n" for row in part).encode())
+    caches = [tmp_path / "worker-1", tmp_path / "worker-2"]
+    data = {**tree(world)["data"], "pool": store.uri("pool")}
+    config = tree(world, data=data, resources={"workers": 2, "cpus_per_worker": 1})
+    alone = ONE_MACHINE.replace("run_dir=place", "run_dir=place, until='data'")
+    finish(start(alone, [config, store.uri("alone")], tmp_path / "none"))
+    script = AT_ONCE + THREE_MACHINES.replace("run_dir=place", "run_dir=place, until='data'")
+    finish(start(script, [config, store.uri("crew"), [str(c) for c in caches]], tmp_path / "driver"))
+    alone, crew = (json.loads(store.read(f"{run}/data/pool/manifest.json")) for run in ("alone", "crew"))
+    assert crew["digest"] == alone["digest"]
+    assert crew["files"] == alone["files"]
+    assert not [name for name in store.names("crew") if "/drafts/" in name]
+    assert all(list(cache.rglob("drafts/part-*.arrow")) for cache in caches), "one machine did it all"
+    assert all(list(cache.rglob("pool/*.jsonl")) for cache in caches)
 
 
 def test_a_storage_that_goes_away_ends_the_run_with_what_to_do(store, world, tmp_path):

@@ -12,10 +12,10 @@ import pytest
 import zstandard
 
 from influray.config import DataConfig
-from influray.data import parts
+from influray.data import drafts, identity, numbering
 from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
-from influray.data.identity import IdIndex
+from influray.data.identity import IdIndex, content_name
 from influray.data.quarantine import read_quarantine
 from influray.data.readers import resolve_files
 from influray.data.records import Turn, parse_record
@@ -75,8 +75,8 @@ def everything(catalogue: Catalogue) -> dict:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(parts, "PART_ROWS", 10)
-    monkeypatch.setattr(parts, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(numbering, "PART_ROWS", 10)
+    monkeypatch.setattr(drafts, "BLOCK_ROWS", 4)
 
 
 def test_a_catalogue_holds_what_parsing_and_encoding_each_line_gives(tmp_path, small_parts):
@@ -288,7 +288,7 @@ def test_a_template_error_says_where_the_rows_stand(tmp_path):
         "{% if messages | length > 2 %}long{% endif %}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
     )
     write_jsonl(tmp_path / "pool" / "a.jsonl", [chat("a", "s", "q", "a", "q", "a")])
-    with pytest.raises(DataError, match=r"a\.jsonl: lines 1 to 1: .*not prefix-stable"):
+    with pytest.raises(DataError, match=r"a\.jsonl:1: .*not prefix-stable"):
         build(tmp_path, tmp_path, chat_encoder=ChatEncoder(tokenizer, "auto", 64))
 
 
@@ -299,7 +299,7 @@ def test_content_digests_follow_tokens_and_spans_and_nothing_else(tmp_path, monk
     write_jsonl(
         tmp_path / "other" / "pool" / "a.jsonl", [{**row, "id": "x" + row["id"], "source": "t"} for row in rows]
     )
-    monkeypatch.setattr(parts, "PART_ROWS", 7)
+    monkeypatch.setattr(numbering, "PART_ROWS", 7)
     other = build(tmp_path / "other", tmp_path / "other")
     assert [one.content_digest(a, b) for a, b in ((0, 25), (3, 19), (7, 14))] == [
         other.content_digest(a, b) for a, b in ((0, 25), (3, 19), (7, 14))
@@ -310,8 +310,8 @@ def test_content_digests_follow_tokens_and_spans_and_nothing_else(tmp_path, monk
 
 
 def test_memory_does_not_grow_with_the_pool(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "PART_BYTES", 2**18)
-    monkeypatch.setattr(parts, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(numbering, "PART_BYTES", 2**18)
+    monkeypatch.setattr(drafts, "BLOCK_ROWS", 16)
     peaks = []
     for count in (200, 800):
         folder = tmp_path / str(count)
@@ -325,14 +325,9 @@ def test_memory_does_not_grow_with_the_pool(tmp_path, monkeypatch):
     assert peaks[1] < 1.2 * peaks[0] < 800 * 4000, peaks
 
 
-def test_ids_of_one_hash_are_told_apart_and_old_ones_found():
-    class Clash(str):
-        __slots__ = ()
-
-        def __hash__(self):
-            return len(self) % 3
-
-    names = [Clash(f"{'x' * (i % 17)}{i}") for i in range(500)]
+def test_ids_of_one_hash_are_told_apart_and_old_ones_found(monkeypatch):
+    monkeypatch.setattr(identity, "id_hashes", lambda ids: np.array([len(name) % 3 for name in ids], np.int64))
+    names = [f"{'x' * (i % 17)}{i}" for i in range(500)]
     index = IdIndex(lambda row: names[row])
     for row, name in enumerate(names):
         assert index.find(name) is None
@@ -340,8 +335,17 @@ def test_ids_of_one_hash_are_told_apart_and_old_ones_found():
         if row % 37 == 36:
             index.settle()
     assert [index.find(name) for name in names] == list(range(500))
-    assert index.find(Clash("y")) is None
-    turns = (Turn("user", "q"),)
-    first = index.name_for(turns)
+    assert index.find("y") is None
+    first = content_name((Turn("user", "q"),))
+    assert index.name_for(first) == first
     index.add(first, 500)
-    assert index.name_for(turns) == first[:-1] + "2"
+    assert index.name_for(first) == first[:-1] + "2"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_settled_hashes_are_seen_and_no_others(count):
+    index = IdIndex(str)
+    hashes = np.random.default_rng(count).permutation(4 * count).astype(np.int64)
+    for start in range(0, 2 * count, 7):
+        index.load(hashes[start : min(start + 7, 2 * count)], start)
+    assert index.seen(hashes).tolist() == [True] * (2 * count) + [False] * (2 * count)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from influray.data.catalogue import Catalogue
-from influray.data.parts import SCHEMA
+from influray.data.drafts import SCHEMA
 from influray.data.records import parse_record
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.collect import collect

@@ -1,0 +1,37 @@
+"""A row of a columnar file as a line of JSON, which stands for it from then on."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from influray.data.records import BadRow
+
+
+def canonical_line(tree: Any) -> bytes | BadRow:
+    """Return a row as one line of JSON: UTF-8, keys in the order of the columns, no spaces, NaN and Infinity null."""
+    try:
+        try:
+            text = json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain)
+        except ValueError:
+            text = json.dumps(_finite(tree), ensure_ascii=False, separators=(",", ":"), default=_plain)
+        return text.encode("utf-8")
+    except (TypeError, ValueError) as error:
+        return BadRow(f"a column has no JSON form: {error}")
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if type(value).__name__ == "Decimal":
+        return str(value)
+    raise TypeError(f"{type(value).__name__} (pictures and other bytes: leave the column out)")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
