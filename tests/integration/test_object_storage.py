@@ -201,8 +201,8 @@ def test_machines_that_share_no_disk_make_a_catalogue_together(store, world, tmp
     caches = [tmp_path / "worker-1", tmp_path / "worker-2"]
     data = {**tree(world)["data"], "pool": store.uri("pool")}
     config = tree(world, data=data, resources={"workers": 2, "cpus_per_worker": 1})
-    alone = ONE_MACHINE.replace("run_dir=place", "run_dir=place, until='data'")
-    finish(start(alone, [config, store.uri("alone")], tmp_path / "none"))
+    alone = "import json, sys, influray; influray.run(json.loads(sys.argv[1])[0], until='data')"
+    finish(start(alone, [{**config, "run_dir": store.uri("alone")}], tmp_path / "none"))
     script = AT_ONCE + THREE_MACHINES.replace("run_dir=place", "run_dir=place, until='data'")
     finish(start(script, [config, store.uri("crew"), [str(c) for c in caches]], tmp_path / "driver"))
     alone, crew = (json.loads(store.read(f"{run}/data/pool/manifest.json")) for run in ("alone", "crew"))
