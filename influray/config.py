@@ -138,11 +138,13 @@ class FeaturesConfig(Section):
 
     featurizer: str = "gradient"
     options: dict[str, Any] = {}  # of the featurizer, such as n of ngram; gradient has none
-    # The five that follow are those of gradient; other featurizers do not read them, nor do their fingerprints.
+    # The eight that follow are those of gradient; other featurizers do not read them, nor do their fingerprints.
     direction: Literal["adam", "sgd", "sign"] = "adam"  # of pool rows; target rows are always plain
     # "lora" = the adapter's matrices; else name endings of linear layers whose own weights are taken, without biases
     weights: Literal["lora"] | Annotated[tuple[str, ...], Field(min_length=1)] = "lora"
     gradient_checkpointing: bool = False  # runs each layer's forward twice and keeps its input alone
+    # Stacks of nearly equal lengths, end to end, in one batch; auto = where padded batches are over 10 % padding
+    packing: Literal["auto", "on", "off"] = "auto"
     adam_epsilon_mode: Literal["less", "adamw"] = "less"  # epsilon inside or outside the root
     adam_momentum: bool = True  # False drops the momentum term that all rows share
     projector: ProjectorConfig = ProjectorConfig()
@@ -155,6 +157,11 @@ class FeaturesConfig(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) and value != "lora" else value
+
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _yaml_switch(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # what YAML makes of on and off
 
 
 class AttributionConfig(Section):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 StepName = Literal["torch", "fused"]
+Stacks = Sequence[Sequence[TokenizedExample]]  # of one batch
 
 
 class GradientFeaturizer:
@@ -50,8 +51,8 @@ class GradientFeaturizer:
     weight's gradients: "fused" on a GPU where FusedStep can take them, else "torch"; asked for by name, it is that one.
 
     Raises:
-        ConfigError: the projector's options are wrong, the model has no LoRA matrices that can be tracked, or the
-            fused step is asked for where it cannot be had.
+        ConfigError: the projector's options are wrong, the model has no LoRA matrices that can be tracked, the
+            fused step is asked for where it cannot be had, or `features.packing` is on and batches cannot be packed.
         ArtifactMismatch: the moments are missing or not those of the model's adapter.
     """
 
@@ -111,6 +112,13 @@ class GradientFeaturizer:
             checkpointing=features_config.gradient_checkpointing,
             merging=self._factors is None,
         )
+        self._said = False
+        if features_config.packing == "on" and self._gradients.packing_problem:
+            self.close()
+            raise ConfigError(
+                f"features.packing: batches of {type(self._gradients.model).__name__} cannot be packed "
+                f"({self._gradients.packing_problem}); set it to auto or off"
+            )
         self.head = self._gradients.head
         self._sender = BatchSender(self.device)
         dtypes = {weight.module.weight.dtype for weight in weights}
@@ -120,19 +128,38 @@ class GradientFeaturizer:
         """Take the hooks off the model, so that another adapter can be put on it."""
         self._gradients.close()
 
+    def can_pack(self) -> bool:
+        """Return whether the model's batches can be packed, and log once why not."""
+        problem = self._gradients.packing_problem
+        if problem and not self._said:
+            log.warning("%s: %s, so batches are padded", type(self._gradients.model).__name__, problem)
+            self._said = True
+        return not problem
+
     def compute(self, examples: Sequence[TokenizedExample]) -> FeatureBlock:
-        """Return the feature rows of one batch, in its order, from one forward and one backward.
+        """Return the feature rows of one padded batch, in its order, from one forward and one backward.
 
         A row whose loss, gradient or feature is not finite, or whose feature is zero, goes to `failures` with the
         reason, and the others are as they would be without it.
         """
-        return self._begin(self._send(examples)).block()
+        return self.compute_packed([examples])
+
+    def compute_packed(self, stacks: Stacks) -> FeatureBlock:
+        """Return the feature rows of one packed batch, as `compute`: stacks are padded each for itself.
+
+        With more than one, the model must be one that can pack.
+        """
+        return self._begin(self._send(stacks)).block()
 
     def compute_all(self, batches: Iterable[Sequence[TokenizedExample]]) -> Iterator[FeatureBlock]:
         """Yield what `compute` returns for each of the batches, with the device busy all the time.
 
         A batch is made while the one before it is computed, and results are waited for when the next batch has begun.
         """
+        return self.compute_all_packed([batch] for batch in batches)
+
+    def compute_all_packed(self, batches: Iterable[Stacks]) -> Iterator[FeatureBlock]:
+        """Yield what `compute_packed` returns for each of the batches, in the way of `compute_all`."""
         begun: _Begun | None = None
         for sent in one_ahead(self._send, batches):
             before, begun = begun, self._begin(sent)
@@ -152,10 +179,13 @@ class GradientFeaturizer:
         loss_B, feature_BD, square_B = self._run(make_batch(examples, self.device))
         return loss_B.cpu().numpy(), feature_BD.cpu().numpy(), square_B.cpu().numpy()
 
-    def _send(self, examples: Sequence[TokenizedExample]) -> _Sent:
+    def _send(self, stacks: Stacks) -> _Sent:
         """Return the usable ones of the examples as a batch on its way, and why the others are not."""
-        failures = {e.row: "no trained token" for e in examples if not e.loss_tokens}
-        examples = [e for e in examples if e.loss_tokens]
+        failures = {e.row: "no trained token" for stack in stacks for e in stack if not e.loss_tokens}
+        trained = [kept for stack in stacks if (kept := [e for e in stack if e.loss_tokens])]
+        examples = [e for stack in trained for e in stack]
+        if len(trained) > 1:
+            return _Sent(examples, failures, self._sender.send_packed(trained))
         return _Sent(examples, failures, self._sender.send(examples) if examples else None)
 
     def _begin(self, sent: _Sent) -> _Begun:
@@ -215,11 +245,11 @@ class _Sums:
             out_BD, square_Bt = self._of(block_Bp.device)
             self._featurizer.inner_step.add(out_BD, square_Bt, weight, block_Bp)
 
-    def consume_factors(self, weight: TrackedWeight, grad_BSo: Tensor, x_BSi: Tensor) -> None:
+    def consume_factors(self, weight: TrackedWeight, rows: slice, grad_BSo: Tensor, x_BSi: Tensor) -> None:
         with self._lock:
             out_BD, square_Bt = self._of(grad_BSo.device)
-            square_Bt[:, 0] += squared_norm(grad_BSo, x_BSi)
-            self._featurizer.project_factors(weight, grad_BSo, x_BSi, out_BD)
+            square_Bt[rows, 0] += squared_norm(grad_BSo, x_BSi)
+            self._featurizer.project_factors(weight, grad_BSo, x_BSi, out_BD[rows])
 
     def _of(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._by_device:

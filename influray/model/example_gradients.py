@@ -3,9 +3,11 @@
 For a linear layer y = W x the gradient of example b is the sum over its tokens of dL/dy_bs x_bs^T: forward hooks
 keep x, hooks on y receive dL/dy, and the product per example is handed on as soon as the backward reaches the layer,
 so [B, P] never exists. The loss is the sum over examples of each one's own mean, so rows are exact. Only positions
-that predict a trained token reach the output head, in pieces.
+that predict a trained token reach the output head, in pieces. A packed batch runs through the layers as one line;
+attention and the products per example take it stack by stack.
 
-Shape suffixes: B batch, S tokens, P parameters (p of one weight), H hidden, V vocabulary, n trained positions.
+Shape suffixes: B batch, S tokens ([1, T] for [B, S] where a batch is packed), b and s those of one stack, P parameters
+(p of one weight), H hidden, V vocabulary, n trained positions.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -25,6 +27,7 @@ from influray.model.checkpointing import calling, checkpointed_layers, run_check
 from influray.model.merged_lora import MergedLora, merge_lora
 from influray.model.packed_linear import pack_linear
 from influray.model.piecewise_head import PiecewiseHead, at_least_float32, padding_shows
+from influray.model.stacked_attention import attending_by_stack, stacking_problem
 from influray.protocols import ConfigError
 
 # float16 activations lose gradients under 6e-8. A power of two is undone exactly.
@@ -45,7 +48,8 @@ class TrackedWeight:
 
 
 BlockConsumer = Callable[[TrackedWeight, Tensor], None]  # (weight, gradient block [B, p])
-FactorConsumer = Callable[[TrackedWeight, Tensor, Tensor], None]  # (weight, dL/dy [B, S, out], x [B, S, in])
+# (weight, which of the B examples, their dL/dy [b, s, out], their x [b, s, in]): once for every stack of a batch
+FactorConsumer = Callable[[TrackedWeight, slice, Tensor, Tensor], None]
 
 
 def lora_weights(model: nn.Module) -> tuple[TrackedWeight, ...]:
@@ -106,7 +110,7 @@ class ExampleGradients:
         self.model.eval()
         self._checkpointed = checkpointed_layers(self.model) if checkpointing else []
         self._scale = _LOSS_SCALE.get(self.model.dtype, 1.0)
-        self._shape_BS: tuple[int, int] | None = None  # of the batch under way
+        self._batch: Batch | None = None  # the one under way
         self._calls: dict[str, int] = {}  # forward calls whose gradient has not come yet
         self._partial: dict[str, Tensor] = {}  # sums of layers that are called more than once
         self._done: set[str] = set()
@@ -117,7 +121,7 @@ class ExampleGradients:
         tracked = [weight.module for weight in self.weights]
         self._head = PiecewiseHead(self.model, masked=self.masks_padding, tracked=tracked)
         self.head: Literal["pieces", "whole"] = "whole" if self._head.problem else "pieces"
-        self.merged = merge_lora(self.model, self.weights, self._deliver) if merging else []
+        self.merged = merge_lora(self.model, self.weights, self._deliver, self._products) if merging else []
         self._packed = pack_linear(self.model, (part for merged in self.merged for part in merged.layer.modules()))
         by_itself = {weight.name for layer in self.merged for weight in (layer.down, layer.up)}
         self._handles = [
@@ -132,6 +136,13 @@ class ExampleGradients:
             handle.remove()
         self.merged, self._packed = [], []
 
+    @cached_property
+    def packing_problem(self) -> str:
+        """Why batches of this model cannot be packed, found by a probe; empty where they can."""
+        if self.masks_padding:
+            return "its real tokens see padding that is not masked"
+        return stacking_problem(self.model, self._head.whole_logits)
+
     def run(self, batch: Batch, consume: BlockConsumer, consume_factors: FactorConsumer | None = None) -> Tensor:
         """Hand the gradients of a batch to `consume`, weight by weight, and return the mean losses [B] float64.
 
@@ -140,18 +151,22 @@ class ExampleGradients:
         not depend on comes last with zeros. A row that is not finite leaves the others as they are.
 
         With `consume_factors` no gradient is formed: it gets the two tensors whose products over tokens add up to it
-        (those of several calls of a layer one after the other), and `consume` only the zeros.
+        (those of several calls of a layer one after the other), stack by stack, and `consume` only the zeros.
+
+        A packed batch needs a model without a `packing_problem`.
 
         Raises:
             ConfigError: a tracked layer does not see its input as [B, S, features].
         """
         assert consume_factors is None or not self.merged, "merged layers have no factors to hand on"
-        B, S = batch.input_ids_BS.shape
-        self._shape_BS, self._consume = (B, S), consume
+        assert batch.packing is None or not self.packing_problem, self.packing_problem
+        self._batch, self._consume = batch, consume
         self._calls, self._partial, self._done = {}, {}, set()
         self._consume_factors, self._factors = consume_factors, {}
         try:
             with torch.enable_grad(), ExitStack() as replaced:
+                if batch.packing is not None:
+                    replaced.enter_context(attending_by_stack(self.model, batch.packing.sizes))
                 for layer in self.merged:
                     replaced.enter_context(calling(layer.layer, partial(self._run_merged, layer)))
                 for linear in self._packed:
@@ -160,9 +175,9 @@ class ExampleGradients:
                     replaced.enter_context(calling(block, partial(run_checkpointed, block.forward)))
                 backward = self._backward_in_pieces if self.head == "pieces" else self._backward_whole
                 token_loss_n = backward(batch)
-            self._flush(B)
+            self._flush(len(batch.loss_tokens_B))
         finally:
-            self._shape_BS, self._consume, self._consume_factors = None, _ignore, None
+            self._batch, self._consume, self._consume_factors = None, _ignore, None
             self._partial, self._factors = {}, {}
         return _sum_by_example(token_loss_n, batch) / batch.loss_tokens_B.double()
 
@@ -201,12 +216,11 @@ class ExampleGradients:
         return self._head.decode(batch)
 
     def _token_weights(self, batch: Batch) -> Tensor:
-        S = batch.input_ids_BS.shape[1]
         mean_B = self._scale / batch.loss_tokens_B.double()
-        return mean_B[batch.position_n.div(S, rounding_mode="floor")]
+        return mean_B[batch.example_n()]
 
     def _on_forward(self, weight: TrackedWeight, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if self._shape_BS is None or not torch.is_grad_enabled():
+        if self._batch is None or not torch.is_grad_enabled():
             return
         x_BSi = inputs[0]
         self._require_examples(weight, x_BSi)
@@ -223,11 +237,12 @@ class ExampleGradients:
         return layer.forward(x_BSi)
 
     def _require_examples(self, weight: TrackedWeight, x_BSi: Tensor) -> None:
-        assert self._shape_BS is not None
-        if x_BSi.dim() != 3 or tuple(x_BSi.shape[:2]) != self._shape_BS:
+        assert self._batch is not None
+        B, S = self._batch.input_ids_BS.shape
+        if x_BSi.dim() != 3 or tuple(x_BSi.shape[:2]) != (B, S):
             raise ConfigError(
                 f"model.lora.targets: {weight.name} sees its input as {list(x_BSi.shape)}, not as [batch, tokens, "
-                f"features] = [{self._shape_BS[0]}, {self._shape_BS[1]}, ...], so its gradient cannot be told apart by "
+                f"features] = [{B}, {S}, ...], so its gradient cannot be told apart by "
                 "example (experts and routers do so); leave it out of the targets"
             )
 
@@ -240,10 +255,21 @@ class ExampleGradients:
             if not self._calls[weight.name]:
                 self._hand_on_factors(weight)
             return
-        block_Bp = torch.bmm(at_least_float32(grad_BSo).transpose(1, 2), at_least_float32(x_BSi)).flatten(1)
+        block_Bp = self._products(at_least_float32(grad_BSo), at_least_float32(x_BSi))
         if self._scale != 1.0:
             block_Bp /= self._scale
         self._deliver(weight, block_Bp)
+
+    def _products(self, grad_BSo: Tensor, x_BSi: Tensor) -> Tensor:
+        """Return sum_s grad_s x_s' of every example, [B, o * i]."""
+        assert self._batch is not None
+        if self._batch.packing is None:
+            return torch.bmm(grad_BSo.transpose(1, 2), x_BSi).flatten(1)
+        block_Boi = x_BSi.new_empty(len(self._batch.loss_tokens_B), grad_BSo.shape[2], x_BSi.shape[2])
+        stacks = zip(self._batch.by_stack(grad_BSo), self._batch.by_stack(x_BSi), strict=True)
+        for rows, (grad_bso, x_bsi) in zip(self._batch.stack_rows(), stacks, strict=True):
+            torch.bmm(grad_bso.transpose(1, 2), x_bsi, out=block_Boi[rows])
+        return block_Boi.flatten(1)
 
     def _deliver(self, weight: TrackedWeight, block_Bp: Tensor) -> None:
         """Hand on the gradients of a weight when those of all its calls have come."""
@@ -259,9 +285,12 @@ class ExampleGradients:
 
     def _hand_on_factors(self, weight: TrackedWeight) -> None:
         assert self._consume_factors is not None
-        grads, inputs = zip(*self._factors.pop(weight.name), strict=True)
+        assert self._batch is not None
+        calls = self._factors.pop(weight.name)
         self._done.add(weight.name)
-        self._consume_factors(weight, torch.cat(grads, 1), torch.cat(inputs, 1))
+        grads, inputs = (zip(*(self._batch.by_stack(call[side]) for call in calls), strict=True) for side in (0, 1))
+        for rows, grad, x in zip(self._batch.stack_rows(), grads, inputs, strict=True):
+            self._consume_factors(weight, rows, torch.cat(grad, 1), torch.cat(x, 1))
 
     @torch.no_grad()
     def _flush(self, B: int) -> None:
@@ -282,7 +311,8 @@ def _sum_by_example(value_n: Tensor, batch: Batch) -> Tensor:
     # Through a dense [B, S] and not by index_add: on a GPU that would add in no fixed order.
     value_BS = torch.zeros(batch.input_ids_BS.numel(), dtype=torch.float64, device=value_n.device)
     value_BS[batch.position_n.to(value_n.device)] = value_n.double()
-    return value_BS.view(batch.input_ids_BS.shape).sum(1).to(batch.input_ids_BS.device)
+    stacks = batch.by_stack(value_BS.view(batch.input_ids_BS.shape))
+    return torch.cat([value_bs.sum(1) for value_bs in stacks]).to(batch.input_ids_BS.device)
 
 
 def _ignore(weight: TrackedWeight, block_Bp: Tensor) -> None:

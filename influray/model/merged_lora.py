@@ -20,15 +20,22 @@ if TYPE_CHECKING:
     from influray.model.example_gradients import TrackedWeight
 
 Deliver = Callable[["TrackedWeight", Tensor], None]  # (weight, its gradients by example [B, p])
+Products = Callable[[Tensor, Tensor], Tensor]  # (dL/dy [B, S, o], x [B, S, i]) -> sums of dL/dy x' by example [B, p]
 
 
 class MergedLora:
     """One LoRA layer that stands in for the adapter's own forward. Holds a merged copy of the layer's weight."""
 
     def __init__(
-        self, layer: Any, down: TrackedWeight, up: TrackedWeight, deliver: Deliver, packed: bool = False
+        self,
+        layer: Any,
+        down: TrackedWeight,
+        up: TrackedWeight,
+        deliver: Deliver,
+        products: Products,
+        packed: bool = False,
     ) -> None:
-        self.layer, self.down, self.up, self._deliver = layer, down, up, deliver
+        self.layer, self.down, self.up, self._deliver, self._products = layer, down, up, deliver, products
         scaling = layer.scaling[layer.active_adapters[0]]
         scaled_down_ri = scaling * down.module.weight.detach()
         base_oi = layer.base_layer.weight.detach()
@@ -46,8 +53,8 @@ class MergedLora:
     @torch.no_grad()
     def products(self, x_BSi: Tensor, grad_BSo: Tensor) -> None:
         down_BSr, up_BSr = self._down.outputs(x_BSi), self._up.input_gradient(grad_BSo)
-        self._deliver(self.up, torch.bmm(grad_BSo.transpose(1, 2), down_BSr).flatten(1))
-        self._deliver(self.down, torch.bmm(up_BSr.transpose(1, 2), x_BSi).flatten(1))
+        self._deliver(self.up, self._products(grad_BSo, down_BSr))
+        self._deliver(self.down, self._products(up_BSr, x_BSi))
 
 
 class _Apply(torch.autograd.Function):
@@ -65,7 +72,9 @@ class _Apply(torch.autograd.Function):
         return ctx.merged.merged.input_gradient(grad_BSo) if ctx.needs_input_grad[0] else None, None, None
 
 
-def merge_lora(model: nn.Module, weights: Iterable[TrackedWeight], deliver: Deliver) -> list[MergedLora]:
+def merge_lora(
+    model: nn.Module, weights: Iterable[TrackedWeight], deliver: Deliver, products: Products
+) -> list[MergedLora]:
     """Return the LoRA layers that can be run merged: both factors tracked, nothing but plain LoRA on a linear layer.
 
     Only in float32 and float64: in half precision the merged weight would round small adapters away. And only on a
@@ -92,5 +101,5 @@ def merge_lora(model: nn.Module, weights: Iterable[TrackedWeight], deliver: Deli
         if plain and down is not None and up is not None:
             same = all(f.module.weight.dtype == base.weight.dtype and f.module.bias is None for f in (down, up))
             if same and "forward" not in vars(layer):
-                merged.append(MergedLora(layer, down, up, deliver, packed))
+                merged.append(MergedLora(layer, down, up, deliver, products, packed))
     return merged

@@ -155,7 +155,8 @@ class SftTrainer(Trainer):
         """Add the gradient of one forward pass. `num_items_in_batch` is what would weigh by tokens: not used."""
         model.train()
         tensors = self._prepare_inputs(inputs)
-        batch = Batch(*(tensors[name] for name in BATCH))
+        ids, mask, position, label, loss_tokens = (tensors[name] for name in BATCH)
+        batch = Batch(ids, mask, position, label, loss_tokens)
         with self.compute_loss_context_manager():
             loss_B = mean_losses(trained_logits(model, batch), batch)
         loss = (loss_B * tensors["weight"].to(loss_B)).sum()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influray.model.batch import Batch, make_batch
+from influray.model.batch import Batch, Packing, make_batch, make_packed_batch
 from influray.protocols import TokenizedExample
 
 Item = TypeVar("Item")
@@ -49,8 +49,9 @@ class SentBatch:
         if self.sent is not None:
             stream = torch.cuda.current_stream(self.batch.input_ids_BS.device)
             stream.wait_event(self.sent)
-            for tensor in _tensors(self.batch).values():
-                tensor.record_stream(stream)  # it was allocated on another one
+            for part in (self.batch, self.batch.packing):
+                for tensor in _tensors(part).values():
+                    tensor.record_stream(stream)  # it was allocated on another one
         return self.batch
 
 
@@ -60,16 +61,27 @@ class BatchSender:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._made_on = device if self._stream is None else torch.device("cpu")
 
     def send(self, examples: Sequence[TokenizedExample]) -> SentBatch:
         """Return the examples, each of which must have a trained token, as a batch on its way."""
+        return self._on_its_way(make_batch(examples, self._made_on))
+
+    def send_packed(self, stacks: Sequence[Sequence[TokenizedExample]]) -> SentBatch:
+        """Return the examples of all stacks as a packed batch on its way."""
+        return self._on_its_way(make_packed_batch(stacks, self._made_on))
+
+    def _on_its_way(self, batch: Batch) -> SentBatch:
         if self._stream is None:
-            return SentBatch(make_batch(examples, self._device), None)
-        batch = make_batch(examples, "cpu")
+            return SentBatch(batch, None)
         with torch.cuda.stream(self._stream):
-            pinned = {name: tensor.pin_memory() for name, tensor in _tensors(batch).items()}
-            there = {name: tensor.to(self._device, non_blocking=True) for name, tensor in pinned.items()}
-            return SentBatch(replace(batch, **there), self._stream.record_event())
+            packing = None if batch.packing is None else replace(batch.packing, **self._copied(batch.packing))
+            there = replace(batch, packing=packing, **self._copied(batch))
+            return SentBatch(there, self._stream.record_event())
+
+    def _copied(self, part: Batch | Packing) -> dict[str, Tensor]:
+        pinned = {name: tensor.pin_memory() for name, tensor in _tensors(part).items()}
+        return {name: tensor.to(self._device, non_blocking=True) for name, tensor in pinned.items()}
 
 
 class Results:
@@ -91,6 +103,6 @@ class Results:
         return [host.numpy() for host in self._host]
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+def _tensors(part: Batch | Packing | None) -> dict[str, Tensor]:
+    values = {} if part is None else {field.name: getattr(part, field.name) for field in fields(part)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -20,6 +20,7 @@ from influray.store.datastore import PartBuilder
 from tests.reference.loop_gradients import loop_gradients
 from tests.tiny import tiny_llama
 from tests.unit.test_example_gradients import ATTENTION, example, family, mixed_batch, with_lora
+from tests.unit.test_packing import mixed_stacks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")]
 
@@ -151,6 +152,19 @@ def test_the_fused_step_is_taken_and_repeats_its_bits():
         featurizer.inner_step.add(out_BD, square_Bt, weight, block_Bp)
         found.append((out_BD, square_Bt))
     assert all(torch.equal(out, found[0][0]) and torch.equal(square, found[0][1]) for out, square in found[1:])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)], ids=str)
+def test_packed_batches_give_the_rows_of_padded_ones_and_the_same_bytes(dtype, tolerance):
+    featurizer = features("cuda", dtype=dtype)
+    assert featurizer.can_pack()
+    first, second = (featurizer.compute_packed(mixed_stacks()) for _ in range(2))
+    padded = featurizer.compute([e for stack in mixed_stacks() for e in stack])
+    assert np.array_equal(first.feature_BD, second.feature_BD)
+    assert np.array_equal(first.norm_B, second.norm_B)
+    assert np.array_equal(first.row_B, padded.row_B)
+    assert (cosine(first.feature_BD, padded.feature_BD) > 1 - tolerance).all()
+    np.testing.assert_allclose(first.norm_B, padded.norm_B, rtol=10 * tolerance)
 
 
 def test_the_token_budget_is_found_by_trial_and_repeats():

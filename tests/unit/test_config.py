@@ -53,6 +53,16 @@ WRONG = [
 ]
 
 
+@pytest.mark.parametrize(("written", "found"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_packing_is_on_or_off_though_yaml_takes_these_for_booleans(written, found, tmp_path):
+    text = yaml.safe_dump(tree()) + f"features: {{packing: {written}}}\n"
+    config = load_config(write(tmp_path, text))
+    assert config.features.packing == found
+    assert load_config(write(tmp_path, dump_config(config))) == config
+    with pytest.raises(ConfigError, match="features.packing"):
+        load_config(write(tmp_path, tree(features={"packing": "always"})))
+
+
 @pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_a_wrong_config_is_one_message_with_its_dotted_key(changes, message, tmp_path):
     with pytest.raises(ConfigError) as caught:
