@@ -9,7 +9,7 @@ Shape suffixes: N pool rows, T target columns, B batch, S tokens, P parameters, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -150,6 +150,19 @@ class Featurizer(Protocol):
     dimension: int  # D of its feature rows, buckets of its counts, 0 where it has neither
 
     def compute(self, examples: Sequence[Any]) -> FeatureBlock: ...
+
+
+@runtime_checkable
+class PackingFeaturizer(Featurizer, Protocol):
+    """A featurizer that takes packed batches too: stacks of examples, each padded for itself."""
+
+    def can_pack(self) -> bool:
+        """Return whether its model lets it."""
+        ...
+
+    def compute_all_packed(self, batches: Iterable[Sequence[Sequence[Any]]]) -> Iterator[FeatureBlock]:
+        """Yield for each batch of stacks what `compute` returns for all its examples, in order, to rounding."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
 from influray.config import Config, parse_config
-from influray.protocols import ConfigError, FeatureBlock, Featurizer
+from influray.protocols import ConfigError, FeatureBlock, Featurizer, PackingFeaturizer
 from influray.registry import featurizer_reads, resolve
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.metrics import PoolMetrics
@@ -157,7 +157,7 @@ class FeatureWorker:
 
         def compute(batch: Sequence[Any]) -> object:
             # Of the pool, whose direction takes the most memory; at the first checkpoint, as good as any.
-            return self._featurizer_for(POOL, 1).compute(batch)
+            return trial(self._featurizer_for(POOL, 1), self._config.features.packing, batch)
 
         limits = self._config.features.token_budget, self._config.data.max_tokens
         return resolve_token_budget(limits[0], self._model, self._device, limits[1], compute)
@@ -185,12 +185,15 @@ class FeatureWorker:
             return receipt
         # Outside the except block: until here the traceback held the tensors of the batch.
         _free_memory()
-        lengths = [example.tokens for example in self._catalogue(task.split).tokenized(task.start, task.stop)]
-        raise ShardOutOfMemory(message, budget, divisible=_divisible(lengths, budget))
+        examples = self._catalogue(task.split).tokenized(task.start, task.stop)
+        batches = _batches(examples, budget, (), self._config.features.packing, self._featurizer)
+        divisible = any(sum(map(len, batch)) > 1 for batch in batches)
+        raise ShardOutOfMemory(message, budget, divisible)
 
     def _compute(
         self, store: ShardStore, task: ShardTask, token_budget: int | None, attempt: Attempt
     ) -> Receipt | None:
+        from influray.data.batches import batch_tokens
         from influray.store.datastore import PartBuilder
 
         started = time.perf_counter()
@@ -199,11 +202,13 @@ class FeatureWorker:
         catalogue = self._catalogue(task.split)
         examples: list[Any]
         examples = catalogue.texts(first, stop) if token_budget is None else catalogue.tokenized(first, stop)
-        batches = [[examples[i] for i in batch] for batch in _batches(examples, token_budget, attempt.without)]
+        packing, lengths = self._config.features.packing, [example.tokens for example in examples]
+        batches = _batches(examples, token_budget, attempt.without, packing, featurizer)
         encoding = self._config.features.store if task.split == POOL else "float16"
         failures: dict[str, str] = {}
         with PartBuilder(featurizer.dimension, encoding) as part:
-            for block in _blocks(featurizer, [batch for batch in batches if batch]):
+            stacks = [[[examples[i] for i in stack] for stack in batch] for batch in batches]
+            for block in _blocks(featurizer, stacks):
                 part.add(block)
                 failures |= {str(row): reason for row, reason in sorted(block.failures.items())}
             if attempt.probe is not None:
@@ -214,12 +219,14 @@ class FeatureWorker:
             "failures": failures,  # row -> reason; keys are text since JSON has no others
             "seconds": round(time.perf_counter() - started, 4),
             "rows": len(examples),
-            "tokens": sum(example.tokens for example in examples),
+            "tokens": sum(lengths),
             "dimension": featurizer.dimension,
             "epsilon_share": getattr(featurizer, "epsilon_share", None),
             "step": getattr(featurizer, "step", None),
             "bounds": getattr(featurizer, "bounds", (0, featurizer.dimension)),
             "token_budget": token_budget,
+            "packed": any(len(batch) > 1 for batch in batches),
+            "batch_tokens": batch_tokens(lengths, batches) if token_budget is not None else None,  # with padding
             "shrunk": attempt.shrunk,
             "without": list(attempt.without),  # rows that were not in the batches of the others
             "worker": process_name(),
@@ -306,25 +313,47 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _blocks(featurizer: Featurizer, batches: Sequence[Sequence[Any]]) -> Iterator[FeatureBlock]:
+def _blocks(featurizer: Featurizer, batches: Sequence[list[list[Any]]]) -> Iterator[FeatureBlock]:
+    """Yield the rows of batches of stacks; each has one stack where the featurizer cannot pack."""
+    if isinstance(featurizer, PackingFeaturizer):
+        return featurizer.compute_all_packed(batches)
+    padded = [stack for (stack,) in batches]
     compute_all = getattr(featurizer, "compute_all", None)
-    return map(featurizer.compute, batches) if compute_all is None else compute_all(batches)
+    return map(featurizer.compute, padded) if compute_all is None else compute_all(padded)
 
 
-def _batches(examples: Sequence[Any], token_budget: int | None, without: Sequence[int]) -> list[list[int]]:
-    """Return the batches of a shard's examples, as indices; without a token budget, which is without a model, one.
+def _batches(
+    examples: Sequence[Any],
+    token_budget: int | None,
+    without: Sequence[int],
+    packing: Literal["auto", "on", "off"],
+    featurizer: Featurizer | None,
+) -> list[list[list[int]]]:
+    """Return the batches of a shard's examples, as stacks of indices; without a token budget, so without a model, one.
 
     Rows of `without` are taken out of the batches that all rows make: the other batches are what they would be, and
     of its own batch each row depends on the others by rounding alone.
     """
-    from influray.data.batches import plan_batches
+    from influray.data.batches import plan_stacks
 
-    everything = [list(range(len(examples)))]
-    batches = everything if token_budget is None else plan_batches([e.tokens for e in examples], token_budget)
-    return [[i for i in batch if examples[i].row not in without] for batch in batches]
+    def can_pack() -> bool:
+        return featurizer is not None and _can_pack(featurizer)
+
+    batches = [[list(range(len(examples)))]]
+    if token_budget is not None:
+        batches = plan_stacks([e.tokens for e in examples], token_budget, packing, can_pack)
+    gone = set(without)
+    kept = [[[i for i in stack if examples[i].row not in gone] for stack in batch] for batch in batches]
+    return [stacks for batch in kept if (stacks := [stack for stack in batch if stack])]
 
 
-def _divisible(lengths: Sequence[int], token_budget: int) -> bool:
-    from influray.data.batches import plan_batches
+def trial(featurizer: Featurizer, packing: Literal["auto", "on", "off"], batch: Sequence[Any]) -> FeatureBlock:
+    """Compute a batch in the way that takes most memory of those that shards may take: packed, if at all."""
+    half = len(batch) // 2
+    packed = half > 0 and packing != "off" and _can_pack(featurizer)
+    (block,) = _blocks(featurizer, [[list(batch[:half]), list(batch[half:])] if packed else [list(batch)]])
+    return block
 
-    return any(len(batch) > 1 for batch in plan_batches(lengths, token_budget))
+
+def _can_pack(featurizer: Featurizer) -> bool:
+    return isinstance(featurizer, PackingFeaturizer) and featurizer.can_pack()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ from influray.store.artifact import ShardStore, map_table
 from influray.store.datastore import feature_table
 from influray.store.run_directory import RunDirectory
 from tests.integration.tight_features import FITS
-from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
+from tests.tiny import chat, pool_rows, target_rows, write_jsonl, write_tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -39,9 +40,12 @@ def resources(workers: int) -> ResolvedResources:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> tuple[Config, RunDirectory]:
     """A run directory with catalogues and two checkpoints whose adapters and moments are random."""
-    folder = tmp_path_factory.mktemp("world")
+    return make_world(tmp_path_factory.mktemp("world"), pool_rows(12))
+
+
+def make_world(folder: Path, rows: list[dict]) -> tuple[Config, RunDirectory]:
     write_tiny_model(folder / "model")
-    write_jsonl(folder / "pool.jsonl", pool_rows(12))
+    write_jsonl(folder / "pool.jsonl", rows)
     write_jsonl(folder / "sums.jsonl", target_rows("sums"))
     config = parse_config(
         {
@@ -141,6 +145,35 @@ def test_the_number_of_workers_does_not_show_in_the_bytes(world, featurized, tmp
     assert len({receipt.details["worker"] for receipt in report.receipts}) == 2
     assert digests(tasks) == digests(featurized[0])
     assert {path.name.partition("-")[0] for path in directory.logs.iterdir()} == {"worker"}
+
+
+def test_packed_shards_hold_the_rows_of_padded_ones_say_so_and_repeat_at_any_number_of_workers(tmp_path):
+    rows = [chat(f"row-{i}", "s", "Say a" + "b" * (i * i % 53), "a" + "b" * (i * i % 53)) for i in range(24)]
+    config, directory = make_world(tmp_path, rows)
+    plain = config.model_dump(mode="json")
+    plain["features"] |= {"token_budget": 4096, "rows_per_shard": 12}
+    adapter = load_checkpoint(directory.checkpoint(1)).adapter
+    featurizer = GradientFeaturizer(attach_adapter(load_base(config.model), adapter), config.features, None, "sgd")
+    tables = {}
+    for packing, workers in (("on", 1), ("auto", 2)):
+        plain["features"] |= {"packing": packing, "direction": "sgd"}
+        shards = feature_tasks(parse_config(plain), directory, tmp_path / packing)
+        tasks = [t for t in shards if (t.split, t.checkpoint) == ("pool", 1)]
+        report = featurize(plain, directory.path, tasks, resources(workers))
+        tables[packing] = [map_table(Path(t.folder) / r.file) for t, r in zip(tasks, report.receipts, strict=True)]
+        for task, receipt in zip(tasks, report.receipts, strict=True):
+            lengths = [e.tokens for e in Catalogue(directory.data("pool")).tokenized(task.start, task.stop)]
+            assert receipt.details["packed"]
+            assert sum(lengths) <= receipt.details["batch_tokens"] < 0.8 * len(lengths) * max(lengths)
+    for on, auto, task in zip(*tables.values(), tasks, strict=True):
+        assert auto.equals(on), "one shard, two workers, other bytes"
+        padded = featurizer.compute(Catalogue(directory.data("pool")).tokenized(task.start, task.stop))
+        order = np.argsort(on["row"].to_numpy())
+        assert np.array_equal(on["row"].to_numpy()[order], padded.row_B)
+        for name in ("norm", "grad_norm", "loss"):
+            np.testing.assert_allclose(on[name].to_numpy()[order], getattr(padded, f"{name}_B"), rtol=1e-4)
+        feature = np.stack(on["feature"].to_numpy())[order].astype(np.float64)
+        np.testing.assert_allclose((feature * padded.feature_BD).sum(1), 1, atol=2e-3)
 
 
 def test_a_resumed_run_keeps_the_budget_of_the_shards_that_are_there(world, tmp_path):

@@ -50,9 +50,19 @@ def test_a_made_up_batch_has_the_tokens_that_were_asked_for(tokens, length):
 def test_a_made_up_batch_goes_through_a_featurizer():
     from influray.config import FeaturesConfig
     from influray.features.gradient import GradientFeaturizer
+    from influray.runtime.workers import trial
     from tests.unit.test_example_gradients import ATTENTION, with_lora
 
     settings = FeaturesConfig.model_validate({"projector": {"dimension": 8}})
     model = with_lora(tiny_llama(dtype=torch.float32), ATTENTION)
-    block = GradientFeaturizer(model, settings, None, "sgd").compute(made_up_batch(64, 16))
+    featurizer = GradientFeaturizer(model, settings, None, "sgd")
+    block = featurizer.compute(made_up_batch(64, 16))
     assert len(block.row_B) + len(block.failures) == 4
+    shapes = []
+    featurizer._gradients.model.model.layers[0].register_forward_pre_hook(lambda _, x: shapes.append(x[0].shape[:2]))
+    assert featurizer.can_pack()
+    shapes.clear()
+    for packing, tokens in (("auto", 64), ("on", 64), ("off", 64), ("auto", 16)):
+        found = trial(featurizer, packing, made_up_batch(tokens, 16))
+        assert len(found.row_B) + len(found.failures) == tokens // 16
+    assert shapes == [(1, 64), (1, 64), (4, 16), (1, 16)], "a trial is packed where shards may be"
