@@ -15,6 +15,7 @@ until it is idle.
              are projected at once by a dense +-1 matrix, whose columns are drawn 128 at a time each time, as TRAK's
              BasicProjector does, which LESS falls back to without TRAK's CUDA kernel. Drawn in float32 where LESS
              takes float16, which is slower on a CPU
+  padded     with --packing: ours on padded batches, where `ours` then are packed ones of the same token budget
 
 MODEL is a built-in shape with random weights, or a folder that `model.base` could name. --data takes a pool, whose
 texts a folder's tokenizer reads; for a shape, four characters count as a token. Without it lengths are log-normal
@@ -44,7 +45,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from influray.config import FeaturesConfig, LoraConfig, ModelConfig
-from influray.data.batches import plan_batches
+from influray.data.batches import batch_tokens, plan_batches, plan_packed
 from influray.data.readers import read_rows, resolve_files
 from influray.data.records import BadRow, Record, parse_record
 from influray.features.gradient import GradientFeaturizer
@@ -67,6 +68,7 @@ SHAPES = {
     "llama-3-8b": (32, 4096, 14336, 32, 8, 128256, False),
 }
 AGAINST = ("serial", "lora_step", "full_step", "loop")
+OF_STACKS = ("ours", "serial")  # which take packed batches
 LOOP_BATCH = 16  # gradients projected at once, as in LESS
 STAGES = ("batch", "forward", "head", "backward", "products", "norms", "direction", "projection", "step", "writing")
 
@@ -144,9 +146,9 @@ class Ours:
         self._store = ShardStore(self._folder.name)
         self._written = 0
 
-    def run(self, batches: list[list[TokenizedExample]]) -> None:
+    def run(self, batches: list[list[list[TokenizedExample]]]) -> None:
         with PartBuilder(self.featurizer.dimension, "float16") as part:
-            for block in self.featurizer.compute_all(batches):
+            for block in self.featurizer.compute_all_packed(batches):
                 part.add(block)
             self.write(part)
 
@@ -173,16 +175,26 @@ class Ours:
         stages.wrap(self, "write", "writing")
 
 
+class Padded:
+    """Ours on padded batches."""
+
+    def __init__(self, ours: Ours) -> None:
+        self._ours = ours
+
+    def run(self, batches: list[list[TokenizedExample]]) -> None:
+        self._ours.run([[batch] for batch in batches])
+
+
 class Serial:
     """Our rows again, each batch begun when the one before it is done."""
 
     def __init__(self, ours: Ours) -> None:
         self._ours = ours
 
-    def run(self, batches: list[list[TokenizedExample]]) -> None:
+    def run(self, batches: list[list[list[TokenizedExample]]]) -> None:
         with PartBuilder(self._ours.featurizer.dimension, "float16") as part:
-            for batch in batches:
-                part.add(self._ours.featurizer.compute(batch))
+            for stacks in batches:
+                part.add(self._ours.featurizer.compute_packed(stacks))
             self._ours.write(part)
 
 
@@ -389,12 +401,20 @@ class Benchmark:
         compute = self.ours.featurizer.compute
         self.budget = resolve_token_budget(args.token_budget or "auto", adapted, self.device, max(lengths), compute)
         planned = plan_batches(lengths, self.budget)  # of a whole shard, so that padding is what it is there
-        at = np.unique(np.linspace(0, len(planned) - 1, min(args.batches, len(planned))).round().astype(int))
+        chosen = len(planned) if args.packing else min(args.batches, len(planned))
+        at = np.unique(np.linspace(0, len(planned) - 1, chosen).round().astype(int))
         self.batches = [[self.examples[i] for i in planned[n]] for n in at]
+        plan = plan_packed(lengths, self.budget) if args.packing else [[planned[n]] for n in at]
+        self.batch_tokens = batch_tokens(lengths, plan)
+        self.stacks = [[[self.examples[i] for i in stack] for stack in batch] for batch in plan]  # of ours
         self.examples = [example for batch in self.batches for example in batch]
         self.contestants: dict[str, Any] = {"ours": self.ours}
         if "serial" in self.against:
             self.contestants["serial"] = Serial(self.ours)
+        if args.packing:
+            if not self.ours.featurizer.can_pack():
+                raise ConfigError(f"--packing: batches of {args.model} cannot be packed; leave it out")
+            self.contestants["padded"] = Padded(self.ours)
         if "lora_step" in self.against:
             self.contestants["lora_step"] = Step(with_adapter(copy.deepcopy(base), args), False, self.device)
         if "full_step" in self.against:
@@ -409,9 +429,11 @@ class Benchmark:
         config = ModelConfig.model_validate({"base": self.args.model, "dtype": self.dtype})
         return load_base(config, self.device)
 
-    def _work(self, name: str) -> tuple[list[list[TokenizedExample]], int]:
-        """Return a contestant's batches of a round and their tokens."""
+    def _work(self, name: str) -> tuple[list[Any], int]:
+        """Return a contestant's batches of a round and their tokens without padding."""
         batches = self.batches
+        if name in OF_STACKS:
+            return self.stacks, sum(example.tokens for example in self.examples)
         if name == "loop":
             ordered = [example for batch in batches for example in batch]
             step = max(1, len(ordered) // self.args.loop_rows)
@@ -420,11 +442,11 @@ class Benchmark:
 
     def run(self) -> None:
         self._describe()
-        shortest = [batch[:1] for batch in self.batches[:1]]
+        shortest = self.batches[0][:1]
         peaks: dict[str, list[float]] = {name: [] for name in self.contestants}
-        for contestant in self.contestants.values():  # once for what is made once: kernels, tables, caches
-            contestant.run(shortest)
-        self.ours.run(self.batches)
+        for name, contestant in self.contestants.items():  # once for what is made once: kernels, tables, caches
+            contestant.run([[shortest]] if name in OF_STACKS else [shortest])
+        self.ours.run(self.stacks)
         seconds: dict[str, list[float]] = {name: [] for name in self.contestants}  # per token
         for number in range(self.args.rounds):
             names = list(self.contestants)
@@ -455,8 +477,12 @@ class Benchmark:
         print(
             f"{len(self.examples)} rows of {args.data or 'log-normal lengths'}: {tokens:,} tokens, "
             f"{trained / tokens:.0%} of them trained, {padded / tokens - 1:.1%} padding; {len(self.batches)} batches "
-            f"of at most {self.budget:,}\n"
+            f"of at most {self.budget:,}"
         )
+        if args.packing:
+            stacks = sum(map(len, self.stacks))
+            print(f"packed: {self.batch_tokens / tokens - 1:.1%} padding; {len(self.stacks)} batches, {stacks} stacks")
+        print()
 
     def _contest(self, seconds: dict[str, list[float]], peaks: dict[str, list[float]]) -> None:
         unit = "CPU" if self.device.type == "cpu" else "GPU"
@@ -480,13 +506,13 @@ class Benchmark:
         watched = Stages(self.clock, lambda: 0.0)
         self.ours.watch(watched)
         for _ in range(max(1, self.args.rounds)):
-            self.ours.run(self.batches)
+            self.ours.run(self.stacks)
         spent = dict(watched.seconds)  # what follows is timed too, and slow
         packed = {torch.ops.mkldnn._linear_pointwise: packed_flops} if self.device.type == "cpu" else {}
         with FlopCounterMode(display=False, custom_mapping=packed) as counter:
             counted = Stages(lambda: 0.0, lambda: float(counter.get_total_flops()))
             self.ours.watch(counted)
-            self.ours.run(self.batches)
+            self.ours.run(self.stacks)
         block = 4.0 * self.parameters * len(self.examples)  # bytes of all rows' gradients, in float32
         moved = {"products": block, "norms": block, "direction": 2 * block, "projection": block}
         moved["step"] = block
@@ -535,6 +561,7 @@ def main() -> None:
     parser.add_argument("--loop-rows", type=int, default=16, help="of the rows, for the loop, spread over all lengths")
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--token-budget", type=int, default=0, help="padded tokens a batch; 0 = auto")
+    parser.add_argument("--packing", action="store_true", help="ours packed, beside padded; takes the whole shard")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="", help="of the base; float32 on a CPU, else bfloat16")
     parser.add_argument("--threads", type=int, default=1)

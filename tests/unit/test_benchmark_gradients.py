@@ -22,7 +22,7 @@ def test_the_benchmark_compares_all_contestants_and_imports_neither_ray_nor_fais
     folder = write_tiny_model(tmp_path / "model")
     pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows())
     options = ["--data", str(pool), "--against", "lora_step,full_step,loop", "--rank", "2", "--dimension", "64"]
-    small = ["--rounds", "1", "--rows", "6", "--loop-rows", "2"]
+    small = ["--rounds", "1", "--rows", "6", "--loop-rows", "2", "--packing"]
     done = subprocess.run(
         [sys.executable, "-c", RUN.format(job=str(JOB)), str(folder), *options, *small],
         capture_output=True,
@@ -34,7 +34,7 @@ def test_the_benchmark_compares_all_contestants_and_imports_neither_ray_nor_fais
     assert "imported: []" in done.stdout
     lines = [line.split() for line in done.stdout.splitlines()]
     named = {words[0]: words[1:] for words in lines if words}
-    for contestant in ("ours", "lora_step", "full_step", "loop"):
+    for contestant in ("ours", "padded", "lora_step", "full_step", "loop"):
         assert float(named[contestant][0].replace(",", "")) > 0
     for stage in ("forward", "head", "backward", "products", "direction", "projection", "writing"):
         assert float(named[stage][0]) >= 0
