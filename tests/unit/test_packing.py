@@ -226,6 +226,9 @@ def test_features_are_those_of_padded_batches(name):
     np.testing.assert_allclose(packed.feature_BD, padded.feature_BD, atol=1e-3 * np.abs(padded.feature_BD).max())
     assert np.array_equal(packed.feature_BD, again.feature_BD)
     assert np.array_equal(packed.norm_B, again.norm_B)
+    at_once = list(featurizer.compute_all_packed([mixed_stacks(), mixed_stacks()[:1], mixed_stacks()]))
+    assert [len(block.row_B) for block in at_once] == [6, 3, 6]
+    assert all(np.array_equal(block.feature_BD, packed.feature_BD) for block in at_once[::2])
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
