@@ -40,6 +40,8 @@ def prepare_process(logs: str | Path, threads: int) -> str:
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logging.getLogger().addHandler(handler)
     logging.getLogger("influray").setLevel(logging.INFO)
+    logger.info("%s is up, %d threads", process_name(), threads)
+    flush()  # a worker may be gone before its log is uploaded for the first time
     return process_name()
 
 
