@@ -164,11 +164,9 @@ def test_a_straggler_is_overtaken_by_a_second_copy(tmp_path, expected):
     assert (report.retries, report.failures) == (0, ())
 
 
-@pytest.mark.parametrize(("where", "retries"), [("key-01", 1), ("key-00", 1), ("ready", 0)])
-def test_a_lone_worker_that_hangs_is_ended_and_its_place_is_free_for_another(
-    tmp_path, expected, monkeypatch, where, retries
-):
-    for bound in ("HUNG_FLOOR_SECONDS", "HUNG_FIRST_SECONDS", "HUNG_START_SECONDS"):
+@pytest.mark.parametrize("where", ["key-01", "key-00"])
+def test_a_lone_worker_that_hangs_is_ended_and_its_place_is_free_for_another(tmp_path, expected, monkeypatch, where):
+    for bound in ("HUNG_FLOOR_SECONDS", "HUNG_FIRST_SECONDS"):
         monkeypatch.setattr(pool_state, bound, 3.0)
     monkeypatch.setattr(pool_state, "HUNG_TIMES", 2.0)
     tasks = plan(tmp_path / "store", 3)
@@ -176,7 +174,7 @@ def test_a_lone_worker_that_hangs_is_ended_and_its_place_is_free_for_another(
     with scripted_pool(tmp_path, 1, {where: "stop-once"}, cpus=whole) as pool:
         report = pool.run(tasks)
     assert digests(tasks) == expected[:3]
-    assert (report.workers_lost, report.retries) == (1, retries)
+    assert (report.workers_lost, report.retries) == (1, 1)
 
 
 def test_a_worker_that_waits_for_room_is_not_taken_for_hung(tmp_path, expected, monkeypatch):
@@ -252,7 +250,7 @@ def test_a_process_keeps_to_its_threads_and_sees_no_gpu_that_it_did_not_ask_for(
     threads, gpus, log = ray.get(ray.remote(num_cpus=0.1)(look_at_the_process).remote(str(tmp_path)))
     assert threads == {3}
     assert gpus == ""
-    assert [line.rpartition(" ")[2] for line in log] == ["heard"]
+    assert [line.rpartition(" ")[2] for line in log] == ["threads", "heard"]
 
 
 DRIVER = """
