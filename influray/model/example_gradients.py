@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from influray.model.batch import Batch, at_trained
 from influray.model.checkpointing import calling, checkpointed_layers, run_checkpointed
+from influray.model.frozen_norm import frozen_norms
 from influray.model.merged_lora import MergedLora, merge_lora
 from influray.model.packed_linear import pack_linear
 from influray.model.piecewise_head import PiecewiseHead, at_least_float32, padding_shows
@@ -123,6 +124,7 @@ class ExampleGradients:
         self.head: Literal["pieces", "whole"] = "whole" if self._head.problem else "pieces"
         self.merged = merge_lora(self.model, self.weights, self._deliver, self._products) if merging else []
         self._packed = pack_linear(self.model, (part for merged in self.merged for part in merged.layer.modules()))
+        self._norms = frozen_norms(self.model)
         by_itself = {weight.name for layer in self.merged for weight in (layer.down, layer.up)}
         self._handles = [
             weight.module.register_forward_hook(partial(self._on_forward, weight))
@@ -134,7 +136,7 @@ class ExampleGradients:
         """Remove the hooks from the model and drop the merged and packed weights."""
         for handle in self._handles:
             handle.remove()
-        self.merged, self._packed = [], []
+        self.merged, self._packed, self._norms = [], [], []
 
     @cached_property
     def packing_problem(self) -> str:
@@ -169,8 +171,8 @@ class ExampleGradients:
                     replaced.enter_context(attending_by_stack(self.model, batch.packing.sizes))
                 for layer in self.merged:
                     replaced.enter_context(calling(layer.layer, partial(self._run_merged, layer)))
-                for linear in self._packed:
-                    replaced.enter_context(calling(linear.layer, linear.forward))
+                for part in (*self._packed, *self._norms):
+                    replaced.enter_context(calling(part.layer, part.forward))
                 for block in self._checkpointed:
                     replaced.enter_context(calling(block, partial(run_checkpointed, block.forward)))
                 backward = self._backward_in_pieces if self.head == "pieces" else self._backward_whole
