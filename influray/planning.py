@@ -214,10 +214,10 @@ def worker_memory(shape: ModelShape, weight_bytes: float, itemsize: int, token_b
     """Return the bytes of a feature worker at its peak, an upper estimate.
 
     Weights; four times what the linear layers put out for a batch, which the backward needs; both moments of the
-    adapter; the sums of a batch and the rows of a shard.
+    adapter; the sums of a batch, and the rows of a shard beside those of the one that is being written.
     """
     activations = 4.0 * shape.outputs * itemsize * token_budget
-    return weight_bytes + activations + 8.0 * shape.lora + 8.0 * D * rows
+    return weight_bytes + activations + 8.0 * shape.lora + 10.0 * D * rows
 
 
 def worth_workers(worker_seconds: float, startup: float, units: int) -> int:

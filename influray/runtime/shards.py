@@ -1,8 +1,9 @@
-"""The shard pool: actors owned by the driver, one shard in flight per actor, retries by the driver.
+"""The shard pool: actors owned by the driver, one shard computed at a time by each, retries by the driver.
 
 Ray's own actor retries spend themselves against a dead address while a node is being declared lost, and cannot tell a
 shard that kills its worker from a worker that died. So actors never restart: a lost one is replaced, its shard goes
-back to the front of the queue, and each attempt is counted. Workers commit; the pool only hands out and listens.
+back to the front of the queue, and each attempt is counted. Workers commit, some while they compute the next shard;
+the pool only hands out and listens.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from influray.protocols import USER_ERRORS, StorageError
 from influray.runtime.cluster import interrupt_between
-from influray.runtime.poison import MAX_CONVICTED, Hunt
-from influray.runtime.pool_state import Item, PoolRun, Worker
+from influray.runtime.pool_state import Item, PoolRun, Worker, Write
 from influray.runtime.tasks import (
     Attempt,
+    Computed,
     PoolError,
     PoolEvent,
     PoolReport,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attempt",
+    "Computed",
     "PoolError",
     "PoolEvent",
     "PoolReport",
@@ -67,8 +69,9 @@ class ShardPool:
     """Actors that compute shards, kept between runs and killed by `close`.
 
     An actor of `make_worker` is created with `max_restarts=0` and answers `ready()` with a WorkerInfo and
-    `compute(task, attempt)` with the receipt it has committed. Those of a pool that may `isolate` rows know what to do
-    with the `without` and the `probe` of an attempt, and answer a probe with None.
+    `compute(task, attempt)` with the receipt it has committed, or with Computed: then `commit(key)`, which may run
+    beside the next `compute`, answers with it. Those of a pool that may `isolate` rows know what to do with the
+    `without` and the `probe` of an attempt, and answer a probe with None.
     """
 
     def __init__(
@@ -116,7 +119,8 @@ class ShardPool:
         started = time.monotonic()
         items = [Item(task) for task in tasks]
         assert len({item.task.key for item in items}) == len(items), "two shards share a key"
-        run = PoolRun(items, on_receipt, on_event, collections.deque(items), len(items))
+        todo = collections.deque(items)
+        run = PoolRun(items, on_receipt, on_event, todo, len(items), self._max_attempts, self._isolate)
         with interrupt_between() as check_interrupt:
             try:
                 while run.left:
@@ -126,15 +130,16 @@ class ShardPool:
                     self._speculate(run)
                     self._settle(run, POLL_SECONDS)
                     self._end_hung(run)
-            except KeyboardInterrupt:
-                self._drain(run)
+            except BaseException as error:
+                with contextlib.suppress(RayError):  # there may be no Ray any more
+                    self._drain(run, interrupted=isinstance(error, KeyboardInterrupt))
                 raise
             finally:
-                busy = [worker for worker in self._workers if worker.item is not None]
-                for worker in busy:
+                busy = [(worker, worker.refs()) for worker in self._workers if any(worker.in_hand())]
+                for worker, _ in busy:
                     self._drop(worker)  # it computes what nobody waits for
                 # Until they are gone they may write beside what the caller is about to commit.
-                ended = [worker.ref for worker in busy if worker.ref is not None and ray.is_initialized()]
+                ended = [ref for _, refs in busy for ref in refs if ray.is_initialized()]
                 if ended:
                     ray.wait(ended, num_returns=len(ended), timeout=END_SECONDS)
         report = run.report(started, self._token_budget)
@@ -164,13 +169,11 @@ class ShardPool:
             run.quiet_since = time.monotonic()
             oldest = time.monotonic() - min(worker.since for worker in self._workers)
             text = f"no worker is up after {oldest:.0f} s: the model is loading, or the cluster has no room for one"
-            self._tell(run, PoolEvent("waiting", text))
+            run.tell(PoolEvent("waiting", text))
 
     def _hand_out(self, run: PoolRun) -> None:
         for worker in self._workers:
-            if not run.queue:
-                return
-            if worker.info is not None and worker.item is None:
+            if run.queue and worker.takes(run.queue[0]):
                 self._issue(worker, run.queue.popleft())
 
     def _issue(self, worker: Worker, item: Item) -> None:
@@ -187,7 +190,7 @@ class ShardPool:
         """Where nothing is queued, give idle workers copies of the shards that take unusually long."""
         if run.queue or not run.seconds:
             return
-        idle = [worker for worker in self._workers if worker.info is not None and worker.item is None]
+        idle = [worker for worker in self._workers if worker.info is not None and not any(worker.in_hand())]
         limit = max(SPECULATE_FLOOR_SECONDS, self._speculate_after * statistics.median(run.seconds))
         busy = sorted((w for w in self._workers if w.item is not None), key=lambda worker: worker.since)
         for late in busy:
@@ -199,7 +202,7 @@ class ShardPool:
                 text = (
                     f"{label(item.task)} takes {age:.1f} s, others {limit / self._speculate_after:.1f} s: second copy"
                 )
-                self._tell(run, PoolEvent("speculated", text, item.task.key))
+                run.tell(PoolEvent("speculated", text, item.task.key))
                 self._issue(idle.pop(), item)
 
     def _end_hung(self, run: PoolRun) -> None:
@@ -216,44 +219,52 @@ class ShardPool:
                 self._lost(run, worker, reason)
         slow = run.slow_first(self._workers)
         if slow:
-            self._tell(run, PoolEvent("waiting", slow))
+            run.tell(PoolEvent("waiting", slow))
 
     def _settle(self, run: PoolRun, timeout: float) -> None:
         """Wait for one answer and take in every answer that is there."""
-        waiting = {worker.ref: worker for worker in self._workers if worker.ref is not None}
+        waiting = {ref: worker for worker in self._workers for ref in worker.refs()}
         # Refs of pending actors stand among them but nothing depends on them: they are the autoscaler's demand signal.
         ray.wait(list(waiting), num_returns=1, timeout=timeout)
         done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
         for ref in done:
-            worker = waiting[ref]
-            try:
-                answer = ray.get(ref)
-            except RayTaskError as error:
-                self._raised(run, worker, error)
-            except RayError as error:  # the actor, its node or its answer is gone
-                self._lost(run, worker, f"worker lost: {_first_lines(error)}")
-            else:
-                self._answered(run, worker, answer)
+            if ref in waiting[ref].refs():  # else it has just been dropped
+                self._take_in(run, waiting[ref], ref)
 
-    def _answered(self, run: PoolRun, worker: Worker, answer: Any) -> None:
+    def _take_in(self, run: PoolRun, worker: Worker, ref: Any) -> None:
+        write = worker.write_of(ref)
+        try:
+            answer = ray.get(ref)
+        except RayTaskError as error:
+            self._raised(run, worker, write, error)
+        except RayError as error:  # the actor, its node or its answer is gone
+            self._lost(run, worker, f"worker lost: {_first_lines(error)}")
+        else:
+            self._answered(run, worker, write, answer)
+
+    def _answered(self, run: PoolRun, worker: Worker, write: Write | None, answer: Any) -> None:
+        if write is not None:
+            self._end_write(worker, write)
+            if write.item.open:
+                run.committed(write.item, answer, time.monotonic() - write.since)
+            return
         worker.ref = None
         if worker.info is None:
             worker.info, run.starts_failed = answer, 0
             self._token_budget = self._token_budget or answer.token_budget
             text = f"worker {answer.name} is up on {answer.device} after {time.monotonic() - worker.since:.1f} s"
-            self._tell(run, PoolEvent("started", text))
+            run.tell(PoolEvent("started", text))
             return
-        item = self._take_back(worker)
-        if item.open and answer is None:
-            self._probed(run, item, died=False)
+        item = self._computed(worker)
+        if isinstance(answer, Computed):
+            item.copies += 1
+            worker.writes.append(Write(item, worker.handle.commit.remote(item.task.key), worker.since))
+        elif item.open and answer is None:
+            run.probed(item, died=False)
         elif item.open:
-            item.receipt = answer
-            run.left -= 1
-            run.seconds.append(time.monotonic() - worker.since)
-            run.longest = max(run.longest, run.seconds[-1])
-            run.on_receipt(item.task, answer)
+            run.committed(item, answer, time.monotonic() - worker.since)
 
-    def _raised(self, run: PoolRun, worker: Worker, error: RayTaskError) -> None:
+    def _raised(self, run: PoolRun, worker: Worker, write: Write | None, error: RayTaskError) -> None:
         cause = error.cause
         if isinstance(cause, USER_ERRORS):
             raise cause from None
@@ -261,30 +272,43 @@ class ShardPool:
             isinstance(cause, OSError) and cause.errno == errno.ENOSPC
         ):  # of a log, say; commits name the disk themselves
             raise full_disk(cause.filename or "the run directory") from cause
-        if isinstance(cause, ShardOutOfMemory) and worker.item is not None:
+        reason = f"{type(cause).__name__}: {cause}"[:500]
+        if write is not None:
+            self._end_write(worker, write)
+            run.attempt_failed(write.item, reason, cause)
+        elif isinstance(cause, ShardOutOfMemory) and worker.item is not None:
             worker.ref = None
-            item = self._take_back(worker)
+            item = self._computed(worker)
             if cause.divisible and cause.token_budget > 1:
-                self._shrink(run, item, cause)
+                run.shrink(item, cause)
             else:
-                self._attempt_failed(run, item, f"{type(cause).__name__}: {cause}", cause)
-            return
-        # An unknown error leaves a process in an unknown state (a CUDA context, say): the next attempt gets a new one.
-        self._lost(run, worker, f"{type(cause).__name__}: {cause}"[:500], cause)
+                run.attempt_failed(item, reason, cause)
+        else:
+            # An unknown error leaves a process in an unknown state (a CUDA context, say): the next attempt gets a new
+            # one.
+            self._lost(run, worker, reason, cause)
 
     def _lost(self, run: PoolRun, worker: Worker, reason: str, cause: Exception | None = None) -> None:
-        """Drop a worker that died or hung, or that raised `cause`, and see to its shard."""
-        item = self._take_back(worker) if worker.item is not None else None
+        """Drop a worker that died or hung, or that raised `cause`, and see to its shards."""
+        computing, writing = worker.item, [write.item for write in worker.writes]
         self._drop(worker)
         run.workers_lost += 1
-        self._tell(run, PoolEvent("lost", f"{worker.info.name if worker.info else 'a new worker'}: {reason}"))
-        if item is not None:
-            if item.hunt is not None and cause is None:
-                self._probed(run, item, died=True)
-            else:
-                self._attempt_failed(run, item, reason, cause)
-        elif worker.info is None:
+        run.tell(PoolEvent("lost", f"{worker.info.name if worker.info else 'a new worker'}: {reason}"))
+        if worker.info is None:
             self._start_failed(run, reason, cause)
+        elif cause is not None:
+            assert computing is not None
+            run.attempt_failed(computing, reason, cause)
+            for item in writing:  # which had no part in it
+                if item.open and not item.copies:
+                    run.again(item, PoolEvent("retry", f"{label(item.task)}: not written before {reason}"))
+        elif len(held := [*writing, *([] if computing is None else [computing])]) > 1:
+            for item in held:
+                run.doubt(item, reason)
+        elif computing is not None and computing.hunt is not None:
+            run.probed(computing, died=True)
+        else:
+            run.attempt_failed(held[0], reason, None)
 
     def _start_failed(self, run: PoolRun, reason: str, cause: Exception | None) -> None:
         run.starts_failed += 1
@@ -294,100 +318,53 @@ class ShardPool:
             self._given_up += 1  # a bad GPU or node, say: the others can do without it
             self._size = max(1, self._size - 1)
             run.starts_failed = 0
-            self._tell(run, PoolEvent("lost", f"no worker comes up in its place; going on with {self._size}: {reason}"))
+            run.tell(PoolEvent("lost", f"no worker comes up in its place; going on with {self._size}: {reason}"))
         elif run.starts_failed >= self._max_attempts * self._size:
             kind = StorageError if isinstance(cause, StorageError) else WorkerStartError
             raise kind(f"{run.starts_failed} workers died while starting; the last one: {reason}")
 
-    def _attempt_failed(self, run: PoolRun, item: Item, reason: str, cause: Exception | None) -> None:
-        if not item.open:
-            return
-        item.tries += 1
-        item.deaths += cause is None
-        item.unanswered = isinstance(cause, StorageError)
-        item.reasons.append(f"attempt {item.tries}: {reason}")
-        if item.copies:
-            return  # another copy may still commit it
-        if item.tries < self._max_attempts:
-            self._requeue(run, item, PoolEvent("retry", f"{label(item.task)}: {reason}", item.task.key))
-        elif self._isolate and item.deaths == item.tries and not item.hunted and item.hunt is None:
-            item.hunt = Hunt(item.task.start, item.task.stop, item.without)
-            text = f"{label(item.task)}: every attempt killed its process; looking for the row"
-            self._requeue(run, item, PoolEvent("retry", text, item.task.key))
-        else:
-            self._give_up(run, item, reason)
-
-    def _give_up(self, run: PoolRun, item: Item, reason: str) -> None:
-        item.failed = True
-        run.left -= 1
-        self._tell(run, PoolEvent("failed", f"{label(item.task)}: given up: {reason}", item.task.key))
-
-    def _probed(self, run: PoolRun, item: Item, died: bool) -> None:
-        """Take in one answer of the hunt for a row; once it is over, try the shard again, without the row."""
-        hunt = item.hunt
-        assert hunt is not None
-        first, stop = hunt.probe
-        hunt.note(died)
-        text = f"{label(item.task)}: rows {first}-{stop - 1} alone: the process {'died' if died else 'lived'}"
-        if not hunt.done:
-            self._requeue(run, item, PoolEvent("retry", text, item.task.key))
-            return
-        item.hunt, item.tries, item.deaths = None, 0, 0
-        item.reasons.append(hunt.finding)
-        if hunt.row is None or len(item.without) == MAX_CONVICTED:
-            item.hunted = True
-        else:
-            item.without = (*item.without, hunt.row)
-        self._requeue(run, item, PoolEvent("isolated", f"{label(item.task)}: {hunt.finding}", item.task.key))
-
-    def _shrink(self, run: PoolRun, item: Item, cause: ShardOutOfMemory) -> None:
-        if not item.open:
-            return
-        item.shrunk_to = min(item.shrunk_to or cause.token_budget, cause.token_budget // 2)
-        if item.task.key not in run.shrunk:
-            run.shrunk.append(item.task.key)
-        if not item.copies:
-            text = f"{label(item.task)}: {cause}; again with {item.shrunk_to}"
-            self._requeue(run, item, PoolEvent("shrunk", text, item.task.key))
-
-    def _requeue(self, run: PoolRun, item: Item, event: PoolEvent) -> None:
-        run.retries += 1
-        run.queue.appendleft(item)
-        self._tell(run, event)
-
-    def _take_back(self, worker: Worker) -> Item:
+    def _computed(self, worker: Worker) -> Item:
         item, worker.item = worker.item, None
         assert item is not None
         item.copies -= 1
         return item
 
+    def _end_write(self, worker: Worker, write: Write) -> None:
+        worker.writes.remove(write)
+        write.item.copies -= 1
+
     def _drop(self, worker: Worker) -> None:
         self._workers.remove(worker)
-        if worker.item is not None:
-            self._take_back(worker)
+        worker.give_back()
         if ray.is_initialized():
             ray.kill(worker.handle, no_restart=True)
 
-    def _drain(self, run: PoolRun) -> None:
-        """Hand out nothing more and let shards in flight commit, for `drain_seconds` at most."""
+    def _drain(self, run: PoolRun, interrupted: bool) -> None:
+        """Hand out nothing more and let what is written, and after an interrupt what is computed, still commit.
+
+        It has `drain_seconds` at most. Whatever fails now is tried again by the next run.
+        """
         deadline = time.monotonic() + self._drain_seconds
         run.queue.clear()
-        self._tell(run, PoolEvent("waiting", "interrupted: shards in flight may still commit"))
-        while (left := deadline - time.monotonic()) > 0:
-            waiting = {w.ref: w for w in self._workers if w.item is not None and w.ref is not None}
+        if interrupted:
+            run.tell(PoolEvent("waiting", "interrupted: shards in flight may still commit"))
+        while ray.is_initialized() and (left := deadline - time.monotonic()) > 0:
+            busy = [worker for worker in self._workers if worker.info is not None]
+            waiting = {ref: w for w in busy for ref in (w.refs() if interrupted else [write.ref for write in w.writes])}
             if not waiting:
                 return
             done, _ = ray.wait(list(waiting), num_returns=1, timeout=min(left, POLL_SECONDS))
             for ref in done:
                 worker = waiting[ref]
-                with contextlib.suppress(RayError):  # whatever failed now is tried again by the next run
-                    self._answered(run, worker, ray.get(ref))
-                worker.ref = None
-
-    def _tell(self, run: PoolRun, event: PoolEvent) -> None:
-        level = logging.INFO if event.kind in ("started", "speculated") else logging.WARNING
-        logger.log(level, "%s", event.text)
-        run.on_event(event)
+                write = worker.write_of(ref)
+                try:
+                    answer = ray.get(ref)
+                except RayError:
+                    if write is not None:
+                        self._end_write(worker, write)
+                    worker.ref = None if write is None else worker.ref
+                else:
+                    self._answered(run, worker, write, answer)
 
 
 def _first_lines(error: BaseException) -> str:

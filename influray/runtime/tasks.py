@@ -34,6 +34,11 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Computed:
+    """What `compute` answers where the rows of a shard are there, and the worker's `commit(key)` has to write them."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """What a worker says of itself once it can compute."""
 

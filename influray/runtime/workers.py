@@ -1,15 +1,18 @@
 """What runs inside the actors that make features.
 
-A worker loads its base model once, changes adapters when the checkpoint changes, and commits each shard itself. What
-it computes depends on the shard alone, never on the shards before it or on who else is working.
+A worker loads its base model once, changes adapters when the checkpoint changes, and commits each shard itself, while
+it computes the next one. What it computes depends on the shard alone, never on the shards before it or on who else is
+working.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,16 +26,18 @@ from influray.runtime.metrics import PoolMetrics
 from influray.runtime.poison import ROW_REASON
 from influray.runtime.process import import_large, logged, prepare_process, process_name
 from influray.runtime.shards import ShardPool
-from influray.runtime.tasks import Attempt, PoolEvent, PoolReport, ShardOutOfMemory, ShardTask, WorkerInfo
+from influray.runtime.tasks import Attempt, Computed, PoolEvent, PoolReport, ShardOutOfMemory, ShardTask, WorkerInfo
 from influray.store.artifact import Receipt, ShardStore
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from influray.data.catalogue import Catalogue
+    from influray.store.datastore import PartBuilder
 
 logger = logging.getLogger(__name__)
 
 POOL = "pool"
+WRITER = "writer"  # concurrency group of an actor that commits a shard beside the computing of the next
 
 
 def featurize(
@@ -83,9 +88,10 @@ def make_pool(
     worker: type[Any], arguments: tuple[Any, ...], resources: ResolvedResources, gpus: float, isolate: bool = False
 ) -> ShardPool:
     """Return a pool of actors `worker(*arguments, threads)`, none of which is there yet."""
-    actor: Any = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
-        worker
-    )
+    options: dict[str, Any] = {"num_cpus": resources.cpus_per_worker, "num_gpus": gpus}
+    if hasattr(worker, "commit"):
+        options["concurrency_groups"] = {WRITER: 1}
+    actor: Any = ray.remote(**options, max_restarts=0, max_task_retries=0)(worker)
 
     def make_worker() -> Any:
         return actor.remote(*arguments, resources.threads_per_worker)
@@ -117,6 +123,15 @@ def run_tasks(
     return pool.run(todo, receive, hear)
 
 
+@dataclass(frozen=True, slots=True)
+class _Unwritten:
+    """A computed shard."""
+
+    store: ShardStore
+    part: PartBuilder
+    details: dict[str, Any]
+
+
 class FeatureWorker:
     """Feature rows of shards. Gradients: pool rows along `features.direction`, target rows along the plain one.
 
@@ -132,6 +147,7 @@ class FeatureWorker:
         self._checkpoint = 0  # whose adapter is on the model; 0 = none yet
         self._split = ""  # which the featurizer is for
         self._featurizer: Featurizer | None = None
+        self._unwritten: dict[str, _Unwritten] = {}  # by key
 
     def ready(self) -> WorkerInfo:
         """Load the base model, where the features are made from it, and return what this worker is."""
@@ -162,8 +178,8 @@ class FeatureWorker:
         limits = self._config.features.token_budget, self._config.data.max_tokens
         return resolve_token_budget(limits[0], self._model, self._device, limits[1], compute)
 
-    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt | None:
-        """Compute and commit a shard and return its receipt; where it has one already, that. None after a probe.
+    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt | Computed | None:
+        """Compute a shard for `commit` and return that it is; where it has a receipt already, that. None after a probe.
 
         Raises:
             ShardOutOfMemory: to be tried again with a smaller budget.
@@ -176,13 +192,16 @@ class FeatureWorker:
         budget = attempt.token_budget or self._token_budget
         try:
             with logged((task, attempt)):
-                receipt = self._compute(store, task, budget, attempt)
+                made = self._compute(store, task, budget, attempt)
         except (RuntimeError, MemoryError) as error:
             if budget is None or not _out_of_memory(error):
                 raise
             message = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
-            return receipt
+            if made is None:
+                return None
+            self._unwritten[task.key] = made
+            return Computed()
         # Outside the except block: until here the traceback held the tensors of the batch.
         _free_memory()
         examples = self._catalogue(task.split).tokenized(task.start, task.stop)
@@ -192,7 +211,7 @@ class FeatureWorker:
 
     def _compute(
         self, store: ShardStore, task: ShardTask, token_budget: int | None, attempt: Attempt
-    ) -> Receipt | None:
+    ) -> _Unwritten | None:
         from influray.data.batches import batch_tokens
         from influray.store.datastore import PartBuilder
 
@@ -206,14 +225,15 @@ class FeatureWorker:
         batches = _batches(examples, token_budget, attempt.without, packing, featurizer)
         encoding = self._config.features.store if task.split == POOL else "float16"
         failures: dict[str, str] = {}
-        with PartBuilder(featurizer.dimension, encoding) as part:
+        with contextlib.ExitStack() as unless_made:
+            part = unless_made.enter_context(PartBuilder(featurizer.dimension, encoding))
             stacks = [[[examples[i] for i in stack] for stack in batch] for batch in batches]
             for block in _blocks(featurizer, stacks):
                 part.add(block)
                 failures |= {str(row): reason for row, reason in sorted(block.failures.items())}
             if attempt.probe is not None:
                 return None
-            table = part.table()
+            unless_made.pop_all()  # `commit` ends the part
         failures |= {str(row): ROW_REASON for row in attempt.without}
         details = {
             "failures": failures,  # row -> reason; keys are text since JSON has no others
@@ -231,7 +251,18 @@ class FeatureWorker:
             "without": list(attempt.without),  # rows that were not in the batches of the others
             "worker": process_name(),
         }
-        return store.commit(task.key, table if table is not None and table.num_rows else None, details)
+        return _Unwritten(store, part, details)
+
+    @ray.method(concurrency_group=WRITER)
+    def commit(self, key: str) -> Receipt:
+        """Commit a computed shard and return its receipt; where it has one already, that. It is forgotten either way.
+
+        Raises what encoding its rows raised, and as `ShardStore.commit`.
+        """
+        shard = self._unwritten.pop(key)
+        with logged(f"writing {key[:16]}"), shard.part as part:
+            table = part.table()
+            return shard.store.commit(key, table if table is not None and table.num_rows else None, shard.details)
 
     def _catalogue(self, split: str) -> Catalogue:
         from influray.data.catalogue import Catalogue

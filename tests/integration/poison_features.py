@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import ctypes
 from collections.abc import Sequence
 
 from influray.features.ngram import NgramFeaturizer
@@ -15,5 +14,5 @@ class PoisonFeaturizer(NgramFeaturizer):
 
     def compute(self, examples: Sequence[TextExample]) -> FeatureBlock:
         if any("poison" in example.text for example in examples):
-            os.kill(os.getpid(), signal.SIGSEGV)
+            ctypes.string_at(0)
         return super().compute(examples)

@@ -1,7 +1,8 @@
-"""A worker whose rows are easy to foresee and whose misfortunes are written down per shard."""
+"""Workers whose rows are easy to foresee and whose misfortunes are written down per shard."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -14,7 +15,8 @@ import ray
 
 from influray.protocols import ConfigError, StorageError
 from influray.runtime.process import process_name
-from influray.runtime.shards import Attempt, ShardOutOfMemory, ShardPool, ShardTask, WorkerInfo
+from influray.runtime.shards import Attempt, Computed, ShardOutOfMemory, ShardPool, ShardTask, WorkerInfo
+from influray.runtime.workers import WRITER
 from influray.store.artifact import Receipt, ShardStore
 
 BUDGET = 64
@@ -40,9 +42,12 @@ class ScriptedWorker:
         return WorkerInfo(process_name(), "cpu", BUDGET)
 
     def compute(self, task: ShardTask, attempt: Attempt) -> Receipt | None:
+        made = self._rows(task, attempt)
+        return None if made is None else ShardStore(task.folder).commit(task.key, *made)
+
+    def _rows(self, task: ShardTask, attempt: Attempt) -> tuple[pa.Table, dict[str, Any]] | None:
         with open(self._notes / f"{task.key}.attempts", "a") as file:
             file.write(f"{attempt.number} {os.getpid()}\n")
-        store = ShardStore(task.folder)
         self._suffer(task.key, attempt)
         time.sleep(self._pace)
         first, stop = attempt.probe or (task.start, task.stop)
@@ -57,7 +62,7 @@ class ScriptedWorker:
         )
         budget = attempt.token_budget or BUDGET
         details = {"rows": len(rows), "token_budget": budget, "shrunk": attempt.shrunk, "worker": process_name()}
-        return store.commit(task.key, table, details)
+        return table, details
 
     def _suffer(self, key: str, attempt: Attempt) -> None:
         fate = self._script.get(key, "")
@@ -86,16 +91,66 @@ class ScriptedWorker:
         return True
 
 
+class BehindWorker(ScriptedWorker):
+    """A scripted worker that commits a shard while it computes the next one. `script` knows of writing, besides:
+
+    write-kill, write-kill-once, write-raise, write-storage, write-full: as without write-, or the disk is full;
+    write-until KEY: it is written when the computing of that shard has begun, and no sooner.
+    """
+
+    def __init__(self, notes: str, script: Mapping[str, str], pace: float) -> None:
+        super().__init__(notes, script, pace)
+        self._made: dict[str, tuple[str, tuple[pa.Table, dict[str, Any]]]] = {}
+
+    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt | Computed | None:
+        committed = ShardStore(task.folder).receipt(task.key)
+        if committed is not None:
+            return committed
+        with open(self._notes / "beside", "a") as file:
+            file.write(f"{task.key} {' '.join(self._made)}\n")
+        made = self._rows(task, attempt)
+        if made is None:
+            return None
+        self._made[task.key] = task.folder, made
+        return Computed()
+
+    @ray.method(concurrency_group=WRITER)
+    def commit(self, key: str) -> Receipt:
+        folder, made = self._made[key]
+        fate, _, after = self._script.get(key, "").removeprefix("write-").partition(" ")
+        if self._script.get(key, "").startswith("write-"):
+            if fate == "kill" or (fate == "kill-once" and self._first(key)):
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif fate == "raise":
+                raise RuntimeError(f"shard {key} is cursed")
+            elif fate == "storage":
+                raise StorageError(f"s3://bucket/{key}: the storage failed")
+            elif fate == "full":
+                raise OSError(errno.ENOSPC, "no space left", folder)
+            for _ in range(3000 if fate == "until" else 0):
+                if (self._notes / f"{after}.attempts").exists():
+                    break
+                time.sleep(0.01)
+            else:
+                assert fate != "until", f"{after} was not begun while {key} was written"
+        receipt = ShardStore(folder).commit(key, *made)
+        del self._made[key]
+        return receipt
+
+
 def scripted_pool(
     notes: Path,
     size: int | Callable[[], int],
     script: Mapping[str, str] | None = None,
     pace: float = 0.0,
     cpus: float = 0.1,
+    behind: bool = False,
     **options: Any,
 ) -> ShardPool:
     """A pool of scripted workers, which take next to nothing of the cluster."""
-    actor = ray.remote(num_cpus=cpus, max_restarts=0, max_task_retries=0)(ScriptedWorker)
+    groups = {"concurrency_groups": {WRITER: 1}} if behind else {}
+    make = ray.remote(num_cpus=cpus, max_restarts=0, max_task_retries=0, **groups)
+    actor = make(BehindWorker if behind else ScriptedWorker)
     notes.mkdir(parents=True, exist_ok=True)
     return ShardPool(lambda: actor.remote(str(notes), dict(script or {}), pace), size, **options)
 
