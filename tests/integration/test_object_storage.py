@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,8 @@ def gradients(world: Path, **resources: Any) -> dict[str, Any]:
     return tree(world, resources={"workers": 1, "cpus_per_worker": 0.5, "training_workers": 2, **resources})
 
 
-def start(script: str, arguments: list[Any], cache: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(cache)}
+def start(script: str, arguments: list[Any], cache: Path, also: Path = REPOSITORY) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{also}", "XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, "-c", script, json.dumps(arguments)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
@@ -126,9 +127,34 @@ def receipts(store: Store, folder: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def runs(store, world, tmp_path_factory) -> dict[str, Any]:
+def gone(store, world, tmp_path_factory) -> Iterator[subprocess.Popen[str]]:
+    """A run on a storage that goes away when the matrix is written."""
+    folder = tmp_path_factory.mktemp("gone")
+    seen: list[str] = []
+
+    def fault(method: str, path: str) -> str:
+        if "/attribution" in path and method == "PUT":
+            seen.append(path)
+        return "500" if seen else ""
+
+    config = words(world) | {"resources": {"workers": 1, "cpus_per_worker": 0.5, "max_attempts": 1}}
+    (folder / "config.json").write_text(json.dumps(config))
+    # In all of its processes, of which some would go on trying for a minute.
+    (folder / "sitecustomize.py").write_text("from influray.store import location\nlocation.ATTEMPTS = 1\n")
+    script = "import json, sys; from influray.cli import main; "
+    script += "sys.argv = ['influray', 'run', *json.loads(sys.argv[1])]; main()"
+    with failing(store, fault) as bad:
+        arguments = [str(folder / "config.json"), "--run-dir", bad.uri("gone")]
+        process = start(script, arguments, folder / "cache", also=folder)
+        yield process
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def runs(store, world, gone, tmp_path_factory) -> dict[str, Any]:
     """A driver killed in the middle of its features, and then from another machine: runs on a disk, with gradients
-    and as the killed one, the killed one again, and one on a storage that fails now and then."""
+    and as the killed one, and the killed one again; beside them, since it mostly waits, one on a storage that fails now
+    and then."""
     folder = tmp_path_factory.mktemp("machines")
     killed = start(ONE_MACHINE, [[words(world), store.uri("killed")]], folder / "first")
     deadline = time.monotonic() + 120
@@ -141,10 +167,11 @@ def runs(store, world, tmp_path_factory) -> dict[str, Any]:
     before = receipts(store, "killed")
     lease = store.read("killed/lease.json")
     assert b"hushhush" not in lease
-    with failing(store, share(1, _500=0.03, cut=0.01, stall=0.002), stall_seconds=3) as bad:
-        places = [str(folder / "disk"), store.uri("killed"), bad.uri("failing", timeout="2")]
+    with failing(store, share(1, _500=0.02, cut=0.006, stall=0.001), stall_seconds=3) as bad:
+        fails = start(ONE_MACHINE, [[words(world), bad.uri("failing", timeout="2")]], folder / "third")
+        places = [str(folder / "disk"), store.uri("killed")]
         todo = [[gradients(world), str(folder / "gradients")], *([words(world), place] for place in places)]
-        told = finish(start(ONE_MACHINE, todo, folder / "second"))
+        told = finish(start(ONE_MACHINE, todo, folder / "second")) + finish(fails)
     return {"disk": folder / "disk", "before": before, "faults": bad.faults, "told": told, "folder": folder}
 
 
@@ -194,7 +221,7 @@ def test_machines_that_share_no_disk_carry_out_a_run_together(store, world, runs
 
 @pytest.mark.cluster
 def test_machines_that_share_no_disk_make_a_catalogue_together(store, world, tmp_path):
-    """The pool lies in the bucket as well, and every machine fetches its own copy."""
+    """The pool lies in the bucket as well, and who reads of it fetches a copy."""
     rows = [pool_rows(2000)[i::4] for i in range(4)]
     for number, part in enumerate(rows):
         store.write(f"pool/{number}.jsonl", "".join(json.dumps(row) + "\n" for row in part).encode())
@@ -210,26 +237,13 @@ def test_machines_that_share_no_disk_make_a_catalogue_together(store, world, tmp
     assert crew["files"] == alone["files"]
     assert not [name for name in store.names("crew") if "/drafts/" in name]
     assert all(list(cache.rglob("drafts/part-*.arrow")) for cache in caches), "one machine did it all"
-    assert all(list(cache.rglob("pool/*.jsonl")) for cache in caches)
+    assert any(list(cache.rglob("pool/*.jsonl")) for cache in caches), "the driver read it"
 
 
-def test_a_storage_that_goes_away_ends_the_run_with_what_to_do(store, world, tmp_path):
-    gone: list[str] = []
-
-    def fault(method: str, path: str) -> str:
-        if "/attribution" in path and method == "PUT":
-            gone.append(path)
-        return "500" if gone else ""
-
-    config = words(world) | {"resources": {"workers": 1, "cpus_per_worker": 0.5, "max_attempts": 1}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    script = "import sys; from influray.store import location; location.ATTEMPTS = 2; from influray.cli import main; "
-    script += "sys.argv = ['influray', 'run', *__import__('json').loads(sys.argv[1])]; main()"
-    with failing(store, fault) as bad:
-        process = start(script, [str(tmp_path / "config.json"), "--run-dir", bad.uri("gone")], tmp_path / "cache")
-        _, told = process.communicate(timeout=300)
-    assert process.returncode == 1
+def test_a_storage_that_goes_away_ends_the_run_with_what_to_do(store, gone):
+    _, told = gone.communicate(timeout=300)
+    assert gone.returncode == 1
     assert "run the same command again" in " ".join(told.split())
     assert "Traceback" not in told
     assert not store.names("gone/attribution")
-    assert "gone/features/pool/checkpoint-1/manifest.json" in {f"gone/{name}" for name in store.names("gone")}
+    assert "features/pool/checkpoint-1/manifest.json" in store.names("gone")
