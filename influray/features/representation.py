@@ -65,8 +65,8 @@ class RepresentationFeaturizer:
             output = self._decoder(
                 input_ids=batch.input_ids_BS, attention_mask=batch.attention_mask_BS, use_cache=False
             )
-            for b, example in enumerate(examples):
-                pooled_BD[b] = self._pool(output.last_hidden_state[b, : example.tokens]).cpu().numpy()
+            states = zip(output.last_hidden_state, examples, strict=True)
+            pooled_BD = torch.stack([self._pool(state_SH[: e.tokens]) for state_SH, e in states]).cpu().numpy()
         norm_B = np.linalg.norm(pooled_BD, axis=1)
         usable_B = np.isfinite(norm_B) & (norm_B > 0)
         for b in np.flatnonzero(~usable_B):

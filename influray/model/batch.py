@@ -69,20 +69,22 @@ def make_batch(examples: Sequence[TokenizedExample], device: str | torch.device)
     B, S = len(examples), max(example.tokens for example in examples)
     # Padding repeats the row's own first token, so that it brings nothing into a row that was not in it: the pad
     # token's embedding could be poisoned, and NaN times a masked weight of zero is NaN.
-    ids_BS = np.stack([np.pad(e.input_ids_S, (0, S - e.tokens), constant_values=e.input_ids_S[0]) for e in examples])
+    ids_BS = np.empty((B, S), dtype=np.int64)
     trained_BS = np.zeros((B, S), dtype=bool)
     attended_BS = np.zeros((B, S), dtype=np.int64)
     for b, example in enumerate(examples):
         assert example.loss_tokens, f"row {example.row} has no trained token"
         assert not example.loss_mask_S[0], f"row {example.row}: nothing predicts its first token"
+        ids_BS[b, : example.tokens] = example.input_ids_S
+        ids_BS[b, example.tokens :] = example.input_ids_S[0]
         trained_BS[b, : example.tokens] = example.loss_mask_S
         attended_BS[b, : example.tokens] = 1
     label_at = np.flatnonzero(trained_BS)
     return Batch(
-        input_ids_BS=torch.from_numpy(ids_BS.astype(np.int64)).to(device),
+        input_ids_BS=torch.from_numpy(ids_BS).to(device),
         attention_mask_BS=torch.from_numpy(attended_BS).to(device),
         position_n=torch.from_numpy(label_at - 1).to(device),  # token s is predicted at s - 1
-        label_n=torch.from_numpy(ids_BS.reshape(-1)[label_at].astype(np.int64)).to(device),
+        label_n=torch.from_numpy(ids_BS.reshape(-1)[label_at]).to(device),
         loss_tokens_B=torch.from_numpy(trained_BS.sum(1)).to(device),
     )
 

@@ -21,11 +21,13 @@ _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 
 
 class FrozenNorm:
-    """Stands in for the forward of an RMS norm: y = w x / sqrt(mean(x^2) + epsilon), in float32, rounded once."""
+    """Stands in for the forward of an RMS norm: y = w x / sqrt(mean(x^2) + epsilon), in float32, rounded once.
 
-    def __init__(self, layer: nn.Module, weight_H: Tensor, epsilon: float) -> None:
+    `dtype` is that of the model.
+    """
+
+    def __init__(self, layer: nn.Module, weight_H: Tensor, epsilon: float, dtype: torch.dtype = torch.float32) -> None:
         self.layer, self._weight_H, self._epsilon = layer, weight_H.float(), epsilon
-        dtype = layer.weight.dtype
         exact = torch.equal(weight_H.float(), weight_H.to(dtype).float())
         self._kernel_weight_H = weight_H.to(dtype) if exact and weight_H.device.type == "cuda" else None
 
@@ -71,7 +73,7 @@ def _stand_in(layer: nn.Module) -> FrozenNorm | None:
     if hooked or weight_H.dim() != 1 or weight_H.dtype not in _DTYPES or weight_H.device.type == "meta":
         return None
     for multiplier_H in (weight_H.float(), 1 + weight_H.float()):  # Gemma keeps what it adds to one
-        made = FrozenNorm(layer, multiplier_H, epsilon)
+        made = FrozenNorm(layer, multiplier_H, epsilon, weight_H.dtype)
         if _agrees(made, weight_H):
             return made
     return None
