@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.7.1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint pytest bench kernels reproduce clean
+.PHONY: demo test lint pytest test-cluster bench kernels reproduce clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,8 +24,14 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(MAKE) --jobs=2 lint pytest
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 pytest: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --ignore tests/cluster
+
+# Clusters of several nodes in network namespaces, which take root, `ip` and minutes; without them they skip themselves.
+test-cluster: $(VENV)/.ready
+	$(PYTEST) tests/cluster
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

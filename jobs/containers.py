@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +122,19 @@ def compose_up(variables: Mapping[str, str], shared: Path) -> int:
     of = services(COMPOSE, {"RAY_AUTH_TOKEN": secrets.token_hex(32), **variables})
     (shared / "influray").mkdir(parents=True, exist_ok=True)
     with Containers(shared) as containers:
-        _started(containers, "head", of["head"])
-        for number in range(int(of["worker"]["deploy"]["replicas"])):
-            _started(containers, f"worker-{number + 1}", of["worker"])
+        workers = [f"worker-{number + 1}" for number in range(int(of["worker"]["deploy"]["replicas"]))]
+        for name in ("head", *workers):
+            containers.plug_in(name)
+        _start(containers, "head", of["head"])
+        with ThreadPoolExecutor(max(1, len(workers))) as side_by_side:
+            list(side_by_side.map(lambda name: _start(containers, name, of["worker"]), workers))
         assert of["submitter"]["network_mode"] == "service:head"
         return containers.execute("head", of["submitter"]["command"], of["submitter"]).wait()
 
 
-def _started(containers: Containers, name: str, service: Mapping[str, Any]) -> None:
+def _start(containers: Containers, name: str, service: Mapping[str, Any]) -> None:
     """Start a container and wait until its health check is content, as `depends_on` has it; restart it as it says."""
     log, deadline = containers.log(name), time.monotonic() + START_SECONDS
-    containers.plug_in(name)
     process = None
     while process is None or not (b"Ray runtime started" in log.read_bytes() and containers.healthy(name, service)):
         if time.monotonic() > deadline:
