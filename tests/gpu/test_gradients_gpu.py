@@ -15,11 +15,13 @@ from influray.features.projectors.sparse_jl import SparseJLProjector
 from influray.features.token_budget import GPU_SHARE, made_up_batch, resolve_token_budget
 from influray.model.checkpoints import AdamMoments
 from influray.model.example_gradients import lora_weights
+from influray.model.frozen_norm import frozen_norms
 from influray.store.artifact import ShardStore
 from influray.store.datastore import PartBuilder
 from tests.reference.loop_gradients import loop_gradients
 from tests.tiny import tiny_llama
 from tests.unit.test_example_gradients import ATTENTION, example, family, mixed_batch, with_lora
+from tests.unit.test_frozen_norm import Norm
 from tests.unit.test_packing import mixed_stacks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")]
@@ -89,6 +91,23 @@ def test_the_same_batch_gives_the_same_bytes(dtype):
     blocks = [features("cuda", dtype=dtype).compute(mixed_batch()) for _ in range(2)]
     assert np.array_equal(blocks[0].feature_BD, blocks[1].feature_BD)
     assert np.array_equal(blocks[0].norm_B, blocks[1].norm_B)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("added", [0.0, 1.0])
+def test_norms_and_their_gradients_are_those_of_the_cpu(dtype, added):
+    """Torch's own kernel where the weight is exact in the model's dtype, else ours."""
+    torch.manual_seed(0)
+    x, grad = torch.randn(300, 96).to(dtype), torch.randn(300, 96).to(dtype)
+    found = []
+    for device in ("cpu", "cuda"):
+        (made,) = frozen_norms(torch.nn.Sequential(Norm(96, added=added).to(dtype).to(device)))
+        states = x.to(device).requires_grad_()
+        y = made.forward(states)
+        y.backward(grad.to(device))
+        found.append((y.detach().cpu().double(), states.grad.cpu().double()))
+    for ours, expected in zip(found[1], found[0], strict=True):
+        assert torch.allclose(ours, expected, rtol=max(1e-5, 2 * torch.finfo(dtype).eps), atol=1e-5)
 
 
 def shard_rows(rows=48):
