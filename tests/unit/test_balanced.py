@@ -90,7 +90,7 @@ def test_it_equals_the_plain_loop(kind, n, t, seed, share, wide, small):
         assert_equals_the_loop(score_NT, max(1, int(share * n)), block_rows=small)
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(KINDS),
     n=st.integers(10, 120),
