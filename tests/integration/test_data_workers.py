@@ -139,7 +139,7 @@ influray.run(json.loads(sys.argv[1]), until="data")
 def test_after_the_drivers_death_another_goes_on_from_its_drafts(
     world, ray_cluster, at_once, tmp_path, expected, monkeypatch
 ):
-    command = [sys.executable, "-c", DRIVER, json.dumps(config(world, tmp_path, workers=3))]
+    command = [sys.executable, "-c", DRIVER, json.dumps(config(world, tmp_path, workers=2))]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, start_new_session=True)
     store = ShardStore(tmp_path / "data" / "pool" / DRAFTS)
     deadline = time.monotonic() + 120
