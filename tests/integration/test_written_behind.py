@@ -165,7 +165,7 @@ def test_an_interrupt_lets_what_is_computed_be_written_and_begins_no_more(tmp_pa
     assert committed(tasks) == expected
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_dies_where_every_shard_is_committed_with_its_bytes(tmp_path, expected, seed):
     tasks, rng = plan(tmp_path / "store", 12), random.Random(seed)
     fates = ["kill-once", "write-kill-once", "memory", *([""] * 5)]
