@@ -106,6 +106,23 @@ class Worker:
         """Return the shard whose writing this is an answer to, None where it is one to something else."""
         return next((write for write in self.writes if write.ref == ref), None)
 
+    def computed(self) -> Item:
+        """Take the shard that it has computed from it, and return it."""
+        item, self.item, self.ref = self.item, None, None
+        assert item is not None
+        item.copies -= 1
+        return item
+
+    def write(self, item: Item, ref: Any) -> None:
+        """Let it write a shard that it has just computed; `ref` will be the answer."""
+        item.copies += 1
+        self.writes.append(Write(item, ref, self.since))
+
+    def written(self, write: Write) -> None:
+        """Take a shard from it that it has written, or could not write."""
+        self.writes.remove(write)
+        write.item.copies -= 1
+
     def give_back(self) -> None:
         """Take all shards from it, and what it would answer."""
         for item, _ in list(self.in_hand()):

@@ -244,21 +244,19 @@ class ShardPool:
 
     def _answered(self, run: PoolRun, worker: Worker, write: Write | None, answer: Any) -> None:
         if write is not None:
-            self._end_write(worker, write)
+            worker.written(write)
             if write.item.open:
                 run.committed(write.item, answer, time.monotonic() - write.since)
             return
-        worker.ref = None
         if worker.info is None:
-            worker.info, run.starts_failed = answer, 0
+            worker.ref, worker.info, run.starts_failed = None, answer, 0
             self._token_budget = self._token_budget or answer.token_budget
             text = f"worker {answer.name} is up on {answer.device} after {time.monotonic() - worker.since:.1f} s"
             run.tell(PoolEvent("started", text))
             return
-        item = self._computed(worker)
+        item = worker.computed()
         if isinstance(answer, Computed):
-            item.copies += 1
-            worker.writes.append(Write(item, worker.handle.commit.remote(item.task.key), worker.since))
+            worker.write(item, worker.handle.commit.remote(item.task.key))
         elif item.open and answer is None:
             run.probed(item, died=False)
         elif item.open:
@@ -274,11 +272,10 @@ class ShardPool:
             raise full_disk(cause.filename or "the run directory") from cause
         reason = f"{type(cause).__name__}: {cause}"[:500]
         if write is not None:
-            self._end_write(worker, write)
+            worker.written(write)
             run.attempt_failed(write.item, reason, cause)
         elif isinstance(cause, ShardOutOfMemory) and worker.item is not None:
-            worker.ref = None
-            item = self._computed(worker)
+            item = worker.computed()
             if cause.divisible and cause.token_budget > 1:
                 run.shrink(item, cause)
             else:
@@ -301,7 +298,8 @@ class ShardPool:
             run.attempt_failed(computing, reason, cause)
             for item in writing:  # which had no part in it
                 if item.open and not item.copies:
-                    run.again(item, PoolEvent("retry", f"{label(item.task)}: not written before {reason}"))
+                    text = f"{label(item.task)}: not written before {reason}"
+                    run.again(item, PoolEvent("retry", text, item.task.key))
         elif len(held := [*writing, *([] if computing is None else [computing])]) > 1:
             for item in held:
                 run.doubt(item, reason)
@@ -322,16 +320,6 @@ class ShardPool:
         elif run.starts_failed >= self._max_attempts * self._size:
             kind = StorageError if isinstance(cause, StorageError) else WorkerStartError
             raise kind(f"{run.starts_failed} workers died while starting; the last one: {reason}")
-
-    def _computed(self, worker: Worker) -> Item:
-        item, worker.item = worker.item, None
-        assert item is not None
-        item.copies -= 1
-        return item
-
-    def _end_write(self, worker: Worker, write: Write) -> None:
-        worker.writes.remove(write)
-        write.item.copies -= 1
 
     def _drop(self, worker: Worker) -> None:
         self._workers.remove(worker)
@@ -361,8 +349,9 @@ class ShardPool:
                     answer = ray.get(ref)
                 except RayError:
                     if write is not None:
-                        self._end_write(worker, write)
-                    worker.ref = None if write is None else worker.ref
+                        worker.written(write)
+                    else:
+                        worker.ref = None
                 else:
                     self._answered(run, worker, write, answer)
 
