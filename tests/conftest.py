@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token file in the home folder is no business of a test
@@ -13,6 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.object_store import Store
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -26,3 +31,12 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("INFLURAY_DATA is unset: no real instruction data on this machine")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    """A local S3 server with an empty bucket."""
+    from tests.object_store import serving
+
+    with serving() as found:
+        yield found

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.object_store import serving
 from tests.stored_runs import ONE_MACHINE, finish, gradients, in_bucket, on_disk, start, tree, write_world
 from tests.tiny import pool_rows
 
@@ -31,12 +30,6 @@ AT_ONCE = """
 import influray.planning
 influray.planning.Rates = lambda rates=influray.planning.Rates: rates(startup=0.0)
 """
-
-
-@pytest.fixture(scope="module")
-def store():
-    with serving() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,9 @@ class ScriptedWorker:
         return table, details
 
     def _suffer(self, key: str, attempt: Attempt) -> None:
-        fate = self._script.get(key, "")
+        self._meet(self._script.get(key, ""), key, attempt)
+
+    def _meet(self, fate: str, key: str, attempt: Attempt) -> None:
         if fate == "kill" or (fate.startswith("kill-") and self._first(key) == (fate == "kill-once")):
             os.kill(os.getpid(), signal.SIGKILL)
         elif fate == "raise":
@@ -94,7 +96,7 @@ class ScriptedWorker:
 class BehindWorker(ScriptedWorker):
     """A scripted worker that commits a shard while it computes the next one. `script` knows of writing, besides:
 
-    write-kill, write-kill-once, write-raise, write-storage, write-full: as without write-, or the disk is full;
+    write-FATE: as FATE, when it is written; write-full: the disk is full;
     write-until KEY: it is written when the computing of that shard has begun, and no sooner.
     """
 
@@ -117,25 +119,23 @@ class BehindWorker(ScriptedWorker):
     @ray.method(concurrency_group=WRITER)
     def commit(self, key: str) -> Receipt:
         folder, made = self._made[key]
-        fate, _, after = self._script.get(key, "").removeprefix("write-").partition(" ")
-        if self._script.get(key, "").startswith("write-"):
-            if fate == "kill" or (fate == "kill-once" and self._first(key)):
-                os.kill(os.getpid(), signal.SIGKILL)
-            elif fate == "raise":
-                raise RuntimeError(f"shard {key} is cursed")
-            elif fate == "storage":
-                raise StorageError(f"s3://bucket/{key}: the storage failed")
-            elif fate == "full":
+        when, _, fate = self._script.get(key, "").partition("-")
+        if when == "write":
+            self._meet(fate, key, Attempt())
+            if fate == "full":
                 raise OSError(errno.ENOSPC, "no space left", folder)
-            for _ in range(3000 if fate == "until" else 0):
-                if (self._notes / f"{after}.attempts").exists():
-                    break
-                time.sleep(0.01)
-            else:
-                assert fate != "until", f"{after} was not begun while {key} was written"
+            if fate.startswith("until "):
+                self._await(fate.removeprefix("until "))
         receipt = ShardStore(folder).commit(key, *made)
         del self._made[key]
         return receipt
+
+    def _await(self, key: str) -> None:
+        """Wait until the computing of a shard has begun."""
+        deadline = time.monotonic() + 30
+        while not (self._notes / f"{key}.attempts").exists():
+            assert time.monotonic() < deadline, f"{key} was not begun meanwhile"
+            time.sleep(0.01)
 
 
 def scripted_pool(

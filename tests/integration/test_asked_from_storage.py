@@ -25,16 +25,10 @@ from influray.store.index_build import build_index
 from influray.store.mirror import address_of, local
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors, target_vectors
-from tests.object_store import Store, serving
+from tests.object_store import Store
 from tests.unit.asked_run import build_asked_run
 
 SHARD_BYTES = 4 * 128 * 10  # three shards of the 29 rows
-
-
-@pytest.fixture(scope="module")
-def store():
-    with serving() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Whole runs on object storage: the bytes of a run on a disk, whoever sees whose disk, whatever the storage does."""
+"""Whole runs on object storage: the bytes of a run on a disk, whatever the storage does."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.object_store import Store, failing, serving, share
+from tests.object_store import Store, failing, share
 from tests.stored_runs import ONE_MACHINE, finish, in_bucket, on_disk, start, words, write_world
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def store():
-    with serving() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +51,7 @@ def gone(store, world, tmp_path_factory) -> Iterator[subprocess.Popen[str]]:
         process = start(script, arguments, folder / "cache", also=folder)
         yield process
         process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -27,15 +27,9 @@ from influray.store.artifact import (
 )
 from influray.store.run_directory import RunDirectory
 from influray.store.uri import parse_uri, redacted
-from tests.object_store import Store, failing, serving, share
+from tests.object_store import Store, failing, share
 
 KEY = "a" * 64
-
-
-@pytest.fixture(scope="module")
-def store():
-    with serving() as found:
-        yield found
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from influray.runtime.poison import Hunt
 from influray.runtime.pool_state import (
     HUNG_FIRST_SECONDS,
     HUNG_FLOOR_SECONDS,
@@ -15,6 +16,7 @@ from influray.runtime.pool_state import (
     Item,
     PoolRun,
     Worker,
+    Write,
 )
 from influray.runtime.tasks import ShardTask, WorkerInfo
 
@@ -65,3 +67,49 @@ def test_a_slow_first_shard_is_told_of_now_and_then_and_none_once_a_shard_is_don
     assert run.slow_first(slow) == "", "it was told just now"
     assert pool_run(3.0).slow_first(slow) == ""
     assert pool_run().slow_first([worker(1e9)]) == ""
+
+
+def computing(item, *writes):
+    """A worker that writes some shards, and computes one unless that is None."""
+    return Worker(None, None, 0.0, None, WorkerInfo("host-1"), item, [Write(w, object(), 0.0) for w in writes])
+
+
+def shard(**facts):
+    return Item(ShardTask("key", "pool", 1, 0, 3, "folder"), **facts)
+
+
+def test_one_shard_at_most_is_written_beside_one_that_is_computed():
+    assert computing(None).takes(shard())
+    assert computing(None, shard()).takes(shard())
+    assert not computing(None, shard(), shard()).takes(shard()), "a third would be held in memory"
+    assert not computing(shard()).takes(shard())
+    assert not worker(0, up=False).takes(shard())
+
+
+@pytest.mark.parametrize("facts", [{"tries": 1}, {"doubted": True}, {"hunt": Hunt(0, 3, ())}], ids=str)
+def test_a_shard_that_may_kill_its_process_has_it_to_itself(facts):
+    assert computing(None).takes(shard(**facts))
+    assert not computing(None, shard()).takes(shard(**facts)), "it would take the other one with it"
+    assert not computing(None, shard(**facts)).takes(shard()), "it is not committed yet"
+
+
+def test_a_writing_that_hangs_is_overdue_though_the_next_shard_has_just_begun():
+    run, now = pool_run(1.0), time.monotonic()
+    busy = Worker(None, None, now, None, WorkerInfo("host-1"), shard(), [Write(shard(), None, now - 5)])
+    assert run.overdue(busy) == ""
+    busy.writes[0].since -= HUNG_FLOOR_SECONDS
+    assert "no answer after" in run.overdue(busy)
+
+
+def test_what_a_worker_gives_back_is_in_nobodys_hand():
+    first, second, third = (shard(copies=1) for _ in range(3))
+    busy = computing(first)
+    assert busy.computed() is first
+    busy.write(first, "ref")
+    busy.item = second
+    assert [item for item, _ in busy.in_hand()] == [first, second]
+    busy.written(busy.write_of("ref"))
+    busy.write(third, "other")
+    busy.give_back()
+    assert [item.copies for item in (first, second, third)] == [0, 0, 1]
+    assert not busy.refs()
