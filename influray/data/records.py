@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -35,20 +35,37 @@ class BadRow(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. `role` is one of ROLES."""
+    """One message. `role` is one of ROLES; `content` is its text, "" where it has none.
+
+    `extra` is what else the message holds, as a chat template reads it: `tool_calls` (arguments decoded),
+    `tool_call_id`, `name`, `reasoning_content`, any other key. `"content": None` in it says that the row gives no
+    content, which is not the same as an empty one. `trained` is false for an answer that the row takes out of the loss.
+    """
 
     role: str
     content: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    trained: bool = True
+
+    def message(self) -> dict[str, Any]:
+        """Return the message as a chat template gets it."""
+        return {"role": self.role, "content": self.content, **self.extra}
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One usable row. `id` is None where the row has none; `answer` is the text that exact match compares."""
+    """One usable row. `id` is None where the row has none; `answer` is the text that exact match compares.
+
+    `tools` are the functions that the conversation may call, and `template_options` further arguments of the chat
+    template (such as `enable_thinking`), both as `apply_chat_template` takes them.
+    """
 
     id: str | None
     source: str
     turns: tuple[Turn, ...]
     answer: str | None
+    tools: tuple[Any, ...] = ()
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_record(raw: bytes, default_source: str = "") -> Record:
