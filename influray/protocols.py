@@ -327,7 +327,8 @@ class Selection:
     """Chosen rows in order of choice; n = the budget, or as many as a budget in tokens holds.
 
     `rows` int64 [n] without repeats; `merit` float64 [n], the utility each had when chosen (NaN where a method has
-    none); `column` int64 [n], the target column that won it (-1 where none did).
+    none); `column` int64 [n], the target column that won it (-1 where none did). `dropped_columns` names the columns
+    that no standardised score can use, and why: they hold a NaN or an infinity, or are constant.
     """
 
     rows: np.ndarray
@@ -335,6 +336,7 @@ class Selection:
     column: np.ndarray
     method: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    dropped_columns: Mapping[int, str] = field(default_factory=dict)
 
 
 class Selector(Protocol):

@@ -185,15 +185,21 @@ class _Names:
 
     def __init__(self, problem: SelectionProblem) -> None:
         self._problem = problem
-        self._position: dict[str, int] | None = None
+        self._position: dict[str, list[int]] | None = None
 
     def positions(self, ids: Sequence[str], key: str, *, required: bool) -> np.ndarray:
-        """Return the positions of these ids, ascending. Raises ConfigError where one is required and not there."""
+        """Return the positions of all rows with these ids, ascending.
+
+        Raises:
+            ConfigError: they are required, and one is not there or is that of several rows.
+        """
         if not ids:
             return np.zeros(0, np.int64)
         if self._position is None:
             known = _fact(self._problem, "id", key)
-            self._position = {str(name): place for place, name in enumerate(known)}
+            self._position = {}
+            for place, name in enumerate(known):
+                self._position.setdefault(str(name), []).append(place)
         missing = [name for name in ids if name not in self._position]
         if missing and required:
             raise ConfigError(
@@ -203,7 +209,9 @@ class _Names:
         if missing:
             logger.warning("%s: %d of %d ids are not among the rows of the matrix", key, len(missing), len(ids))
         found = [self._position[name] for name in ids if name in self._position]
-        return np.unique(np.array(found, np.int64))
+        if required and (twice := [name for name, places in zip(ids, found, strict=True) if len(places) > 1]):
+            raise ConfigError(f"{key}: the id {twice[0]!r} is that of {len(self._position[twice[0]])} rows; which one?")
+        return np.unique(np.array([place for places in found for place in places], np.int64))
 
 
 def _fact(problem: SelectionProblem, name: str, what: str) -> Sequence[str]:

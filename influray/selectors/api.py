@@ -25,6 +25,7 @@ from influray.protocols import (
 )
 from influray.registry import METHODS, SELECTORS, resolve, resolve_method
 from influray.selectors.options import near
+from influray.selectors.row_facts import given_facts
 from influray.store.artifact import read_manifest
 from influray.store.attribution import ArrayAttribution, Attribution
 from influray.store.feature_rows import ArrayFeatures, run_features
@@ -42,7 +43,7 @@ def select(
     *,
     method: str = "bids",
     seed: int = 0,
-    rows: Mapping[str, Sequence[Any]] | None = None,
+    rows: Any = None,
     features: Any = None,
     constraints: Mapping[str, Any] | None = None,
     **options: Any,
@@ -56,15 +57,16 @@ def select(
             as fit into n tokens.
         method: a selector's name or a published method's (bids, less, ...), or "package.module:Class".
         seed: for the methods that draw.
-        rows: per-row facts [N] by name (source, tokens, id), for the methods and constraints that read them; of a
-            path, those of the run's catalogue.
-        features: feature rows [N, D] of any length, or a list of one such array per checkpoint, for
+        rows: per-row facts [N] by name (source, tokens, id), for the methods and constraints that read them: a mapping
+            of columns, a data frame or an Arrow table; of a path, those of the run's catalogue.
+        features: feature rows [N, D] of any length, arrays or tensors, or a list of one such per checkpoint, for
             constraints["near_duplicates"]; of a path, those of the run.
         constraints: as `constraints` of a config's selector: include, exclude (ids), sources, tasks (name -> {"min",
             "max"}), near_duplicates (a cosine).
         options: of the method; they take precedence over those that a published method's name stands for.
 
-    `rows` of the result are positions in an array and catalogue rows for a path.
+    `rows` of the result are positions in an array and catalogue rows for a path; `dropped_columns` the columns that
+    could not be standardised, which are logged too.
 
     Raises:
         ConfigError: groups, budget, method or options that do not fit.
@@ -74,16 +76,13 @@ def select(
     source = attribution if _is_source(attribution) else _opened(attribution)
     names = check_groups(source, groups)
     total = source.shape[0]
-    facts = _facts(source, rows)
-    for name, values in (rows or {}).items():  # those of a catalogue are one a row, and not made before they are read
-        if len(values) != total:
-            raise ConfigError(f"rows.{name}: {len(values)} values for {total} rows of the attribution matrix")
+    facts = _run_facts(source) if rows is None else given_facts(rows, total)
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise ConfigError(f"seed: found {seed!r}, expected an integer")
     count, limits = resolve_limits(budget, limited, total)
     if features is None and limits.near_duplicates is not None and isinstance(source, Attribution):
         features = run_features(source)
-    elif features is not None and not hasattr(features, "gather"):
+    elif features is not None and (hasattr(features, "detach") or not hasattr(features, "gather")):  # tensors have both
         features = ArrayFeatures(features, total)
     problem = SelectionProblem(source, names, count, int(seed), facts, limits, features)
     return run_selector(problem, method, options)
@@ -100,11 +99,15 @@ def run_selector(problem: SelectionProblem, method: str, options: Mapping[str, A
     merged = {**preset, **options}
     selection = make_selector(name, merged).select(problem)
     _check(selection, problem, method)
-    return replace(selection, method=method, options=merged)
+    stats = problem.attribution.known_stats if isinstance(problem.attribution, Attribution | ArrayAttribution) else None
+    dropped = {} if stats is None else stats.left_out()
+    return replace(selection, method=method, options=merged, dropped_columns=dropped)
 
 
 def check_method(method: str) -> None:
     """Raise ConfigError where this is neither a method's or a selector's name nor a plug-in, with the nearest name."""
+    if not isinstance(method, str):
+        raise ConfigError(f"method: found {method!r}, expected the name of a method, such as 'bids'")
     if ":" not in method and method not in SELECTORS and method not in METHODS:
         known = {**METHODS, **SELECTORS}
         raise ConfigError(
@@ -190,9 +193,9 @@ def _ids(key: str, given: tuple[str, ...] | str, root: Path) -> tuple[str, ...]:
     return tuple(line.removesuffix("\r") for line in lines if line.strip())
 
 
-def _facts(source: AttributionSource, rows: Mapping[str, Sequence[Any]] | None) -> Mapping[str, Sequence[Any]]:
-    if rows is not None or not isinstance(source, Attribution):
-        return dict(rows or {})
+def _run_facts(source: AttributionSource) -> Mapping[str, Sequence[Any]]:
+    if not isinstance(source, Attribution):
+        return {}
     folder = source.folder.parent / "data" / "pool"
     if read_manifest(folder) is None:
         return {}

@@ -77,6 +77,10 @@ class Attribution:
         )
 
     @property
+    def known_stats(self) -> ColumnStats:
+        return self.stats
+
+    @property
     def shape(self) -> tuple[int, int]:
         return int(self.manifest["rows"]), len(self.groups)
 
@@ -162,6 +166,7 @@ class ArrayAttribution:
         self.mapper: Mapper = Threads()
         kind = self._array.dtype
         self._dtype = np.dtype(np.float64 if kind.kind in "iu" or kind.itemsize == 8 else np.float32)
+        self.known_stats: ColumnStats | None = None  # None where no method has asked for them
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -172,10 +177,14 @@ class ArrayAttribution:
         """0..N-1, int64."""
         return self._rows
 
-    @cached_property
+    @property
     def stats(self) -> ColumnStats:
-        """The moments of the columns; one pass, when first asked for."""
-        return column_stats(merge_in_order(map_ranges(self, range_moments)))
+        """The moments of the columns; one pass, when first asked for, which logs the columns that are left out."""
+        if self.known_stats is None:
+            self.known_stats = column_stats(merge_in_order(map_ranges(self, range_moments)))
+            for column, reason in self.known_stats.left_out().items():
+                logger.warning("column %d takes no part: it is %s", column, reason)
+        return self.known_stats
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (row_B int64, A_BT float32 or float64) of `block_rows` rows, contiguous; views where they can be."""
@@ -286,15 +295,20 @@ def _scores(path: Path, columns: int) -> tuple[np.ndarray, np.ndarray]:
     return table["row"].to_numpy(), score.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
 
 
+def as_array(values: Any) -> np.ndarray:
+    """Return what NumPy makes of an array, a tensor of any device and dtype, a data frame or nested lists."""
+    if hasattr(values, "detach"):  # a torch tensor; asked for by its behaviour so that torch is not imported here
+        values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16":
+            values = values.float()
+    return np.asarray(values)
+
+
 def _real_matrix(scores: Any) -> np.ndarray:
     if isinstance(scores, np.ma.MaskedArray):
         raise DataError("attribution: a masked array; fill it first, NaN where there is no score")
-    if hasattr(scores, "detach"):  # a torch tensor; asked for by its behaviour so that torch is not imported here
-        scores = scores.detach().cpu()
-        if str(scores.dtype) == "torch.bfloat16":
-            scores = scores.float()
     try:
-        array = np.asarray(scores)
+        array = as_array(scores)
     except (ValueError, TypeError) as error:
         raise DataError(f"attribution: not an array of numbers: {error}") from error
     if array.ndim != 2:

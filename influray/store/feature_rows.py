@@ -17,7 +17,7 @@ import numpy as np
 
 from influray.protocols import ArtifactMismatch, DataError
 from influray.store.artifact import map_table, part_paths
-from influray.store.attribution import Attribution
+from influray.store.attribution import Attribution, as_array
 from influray.store.checks import check_file
 from influray.store.datastore import Datastore
 from influray.store.encodings import decoded
@@ -31,8 +31,8 @@ class ArrayFeatures:
     """
 
     def __init__(self, features: Any, rows: int) -> None:
-        arrays = list(features) if isinstance(features, list | tuple) and np.ndim(features[0]) == 2 else [features]
-        self._arrays = [np.asarray(array) for array in arrays]
+        several = isinstance(features, list | tuple) and bool(features) and np.ndim(as_array(features[0])) == 2
+        self._arrays = [as_array(array) for array in (features if several else [features])]
         for array in self._arrays:
             if array.ndim != 2 or array.dtype.kind not in "fiu" or len(array) != rows:
                 raise DataError(f"features: found {array.dtype} of shape {array.shape}, expected numbers [{rows}, D]")

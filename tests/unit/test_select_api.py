@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -146,3 +148,76 @@ def test_a_row_without_scores_is_named(method):
 def test_more_asked_for_than_there_is_fails_before_any_work():
     with pytest.raises(ConfigError, match="budget"):
         select(np.full((3, 3), np.nan), GROUPS, 4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_column_that_cannot_be_used_is_told_in_memory_as_on_disk(tmp_path, bad, caplog):
+    score_NT = matrix()
+    score_NT[3, 1] = bad
+    commit(tmp_path, score_NT, np.arange(80))
+    caplog.clear()
+    found = select(score_NT, GROUPS, 5)
+    assert found.dropped_columns == {1: "non-finite"}
+    assert "column 1 takes no part: it is non-finite" in caplog.text
+    assert select(tmp_path, None, 5).dropped_columns == {1: "non-finite"}
+    assert select(matrix(), GROUPS, 5).dropped_columns == {}
+
+
+def test_facts_may_be_a_data_frame_an_arrow_table_or_tensors():
+    tokens, ids = [3, 0, 7] * 20 + [1] * 20, [f"r{i}" for i in range(80)]
+    columns = {"tokens": tokens, "id": ids}
+    frames = [columns, pd.DataFrame(columns), pa.table(columns), {"tokens": torch.tensor(tokens), "id": np.array(ids)}]
+    frames.append({"tokens": pd.Series(tokens, index=range(7, 87)), "id": pa.chunked_array([ids[:30], ids[30:]])})
+    frames.append({"tokens": np.array(tokens, np.float64), "id": tuple(ids)})
+    for rows in frames:
+        found = select(matrix(), GROUPS, {"tokens": 20}, rows=rows, constraints={"exclude": ["r2"], "include": ["r5"]})
+        expected = select(
+            matrix(), GROUPS, {"tokens": 20}, rows=columns, constraints={"exclude": ["r2"], "include": ["r5"]}
+        )
+        assert found.rows.tolist() == expected.rows.tolist()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"tokens": [1] * 79 + [-1]}, r"rows\.tokens: found -1 at row 79"),
+        ({"tokens": [1] * 79 + [1.5]}, r"rows\.tokens: found 1\.5 at row 79"),
+        ({"tokens": [float("nan")] + [1] * 79}, r"rows\.tokens: found nan at row 0"),
+        ({"tokens": [float("inf")] + [1] * 79}, r"rows\.tokens: found inf at row 0"),
+        ({"tokens": [True] * 80}, r"rows\.tokens: found True at row 0"),
+        ({"tokens": [None] * 80}, r"rows\.tokens: found None at row 0"),
+        ({"tokens": np.ones((80, 2))}, r"rows\.tokens: found list at row 0"),
+        ({"tokens": np.float64(3)}, r"rows\.tokens: found float64, expected one value per row"),
+        ({"source": "abc"}, r"rows\.source: found str"),
+        ([1, 2], r"rows: found list, expected columns by name"),
+    ],
+)
+def test_facts_that_are_none_say_so(rows, message):
+    with pytest.raises(ConfigError, match=message):
+        select(matrix(), GROUPS, 5, rows=rows)
+
+
+def test_every_row_of_an_id_is_excluded_and_an_id_of_two_rows_cannot_be_included():
+    score_NT = np.arange(12, dtype=np.float64)[:, None].repeat(3, 1) + np.arange(3) % 2
+    rows = {"id": ["a", "b", "a", *"cdefghi", "a", "j"]}
+    found = select(score_NT, GROUPS, 9, method="sum", normaliser="none", rows=rows, constraints={"exclude": ["a"]})
+    assert sorted(found.rows.tolist()) == [1, 3, 4, 5, 6, 7, 8, 9, 11]
+    with pytest.raises(ConfigError, match=r"constraints\.include: the id 'a' is that of 3 rows"):
+        select(score_NT, GROUPS, 9, rows=rows, constraints={"include": ["b", "a"]})
+
+
+@pytest.mark.parametrize("method", [None, 3, ["bids"]])
+def test_a_method_that_is_no_name_says_so(method):
+    with pytest.raises(ConfigError, match="method: found"):
+        select(matrix(), GROUPS, 5, method=method)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_features_may_be_tensors(dtype):
+    feature_ND = torch.randn(80, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    constraints = {"near_duplicates": 0.5}
+    found = select(matrix(), GROUPS, 5, features=feature_ND, constraints=constraints)
+    expected = select(matrix(), GROUPS, 5, features=feature_ND.float().numpy(), constraints=constraints)
+    assert found.rows.tolist() == expected.rows.tolist()
+    two = select(matrix(), GROUPS, 5, features=[feature_ND, feature_ND], constraints=constraints)
+    assert two.rows.tolist() == expected.rows.tolist()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influray.protocols import ConfigError, DataError
-from influray.selectors import columns, heads
+from influray.selectors import columns, heads, layers
 from influray.selectors.api import select
 from influray.selectors.normalisers import normalise
 from influray.selectors.quota import shares
@@ -88,12 +88,14 @@ def test_a_round_over_tasks_equals_the_plain_loop(kind, seed, small, name):
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32), small=st.integers(1, 20))
-def test_layers_equal_the_plain_loop(kind, seed, small):
+@given(kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32), small=st.integers(1, 20), whole=st.sampled_from((1, 4)))
+def test_layers_equal_the_plain_loop(kind, seed, small, whole):
     score_NT, groups, budget = problem(kind, seed)
     source = ArrayAttribution(score_NT, small)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "GROUP_BYTES", 100 * small)
+        patch.setattr(layers, "MIN_DEPTH", 1)  # so that lists of few rows are made, and made again deeper
+        patch.setattr(layers, "WHOLE", whole)
         found = select(source, groups, budget, method="layers", normaliser="none")
         assert found.rows.tolist() == reference.layers(score_NT, score_NT, budget)
         assert np.array_equal(found.merit, score_NT[found.rows, found.column])
