@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         ("tokens", pa.int32()),
         ("loss_tokens", pa.int32()),
         ("truncated", pa.bool_()),
+        ("cut_by_template", pa.bool_()),  # the template leaves out or rewrites a part of an answer, or the tools
         ("record", pa.binary()),  # the bytes as they were read
         ("input_ids", _TOKENS),
         ("loss_spans", _TOKENS),  # flat (start, stop) pairs of the trained tokens
@@ -217,6 +218,7 @@ def _draft(block: Sequence[Row], file: DataFile, group: str, encoder: Encoder) -
         "tokens": [len(found.input_ids) for found in encodings],
         "loss_tokens": [found.loss_tokens for found in encodings],
         "truncated": [found.truncated for found in encodings],
+        "cut_by_template": [found.cut_by_template for found in encodings],
         "record": raws,
         "input_ids": _list_array([found.input_ids for found in encodings]),
         "loss_spans": _list_array([found.loss_spans for found in encodings]),
