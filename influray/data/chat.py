@@ -1,7 +1,8 @@
-"""Record -> tokens and the tokens that are trained: every assistant turn's content and its end-of-turn token.
+"""Record -> tokens and the tokens that are trained: what every assistant turn writes and its end-of-turn token.
 
-The text is encoded once, as a whole. The spans of the contents are known by construction (rendering.py), those of
-the tokens by the tokenizer's offsets, so the mask needs no second tokenization that might cut differently.
+The text is the template's rendering of the record (rendering.py), encoded once, as a whole. Which characters are
+answers is read off it (answers.py, skeletons.py), which tokens they are tells the tokenizer by its offsets, so the
+mask needs no second tokenization that might cut differently.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import numpy as np
 import tokenizers
 
 from influray.config import Config
-from influray.data.records import BadRow, Record, Turn, is_blank
-from influray.data.rendering import TULU, ChatTemplate, assemble
+from influray.data.answers import Answer, AnswerReader
+from influray.data.records import BadRow, Record
+from influray.data.rendering import TULU, ChatTemplate
+from influray.data.skeletons import Skeletons
 from influray.data.vocabulary import PrivateVocabulary, refuse_private_names, tokenizer_name
 from influray.protocols import ConfigError, DataError
 
@@ -33,13 +36,20 @@ class Encoded:
     """One record as the model sees it.
 
     `loss_spans` holds the trained tokens as flat (start, stop) pairs, ascending, without overlap;
-    `answer_start` is the first trained token of the last assistant turn: what stands before it is the prompt.
+    `answer_start` is the first trained token of the last turn that is trained: what stands before it is the prompt.
+    `cut_by_template` says that the template leaves out or rewrites a part of an answer, or leaves out the tools, and
+    `cuts` what.
     """
 
     input_ids: np.ndarray  # int32
     loss_spans: np.ndarray  # int32
     answer_start: int
     truncated: bool
+    cuts: tuple[str, ...] = ()
+
+    @property
+    def cut_by_template(self) -> bool:
+        return bool(self.cuts)
 
     @property
     def loss_mask(self) -> np.ndarray:
@@ -62,8 +72,8 @@ def mask_of(loss_spans: np.ndarray, tokens: int) -> np.ndarray:
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     text: str
-    # Characters of each trained turn: content from, content to, end of turn to (= content to where it has none).
-    turns: list[tuple[int, int, int]]
+    answers: list[Answer]  # those that are trained
+    cuts: tuple[str, ...]
 
 
 class ChatEncoder:
@@ -72,11 +82,14 @@ class ChatEncoder:
     `template` is the path of a Jinja file, or "auto": the tokenizer's own, else a Tulu-style one. `end_token` says
     whether the end-of-turn token is trained.
 
-    Decided where a token is not wholly in or out of a content: one that begins in it is trained; one that begins
+    Trained is what the template writes for an assistant turn after its header: reasoning, content, calls, up to its
+    end-of-turn token; or what it marks as generated, where it does. A turn that says nothing trains nothing, not even
+    its end token, and so does one that the record takes out of the loss.
+
+    Decided where a token is not wholly in or out of an answer: one that begins in it is trained; one that begins
     before it is trained if what it holds of the template is white space (" Yes" after "[/INST] " is what the model
-    has to say) and it is no special token. From the content to its end token all is trained, since the model must
-    write it to get there. A blank turn in the middle trains nothing, not even its end token. BOS stands first once:
-    where the tokenizer puts it before plain text, or where the template writes it.
+    has to say) and it is no special token. BOS stands where the template writes it; where the tokenizer has no
+    template of its own, also where the tokenizer puts it before plain text.
 
     Raises:
         ConfigError: the template file cannot be read.
@@ -87,12 +100,12 @@ class ChatEncoder:
         self.max_tokens = max_tokens
         self.end_token = end_token
         self._template = ChatTemplate(tokenizer, *_template_source(tokenizer, template))
-        tail = self._after_an_answer()
-        self._vocabulary = PrivateVocabulary(tokenizer, tail)
-        special = self._vocabulary.first_special(tail)
-        # What the template writes after an answer, up to and with its first special token.
-        self.end_of_turn = tail[: special.end()] if special else ""
-        if not special:
+        self._vocabulary = PrivateVocabulary(tokenizer, self._template.after_an_answer)
+        self._adds_bos = self._vocabulary.adds_bos and self._template.source is TULU
+        self._reader = AnswerReader(self._template, self._vocabulary)
+        self._skeletons = Skeletons(self._reader)
+        self.end_of_turn = self._vocabulary.plain(self._reader.habits.end)
+        if not self.end_of_turn:
             log.warning("%s writes no end-of-turn token: a model trained with it does not learn to stop", self.name)
 
     @property
@@ -102,12 +115,13 @@ class ChatEncoder:
 
     @property
     def template_digest(self) -> str:
-        """The sha256 of the template's source."""
-        return hashlib.sha256(self._template.source.encode("utf-8", "surrogatepass")).hexdigest()
+        """The sha256 of the template's source, with that of its form for tools where it has one."""
+        sources = dict.fromkeys((self._template.source, self._template.tool_source))
+        return hashlib.sha256("\0".join(sources).encode("utf-8", "surrogatepass")).hexdigest()
 
     def render(self, record: Record) -> str:
         """Return the text of a record, as the template writes it. Raises BadRow where it refuses."""
-        return self._template.render(record.turns)
+        return self._template.render(self._template.conversation(record))
 
     def encode(self, record: Record) -> Encoded:
         """Return a record's tokens. Raises BadRow naming why it cannot be trained on, DataError as the class does."""
@@ -144,67 +158,67 @@ class ChatEncoder:
         encoded = self.encode(record)
         return encoded.input_ids[: encoded.answer_start]
 
-    def _after_an_answer(self) -> str:
-        try:
-            return self._template.skeleton((Turn("user", ""), Turn("assistant", ""))).pieces[-1]
-        except BadRow as bad:
-            raise DataError(f"{self.name} fails on a plain exchange of two turns: {bad.reason}") from None
-
     def _prepare(self, record: Record) -> _Prepared:
-        skeleton = self._template.skeleton(record.turns)
-        contents = self._template.contents(record.turns, skeleton)
-        translate = self._vocabulary.translate
-        end_length = len(translate(self.end_of_turn))
-        pieces = [translate(piece) for piece in skeleton.pieces]
-        position = 0
-        trained = []
-        for i, (turn, content) in enumerate(zip(record.turns, contents, strict=True)):
-            refuse_private_names(content)
-            start = position + len(pieces[i])
-            position = start + len(content)
-            if turn.role == "assistant" and not is_blank(content):
-                ends = self.end_token and skeleton.pieces[i + 1].startswith(self.end_of_turn)
-                trained.append((start, position, position + end_length if ends else position))
-        return _Prepared(assemble(pieces, contents), trained)
+        conversation = self._template.conversation(record)
+        real = self._template.render(conversation)
+        refuse_private_names(real)
+        reading = self._skeletons.read(record, real) or self._reader.read(conversation, real)
+        for turn in reading.gone:
+            if record.turns[turn].trained:
+                raise BadRow(
+                    f"the chat template leaves nothing of turn {turn + 1} (assistant); give model.chat_template a file "
+                    "that writes it"
+                )
+        trained = [answer for answer in reading.answers if record.turns[answer.turn].trained]
+        if not trained:
+            raise BadRow(_nothing_trained(record))
+        return _Prepared(reading.text, trained, reading.cut)
 
     def _finish(self, prepared: _Prepared, encoding: tokenizers.Encoding) -> Encoded:
         vocabulary = self._vocabulary
         ids, offsets = encoding.ids, encoding.offsets
-        adds_bos = vocabulary.adds_bos and ids[:1] != [vocabulary.bos_id]
+        adds_bos = self._adds_bos and ids[:1] != [vocabulary.bos_id]
         shift = int(adds_bos)
-        spans = []
-        start = stop = 0
-        for turn in prepared.turns:
-            last = spans[-1] - shift if spans else 0
-            start, stop = self._trained_tokens(turn, prepared.text, ids, offsets)
-            start = max(start, last)  # one token may end an answer and begin the next
+        last_turn = prepared.answers[-1].turn
+        spans: list[int] = []
+        answer = None
+        for found in prepared.answers:
+            start, stop = self._trained_tokens(found, prepared.text, ids, offsets)
+            start = max(start, spans[-1] - shift if spans else 0)  # one token may end an answer and begin the next
             if start < stop:
                 spans += (start + shift, stop + shift)
-        if start >= stop:
+                if found.turn == last_turn and answer is None:
+                    answer = start + shift
+        if answer is None:
             raise BadRow("no answer token: the tokenizer leaves nothing of the last answer")
         if adds_bos:
             ids = [vocabulary.bos_id, *ids]
         has_bos = vocabulary.bos_id is not None and ids[0] == vocabulary.bos_id
         return _truncated(
-            np.array(ids, dtype=np.int32), np.array(spans, dtype=np.int32), start + shift, has_bos, self.max_tokens
+            np.array(ids, dtype=np.int32),
+            np.array(spans, dtype=np.int32),
+            answer,
+            has_bos,
+            self.max_tokens,
+            prepared.cuts,
         )
 
     def _trained_tokens(
-        self, turn: tuple[int, int, int], text: str, ids: list[int], offsets: list[tuple[int, int]]
+        self, answer: Answer, text: str, ids: list[int], offsets: list[tuple[int, int]]
     ) -> tuple[int, int]:
-        begin, end, turn_end = turn
         special = self._vocabulary.special_ids
-        start = bisect_left(offsets, (begin,))
-        while start > 0 and offsets[start - 1][1] > begin and self._belongs(text, offsets[start - 1][0], begin):
-            if ids[start - 1] in special:
+        start = bisect_left(offsets, (answer.start,))
+        while start > 0 and offsets[start - 1][1] > answer.start:
+            if ids[start - 1] in special or not self._belongs(text, offsets[start - 1][0], answer.start):
                 break
             start -= 1
-        stop = bisect_left(offsets, (end,))
-        while stop > start and ids[stop - 1] in special:  # an end token that took in white space before it
+        stop = bisect_left(offsets, (answer.stop,))
+        # An end token that took in white space before it.
+        while stop > start and ids[stop - 1] in special and offsets[stop - 1][1] > answer.stop:
             stop -= 1
-        if stop == start or turn_end == end:
+        if answer.end == answer.stop or not self.end_token or (stop == start and answer.stop > answer.start):
             return start, stop
-        return start, max(stop, bisect_left(offsets, (turn_end,)))
+        return start, max(stop, bisect_left(offsets, (answer.end,)))
 
     @staticmethod
     def _belongs(text: str, token_begin: int, content_begin: int) -> bool:
@@ -217,7 +231,13 @@ def split_encoder(config: Config, tokenizer: Any, split: str) -> ChatEncoder:
     return ChatEncoder(tokenizer, config.model.chat_template, config.data.max_tokens, end_token)
 
 
-def _template_source(tokenizer: Any, template: str) -> tuple[str, str]:
+def _nothing_trained(record: Record) -> str:
+    if any(turn.role == "assistant" and not turn.trained for turn in record.turns):
+        return "no turn to train: the record takes every answer that says something out of the loss"
+    return "no answer token: the chat template marks nothing of an answer as generated"
+
+
+def _template_source(tokenizer: Any, template: str) -> tuple[str, str] | tuple[str, str, str]:
     name = tokenizer_name(tokenizer)
     if template != "auto":
         try:
@@ -233,12 +253,15 @@ def _template_source(tokenizer: Any, template: str) -> tuple[str, str]:
             )
         return TULU, f"the default template with the tokenizer of {name}"
     try:
-        return tokenizer.get_chat_template(), f"the chat template of {name}"
+        with_tools = tokenizer.get_chat_template(None, tools=[{}])
+        return tokenizer.get_chat_template(), f"the chat template of {name}", with_tools
     except ValueError as error:
         raise DataError(f"the chat template of {name}: {error}; give model.chat_template a file") from error
 
 
-def _truncated(ids: np.ndarray, spans: np.ndarray, answer: int, has_bos: bool, max_tokens: int) -> Encoded:
+def _truncated(
+    ids: np.ndarray, spans: np.ndarray, answer: int, has_bos: bool, max_tokens: int, cuts: tuple[str, ...]
+) -> Encoded:
     """Cut to `max_tokens`: what stands after the last trained token, then old prompt, then the end of the answer."""
     first = int(has_bos)
     head = ids[:first]
@@ -255,4 +278,4 @@ def _truncated(ids: np.ndarray, spans: np.ndarray, answer: int, has_bos: bool, m
     if not len(moved):
         raise BadRow("no answer token is left to train on")
     tokens = np.concatenate([head, ids[start:stop]])
-    return Encoded(tokens, moved.reshape(-1).astype(np.int32), answer - shift, len(tokens) < len(ids))
+    return Encoded(tokens, moved.reshape(-1).astype(np.int32), answer - shift, len(tokens) < len(ids), cuts)

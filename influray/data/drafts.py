@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         ("tokens", pa.int32()),
         ("loss_tokens", pa.int32()),
         ("truncated", pa.bool_()),
+        ("cut_by_template", pa.bool_()),  # the template leaves out or rewrites a part of an answer, or the tools
         ("weight", pa.float32()),  # that the entry's file of weights gives the row, else 1
         ("record", pa.binary()),  # the bytes as they were read
         ("input_ids", _TOKENS),
@@ -227,6 +228,7 @@ def _draft(block: Sequence[Row], file: DataFile, group: str, encoder: Encoder) -
         "tokens": [len(found.input_ids) for found in encodings],
         "loss_tokens": [found.loss_tokens for found in encodings],
         "truncated": [found.truncated for found in encodings],
+        "cut_by_template": [found.cut_by_template for found in encodings],
         "weight": [1.0 if weights is None else weights.get(_own_id(record), 1.0) for record in records],
         "record": raws,
         "input_ids": _list_array([found.input_ids for found in encodings]),

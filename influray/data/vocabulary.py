@@ -19,6 +19,8 @@ from influray.protocols import DataError
 
 # Of plane 15, for private use: no normalizer changes them, and no text of the world holds them by right.
 _OPEN, _CLOSE = "\U000f1a5f", "\U000f1a60"
+PRIVATE = re.compile(f"{_OPEN}[0-9a-f]+{_CLOSE}")  # a special token in translated text
+_KEPT = tuple(chr(code) for code in range(0xF1A5E, 0xF1A66))  # these, and those of marks
 
 
 class PrivateVocabulary:
@@ -43,6 +45,7 @@ class PrivateVocabulary:
             and len(token["content"]) > 1
         }
         self._alias = {text: f"{_OPEN}{index:x}{_CLOSE}" for text, index in self.specials.items()}
+        self._texts = {alias: text for text, alias in self._alias.items()}
         longest_first = sorted(map(re.escape, self.specials), key=len, reverse=True)
         self._pattern = re.compile("|".join(longest_first) or "(?!)")
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(_renamed(spec, self._alias)))
@@ -58,9 +61,13 @@ class PrivateVocabulary:
         """Return text of a template with its special tokens under their private names."""
         return self._pattern.sub(lambda match: self._alias[match[0]], template_text)
 
-    def first_special(self, template_text: str) -> re.Match[str] | None:
-        """Return the first special token that text of a template spells."""
-        return self._pattern.search(template_text)
+    def plain(self, text: str) -> str:
+        """Return a text with its special tokens under their own names again."""
+        return PRIVATE.sub(lambda match: self._texts[match[0]], text)
+
+    def first_special(self, text: str, start: int = 0) -> re.Match[str] | None:
+        """Return the first special token that a text spells, from a character on."""
+        return self._pattern.search(text, start)
 
     def encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         """Return one encoding per text; nothing is added, nothing truncated."""
@@ -73,9 +80,10 @@ def tokenizer_name(tokenizer: Any) -> str:
 
 
 def refuse_private_names(text: str) -> None:
-    """Raise BadRow for content that holds what the private names are made of."""
-    if _OPEN in text:
-        raise BadRow(f"the character U+{ord(_OPEN):X} is kept for special tokens and cannot stand in content")
+    """Raise BadRow for content that holds what private names and marks are made of."""
+    for character in _KEPT:
+        if character in text:
+            raise BadRow(f"the character U+{ord(character):X} is kept for special tokens and cannot stand in content")
 
 
 def _renamed(spec: dict[str, Any], alias: dict[str, str]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from influray.store.mirror import (
     remove_folder,
 )
 
-SCHEMA = 3  # of every manifest; a reader refuses another one
+SCHEMA = 4  # of every manifest; a reader refuses another one
 MANIFEST = "manifest.json"
 COMMITS = (MANIFEST, "state.json")  # of an artifact, of a checkpoint
 RECEIPTS = "_receipts"
