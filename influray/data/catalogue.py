@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 from influray.config import DataConfig
 from influray.data.chat import mask_of
 from influray.data.drafts import SCHEMA, Encoder
+from influray.data.files import DataFile, file_digest
 from influray.data.parts import FileJob, FindCrew, PartsBuilder
 from influray.data.quarantine import entry, write_quarantine
-from influray.data.readers import DataFile, file_digest
 from influray.data.records import parse_record
 from influray.protocols import DataError, TextExample, TokenizedExample
 from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest

@@ -20,7 +20,7 @@ def data(context: StepContext) -> StepResult:
     """Bring the catalogues of pool, targets and held-out records up to date."""
     from influray.data.catalogue import build_catalogue
     from influray.data.chat import split_encoder
-    from influray.data.readers import resolve_files
+    from influray.data.files import resolve_files
     from influray.model.loading import tokenizer_digest
 
     cfg, directory = context.config.data, context.directory

@@ -26,7 +26,7 @@ from influray.store.artifact import read_manifest
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from influray.data.readers import DataFile
+    from influray.data.files import DataFile
 
 SAMPLE_ROWS = 64  # of each file that is looked at
 SAMPLE_FILES = 16  # of a split, evenly over its names
@@ -149,7 +149,7 @@ def resolve_paths(config: Config) -> list[tuple[tuple[str, str], DataFile]]:
 
 
 def _files_of(config: Config, split: str) -> Iterator[tuple[str, DataFile, int | None]]:
-    from influray.data.readers import resolve_files
+    from influray.data.files import resolve_files
 
     data = config.data
     if split == "pool":
