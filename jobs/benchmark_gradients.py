@@ -46,7 +46,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from influray.config import FeaturesConfig, LoraConfig, ModelConfig
 from influray.data.batches import batch_tokens, plan_batches, plan_packed
-from influray.data.readers import read_rows, resolve_files
+from influray.data.files import resolve_files
+from influray.data.readers import read_rows
 from influray.data.records import BadRow, Record, parse_record
 from influray.features.gradient import GradientFeaturizer
 from influray.features.preconditioners import make_direction

@@ -1,4 +1,4 @@
-"""A row of a columnar file as a line of JSON, which stands for it from then on."""
+"""A row of a table as a line of JSON, which stands for it from then on."""
 
 from __future__ import annotations
 
@@ -13,25 +13,17 @@ def canonical_line(tree: Any) -> bytes | BadRow:
     """Return a row as one line of JSON: UTF-8, keys in the order of the columns, no spaces, NaN and Infinity null."""
     try:
         try:
-            text = json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_plain)
+            text = json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         except ValueError:
-            text = json.dumps(_finite(tree), ensure_ascii=False, separators=(",", ":"), default=_plain)
+            text = json.dumps(_finite(tree), ensure_ascii=False, separators=(",", ":"))
         return text.encode("utf-8")
-    except (TypeError, ValueError) as error:
-        return BadRow(f"a column has no JSON form: {error}")
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if type(value).__name__ == "Decimal":
-        return str(value)
-    raise TypeError(f"{type(value).__name__} (pictures and other bytes: leave the column out)")
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"a value has no JSON form: {error}")
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

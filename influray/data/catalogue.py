@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 from influray.config import DataConfig
 from influray.data.chat import mask_of
 from influray.data.drafts import LEFT_OUT, SCHEMA, Encoder
+from influray.data.files import DataFile, file_digest
 from influray.data.parts import FileJob, FindCrew, PartsBuilder
 from influray.data.quarantine import entry, write_quarantine
-from influray.data.readers import DataFile, file_digest
 from influray.data.reading import Reading, reading_of
 from influray.data.records import Record
 from influray.protocols import DataError, TextExample, TokenizedExample

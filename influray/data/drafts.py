@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from influray.data.chat import Encoded
+from influray.data.files import DataFile
 from influray.data.identity import content_name, id_hashes
-from influray.data.readers import DataFile
 from influray.data.records import BadRow, Record
 from influray.data.weights import Weights
 from influray.protocols import DamagedArtifact, DataError

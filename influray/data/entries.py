@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from influray.config_data import ColumnsConfig, DataConfig, Entry, EntryConfig
 from influray.data.columns import columns_of
-from influray.data.readers import DataFile, resolve_files
+from influray.data.files import DataFile, in_order, resolve_files
 from influray.data.reading import Reading
 from influray.data.weights import weights_digest
-from influray.protocols import DataError
 from influray.store.mirror import address_of, local, present
 from influray.store.uri import is_uri
 
@@ -40,7 +38,7 @@ def entry_files(
         DataError: as `resolve_files`; a file that two entries name; a file of weights that is not there.
     """
     columns = columns or ColumnsConfig()
-    found: dict[str, tuple[DataFile, str]] = {}
+    found: list[tuple[str, DataFile]] = []
     for i, entry in enumerate(entries):
         where = f"{key}.{i}"
         if isinstance(entry, str):
@@ -50,11 +48,9 @@ def entry_files(
             files = resolve_files(entry.files, root, f"{where}.files")
             reading = _reading(entry, Path(root), where, columns)
         for file in files:
-            if file.name in found:
-                raise DataError(f"{where}: {file.path} is already named by {found[file.name][1]}; name it once")
             scope = file.name if isinstance(entry, EntryConfig) and entry.ids == "scoped" else ""
-            found[file.name] = (replace(file, reading=replace(reading, scope=scope)), where)
-    return [found[name][0] for name in sorted(found, key=os.fsencode)]
+            found.append((where, replace(file, reading=replace(reading, scope=scope))))
+    return in_order(found)
 
 
 def _reading(entry: EntryConfig, root: Path, where: str, columns: ColumnsConfig) -> Reading:

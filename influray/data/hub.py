@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from influray.protocols import ConfigError, DataError
 
 PREFIX = "hf://"
+BATCH_ROWS = 256
 
 
 class HubId(NamedTuple):
@@ -46,14 +49,18 @@ def origin(entry: str) -> dict[str, Any]:
     }
 
 
-def rows(entry: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a data set in its order. Raises DataError where it or its split is not to be had."""
+def batches(entry: str) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a data set in its order, as Arrow has them, so that they are decoded as those of files are.
+
+    Raises DataError where the set or its split is not to be had.
+    """
     identity, builder = _builder(entry)
     try:
-        stream = builder.as_streaming_dataset(split=identity.split)
+        stream = builder.as_streaming_dataset(split=identity.split).with_format("arrow")
     except (OSError, ValueError, *own_errors(True)) as error:
         raise DataError(f"{entry}: {error}") from error
-    yield from stream
+    for table in stream.iter(batch_size=BATCH_ROWS):
+        yield from table.to_batches()
 
 
 def own_errors(hub: bool) -> tuple[type[Exception], ...]:

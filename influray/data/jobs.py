@@ -25,8 +25,10 @@ from influray.data.drafts import (
     stretches,
     whole_draft,
 )
+from influray.data.files import DataFile
+from influray.data.lines import Span
 from influray.data.numbering import part_table
-from influray.data.readers import DataFile, Span, read_rows
+from influray.data.readers import read_rows
 from influray.protocols import DataError
 from influray.store.artifact import Receipt, ShardStore, fingerprint, map_table
 from influray.store.checks import check_file

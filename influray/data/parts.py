@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from influray.config import DataConfig
 from influray.data.drafts import Draft, Encoder, Row, drafts, mapped
+from influray.data.files import DataFile
 from influray.data.jobs import (
     DRAFT_BYTES,
     DRAFTS,
@@ -25,8 +26,9 @@ from influray.data.jobs import (
     committed_drafts,
     span_key,
 )
+from influray.data.lines import Span
 from influray.data.numbering import Limits, Numbering, Part, part_table
-from influray.data.readers import DataFile, Span, read_rows
+from influray.data.readers import read_rows
 from influray.data.spans import find_spans
 from influray.planning import COMPRESSED, TOKEN_BYTES, Rates, data_seconds
 from influray.store.artifact import Receipt, ShardStore, fingerprint

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from influray.data.readers import CHUNK, DataFile, Span, plain_start
+from influray.data.files import DataFile
+from influray.data.lines import Span, plain_start
+from influray.data.streams import CHUNK
 from influray.protocols import DataError
 
 

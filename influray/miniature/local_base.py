@@ -21,7 +21,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from influray.data.readers import read_rows, resolve_files
+from influray.data.files import resolve_files
+from influray.data.readers import read_rows
 from influray.data.records import BadRow
 
 logger = logging.getLogger(__name__)

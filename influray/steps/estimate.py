@@ -26,7 +26,7 @@ from influray.store.artifact import read_manifest
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from influray.data.readers import DataFile
+    from influray.data.files import DataFile
 
 SAMPLE_ROWS = 64  # of each file that is looked at
 SAMPLE_FILES = 16  # of a split, evenly over its names

@@ -12,15 +12,17 @@ import functools
 import logging
 import os
 import random
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
+import pyarrow as pa
 from pyarrow import fs
 
 from influray.protocols import ConfigError, StorageError
@@ -32,6 +34,7 @@ ATTEMPTS = 5  # of each request, on top of those that the file system makes by i
 FIRST_PAUSE_SECONDS = 0.25  # doubled each time
 SMALL = 2**22  # bytes; an object below is one PUT
 BUFFER = 2**24  # bytes in memory at once
+LONGEST = 255  # bytes of a name on a disk
 PARTS = "part-"  # what begins so never changes once it is there: each attempt has a name of its own
 # What no repetition mends: errors as AWS and Google name them.
 _FINAL = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN")
@@ -123,14 +126,17 @@ class Location:
                 self._download(path, info)
             self._settled.add(path)
 
+    def below(self, folder: Path) -> dict[Path, int]:
+        """Return path -> bytes of all objects below a folder, sorted; they need not be in the mirror."""
+        return dict(sorted((self._path(info.path), info.size) for info in self._files(folder)))
+
     def paths(self, folder: Path) -> list[Path]:
         """Return the paths of all objects below a folder, sorted; they need not be in the mirror."""
-        return sorted(self._path(info.path) for info in self._files(folder))
+        return list(self.below(folder))
 
     def sizes(self, folder: Path) -> dict[str, int]:
         """Return name -> bytes of the objects in a folder, without those of folders in it."""
-        infos = {self._path(info.path): info.size for info in self._files(folder)}
-        return {path.name: size for path, size in infos.items() if path.parent == folder}
+        return {path.name: size for path, size in self.below(folder).items() if path.parent == folder}
 
     def delete(self, path: Path) -> None:
         """Delete the object of a path where there is one; its file stays."""
@@ -159,11 +165,20 @@ class Location:
     def _files(self, folder: Path) -> Iterator[fs.FileInfo]:
         selector = fs.FileSelector(self.key(folder), allow_not_found=True, recursive=True)
         infos = self._ask("listing", folder, lambda system: system.get_file_info(selector))
-        return (info for info in infos if info.type == fs.FileType.File and self._safe(info.path))
+        files = [info for info in infos if info.type == fs.FileType.File]
+        odd = [info.path for info in files if not self._safe(info.path)]
+        if odd:
+            logger.warning(
+                "%s: %d objects have names that no folder can hold and are left alone, such as %r",
+                self.uri.join(self._relative(folder)).shown,
+                len(odd),
+                odd[0],
+            )
+        return (info for info in files if self._safe(info.path))
 
     def _download(self, path: Path, info: fs.FileInfo) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        self._make_way(path)
+        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # a name of its own may be as long as names can be
 
         def get(system: fs.FileSystem) -> bool:
             nonlocal info
@@ -193,6 +208,15 @@ class Location:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def _make_way(self, path: Path) -> None:
+        """Make the folder of a file, in the place of what an object of an earlier day left in the mirror."""
+        for above in path.parents:
+            if above.is_relative_to(self.root) and above.is_file():
+                above.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
     def _put(self, source: Path, key: str) -> None:
         """Write the object `key`. pyarrow's copy_files will not do: it drops the error of closing (26.0)."""
         with open(source, "rb") as file:
@@ -214,6 +238,12 @@ class Location:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return request(self.filesystem)
+            except pa.ArrowInvalid as error:
+                # pyarrow (26.0) gives up a whole listing for one name with an empty piece.
+                raise ConfigError(
+                    f"{shown}: {error}; an object below it has a name that cannot be read, such as one with two "
+                    "slashes on end: copy it to another name"
+                ) from error
             except OSError as error:
                 text = str(error).partition(" (Request ID")[0]
                 if any(name in text for name in _FINAL):
@@ -240,8 +270,11 @@ class Location:
 
     def _safe(self, key: str) -> bool:
         """Whether the file of an object lies in the mirror: a name in a bucket may hold anything."""
-        relative = key.removeprefix(self.uri.key).lstrip("/")
-        return bool(relative) and ".." not in PurePosixPath(relative).parts and "\0" not in relative
+        pieces = key.removeprefix(self.uri.key).removeprefix("/").split("/")
+        return "\0" not in key and all(
+            piece not in ("", ".", "..") and len(piece.encode("utf-8", "surrogateescape")) <= LONGEST
+            for piece in pieces
+        )
 
 
 @functools.cache

@@ -19,9 +19,9 @@ from influray import planning
 from influray.config import ResourcesConfig, parse_config
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import split_encoder
+from influray.data.files import DataFile, resolve_files
 from influray.data.jobs import DRAFTS, DraftJob, Unfit
 from influray.data.parts import PartsBuilder
-from influray.data.readers import DataFile, resolve_files
 from influray.model.loading import load_tokenizer
 from influray.planning import Rates
 from influray.protocols import DataError

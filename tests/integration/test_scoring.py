@@ -10,7 +10,7 @@ import pytest
 from influray.config import Config, parse_config
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
-from influray.data.readers import resolve_files
+from influray.data.files import resolve_files
 from influray.protocols import FeatureBlock, Stores
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.scoring import score

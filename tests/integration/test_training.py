@@ -16,7 +16,7 @@ import torch
 from influray.config import parse_config
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
-from influray.data.readers import resolve_files
+from influray.data.files import resolve_files
 from influray.model.checkpoints import load_checkpoint
 from influray.model.finetune import finetune
 from influray.model.loading import attach_adapter, attach_new_adapter, load_base

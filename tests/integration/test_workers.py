@@ -12,7 +12,7 @@ from influray.config import Config, parse_config
 from influray.data.batches import plan_batches, plan_shards
 from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
-from influray.data.readers import resolve_files
+from influray.data.files import resolve_files
 from influray.features.gradient import GradientFeaturizer
 from influray.model.checkpoints import AdamMoments, load_checkpoint, save_checkpoint
 from influray.model.loading import attach_adapter, attach_new_adapter, load_base, load_tokenizer

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from influray.data.drafts import SCHEMA
-from influray.data.readers import DataFile, read_rows
+from influray.data.files import DataFile
+from influray.data.readers import read_rows
 from influray.data.records import BadRow, parse_record
 from influray.store.artifact import hash_file, write_table
 

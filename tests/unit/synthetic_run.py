@@ -13,7 +13,7 @@ import numpy as np
 from influray.config import Config, dump_config, parse_config
 from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
-from influray.data.readers import resolve_files
+from influray.data.files import resolve_files
 from influray.selectors.output import select_and_write
 from influray.store.artifact import ShardStore
 from influray.store.attribution import attribution_table, commit_attribution

@@ -15,7 +15,7 @@ from influray.cli import app
 from influray.config import dump_config, parse_config
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
-from influray.data.readers import resolve_files
+from influray.data.files import resolve_files
 from influray.evaluation import audit, copies, neighbours
 from influray.evaluation.known_answer import auc
 from influray.miniature.world import Size, make_world

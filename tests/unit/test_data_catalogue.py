@@ -15,9 +15,9 @@ from influray.config import DataConfig
 from influray.data import drafts, identity, numbering
 from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
+from influray.data.files import resolve_files
 from influray.data.identity import IdIndex, content_name
 from influray.data.quarantine import read_quarantine
-from influray.data.readers import resolve_files
 from influray.data.records import Record, Turn, parse_record
 from influray.protocols import DataError
 from influray.store.artifact import read_manifest

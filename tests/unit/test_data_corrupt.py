@@ -12,8 +12,8 @@ import pytest
 from influray.config import DataConfig
 from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
+from influray.data.files import resolve_files
 from influray.data.quarantine import read_quarantine
-from influray.data.readers import resolve_files
 from influray.protocols import DataError
 from tests.tiny import CHATML, byte_tokenizer
 

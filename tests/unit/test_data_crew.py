@@ -20,8 +20,9 @@ from influray.config import DataConfig
 from influray.data import drafts, jobs, numbering, parts, readers, spans
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
+from influray.data.files import DataFile, resolve_files
 from influray.data.jobs import DRAFTS, DraftJob, Faults, PartJob, Unfit, carry_out
-from influray.data.readers import DataFile, read_rows, resolve_files
+from influray.data.readers import read_rows
 from influray.protocols import DamagedArtifact, DataError
 from influray.store.artifact import ShardStore
 from tests.reference.catalogue_loop import catalogue_loop, part_digest

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influray.data import readers
-from influray.data.readers import DataFile, file_digest, read_rows, resolve_files
+from influray.data.files import DataFile, file_digest, resolve_files
+from influray.data.readers import read_rows
 from influray.data.records import BadRow
 from influray.protocols import ConfigError, DataError
 

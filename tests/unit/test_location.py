@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from influray.data.readers import read_rows, resolve_files
+from influray.data.files import resolve_files
+from influray.data.readers import read_rows
 from influray.protocols import ArtifactMismatch, ConfigError, DataError, StorageError
 from influray.store import lease, location, mirror
 from influray.store.artifact import (

@@ -13,7 +13,7 @@ import pytest
 from influray.config import DataConfig
 from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
-from influray.data.readers import resolve_files
+from influray.data.files import resolve_files
 from influray.features.ngram import NgramFeaturizer
 from influray.protocols import ArtifactMismatch, ConfigError, TextExample
 from influray.store.artifact import ShardStore

@@ -11,7 +11,7 @@ import pytest
 from influray.config import DataConfig
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
-from influray.data.readers import resolve_files
+from influray.data.files import resolve_files
 from influray.evaluation.balance import measure_balance
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.registry import METHODS, SELECTORS
