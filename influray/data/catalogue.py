@@ -236,6 +236,7 @@ def build_catalogue(
         write_quarantine(quarantine, split, stage, [found for _, found in bad if found["stage"] == stage])
     described = [_described(store, job, parts) for job, parts in zip(jobs, keys, strict=True)]
     _check(split, jobs, described, bad, config)
+    _require_weighed(store, jobs, keys, described)
     if not unchanged:
         flat = [key for parts in keys for key in parts]
         receipts = [store.receipt(key) for key in flat]
@@ -363,6 +364,30 @@ def _check(
             f"{key}: {len(bad)} of {read} rows of the {split} cannot be used, more than data.max_bad_fraction = "
             f"{config.max_bad_fraction} allows; mend them or raise the limit{quoted}"
         )
+
+
+def _require_weighed(
+    store: ShardStore, jobs: Sequence[FileJob], keys: Sequence[Sequence[str]], described: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise DataError where a file of weights names no row of its entry: then its ids are not those of the rows."""
+    found: dict[str, bool] = {}
+    for job, parts, facts in zip(jobs, keys, described, strict=True):
+        address = job.file.reading.weights
+        weights = job.file.reading.weights_by_id()
+        if weights is None or all(weight == 1 for weight in weights.values()):
+            continue
+        if facts["left_out"]:
+            log.info("%s: %d rows have the weight 0 and were left out", job.file.path, facts["left_out"])
+        found.setdefault(address, False)
+        receipts = [receipt for receipt in map(store.receipt, parts) if receipt is not None and receipt.file]
+        tables = (map_table(store.folder / receipt.file) for receipt in receipts)
+        found[address] |= bool(facts["left_out"]) or any((table["weight"].to_numpy() != 1).any() for table in tables)
+    for address, weighed in found.items():
+        if not weighed:
+            raise DataError(
+                f"weight_of_ids: {address} names no row of its entry; its ids must be those that the rows have (or "
+                "the keys that columns.id names)"
+            )
 
 
 def _shared_strings(column: pa.Array) -> list[str]:
