@@ -172,7 +172,7 @@ class _Stretches:
         return [(moved[first + 2 * k], moved[first + 2 * k + 1]) for k in range(len(spans))]
 
     def _believed(self, answers: list[Answer], generated: list[tuple[int, int]]) -> list[Answer]:
-        """Return the generated stretches as answers, each of the turn that it overlaps, else of the one before it."""
+        """Return the generated stretches as answers, each of the turn that it overlaps, else of the one it follows."""
         positions = [position for position, _ in self.at]
         inside = [index for span in generated for index in range(*(bisect_right(positions, end) for end in span))]
         for turn in sorted({self._place(index).turn for index in inside}):
@@ -182,10 +182,13 @@ class _Stretches:
                     f"the chat template marks turn {turn + 1} ({role}) as generated; give model.chat_template a file "
                     "whose {% generation %} blocks hold answers alone"
                 )
-        found = []
+        found, last = [], 0
         for start, end in generated:
             over = [answer for answer in answers if answer.start < end and start < answer.end]
-            over = over or [answer for answer in answers if answer.end <= start][-1:]
+            if not over:  # such as an end of text after the last turn
+                before = [answer for answer in answers if answer.end <= start][-1:]
+                over = [answer for answer in before if not self.text[max(answer.end, last) : start].strip()]
+            last = end
             for k, answer in enumerate(over):
                 begin = start if k == 0 else answer.start
                 until = end if k == len(over) - 1 else over[k + 1].start
@@ -265,9 +268,8 @@ class _Stretches:
             begun, its = self._begin(after, self.at[mine[-1]][0] if mine else floor)
             limit = begun if its is None else its
         base = 0 if before is None else self._stop(before, limit if core is None else core)
-        start = self._header(turn, before, base, limit if core is None else max(core, base))
-        if words is not None:
-            start = min(start, max(words, base))
+        first = limit if core is None else core if words is None else words
+        start = self._header(turn, before, base, max(first, base))
         if mine:
             stop, anchor = self._stop(mine[-1], limit), self.at[mine[-1]]
         else:
@@ -451,13 +453,16 @@ def _without_thought(reader: AnswerReader, header: str) -> str:
         return header
     for unit in reversed([*_UNITS.finditer(header)]):
         kept = len(reader.vocabulary.plain(header[: unit.start()]))
+        rest = len(reader.vocabulary.plain(header[: unit.end()]))
         if unit[0].isspace() or not kept:
             continue
         try:
-            if rendered(Turn("assistant", apart[at + kept : stop])) == apart:
-                return header[: unit.start()]
+            spelled = rendered(Turn("assistant", apart[at + kept : stop]))
+            other = rendered(Turn("assistant", question + apart[at + rest : stop]))
         except BadRow:
             continue
+        if spelled == apart != other:  # the answer says it, and not just anything in its place
+            return header[: unit.start()]
     return header
 
 
