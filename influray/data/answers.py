@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,10 +120,11 @@ class _Stretches:
         self._seen = ""
         self._real = real
         self._renderings = 0
-        self.used = settle(range(len(self.places)), self._fits) if self.places else []
-        if not self.used or not self._fits(self.used):
-            self.used, self._seen = [], real
-        self.text, self.at = self._translated(self._seen)
+        self.used = settle(range(len(self.places)), self._fits)
+        self.text, marks = self._translated(self._seen if self.used else real)
+        # A later turn may say an earlier one's words again, such as the name of what was called.
+        first = {number: position for position, number in reversed(marks)}
+        self.at = [(position, number) for position, number in marks if first[number] == position]
         self.of_turn: dict[int, list[int]] = {}
         for index, (_, number) in enumerate(self.at):
             self.of_turn.setdefault(self.places[number].turn, []).append(index)
@@ -170,19 +172,23 @@ class _Stretches:
         return [(moved[first + 2 * k], moved[first + 2 * k + 1]) for k in range(len(spans))]
 
     def _believed(self, answers: list[Answer], generated: list[tuple[int, int]]) -> list[Answer]:
-        """Return the generated stretches as answers, each of the turn that it overlaps, else of the one before it."""
-        for position, number in self.at:
-            turn = self.places[number].turn
+        """Return the generated stretches as answers, each of the turn that it overlaps, else of the one it follows."""
+        positions = [position for position, _ in self.at]
+        inside = [index for span in generated for index in range(*(bisect_right(positions, end) for end in span))]
+        for turn in sorted({self._place(index).turn for index in inside}):
             role = self.messages[turn]["role"]
-            if role != "assistant" and any(start < position <= end for start, end in generated):
+            if role != "assistant":
                 raise BadRow(
                     f"the chat template marks turn {turn + 1} ({role}) as generated; give model.chat_template a file "
                     "whose {% generation %} blocks hold answers alone"
                 )
-        found = []
+        found, last = [], 0
         for start, end in generated:
             over = [answer for answer in answers if answer.start < end and start < answer.end]
-            over = over or [answer for answer in answers if answer.end <= start][-1:]
+            if not over:  # such as an end of text after the last turn
+                before = [answer for answer in answers if answer.end <= start][-1:]
+                over = [answer for answer in before if not self.text[max(answer.end, last) : start].strip()]
+            last = end
             for k, answer in enumerate(over):
                 begin = start if k == 0 else answer.start
                 until = end if k == len(over) - 1 else over[k + 1].start
@@ -262,9 +268,8 @@ class _Stretches:
             begun, its = self._begin(after, self.at[mine[-1]][0] if mine else floor)
             limit = begun if its is None else its
         base = 0 if before is None else self._stop(before, limit if core is None else core)
-        start = self._header(turn, before, base, limit if core is None else max(core, base))
-        if words is not None:
-            start = min(start, max(words, base))
+        first = limit if core is None else core if words is None else words
+        start = self._header(turn, before, base, max(first, base))
         if mine:
             stop, anchor = self._stop(mine[-1], limit), self.at[mine[-1]]
         else:
@@ -317,8 +322,9 @@ class _Stretches:
                 at = found
             if at >= 0:
                 return base + at + len(habits.header)
-        elif habits.after_user and earlier == turn - 1 >= 0 and self.messages[earlier]["role"] == "user":
-            if gap.startswith(habits.after_user):
+        else:
+            asked = earlier == turn - 1 >= 0 and self.messages[earlier]["role"] == "user"
+            if asked and habits.after_user and gap.startswith(habits.after_user):
                 return base + len(habits.after_user)
         for prompt in (True, False):
             found = self._after(turn, before, base, prompt)
@@ -350,8 +356,10 @@ class _Stretches:
         shared = closing[: len(closing) if alone is None else common(closing, alone)]
         specials = list(PRIVATE.finditer(shared))
         if not specials:  # a last turn may end otherwise than one that is followed, as gpt-oss has it
-            asked = self._continued(turn, stop, anchor, True)
-            specials = list(PRIVATE.finditer(closing[: common(closing, asked or "")]))[:1]
+            asked = self._continued(turn, stop, anchor, True) or ""
+            header = self.reader.habits.header
+            asked = asked.partition(header)[0] if header else asked
+            specials = list(PRIVATE.finditer(closing[: common(closing, asked)]))[:1]
         if not specials:
             shown = stop + _visible(shared)
             return shown, shown
@@ -420,7 +428,42 @@ def _habits(reader: AnswerReader) -> Habits:
             special = [match[0] for match in PRIVATE.finditer(stretches.text, answer.stop, answer.end)]
             ends.append(special[-1] if special else "")
     header = functools.reduce(_shared, headers)
-    return Habits(functools.reduce(_shared, afters), header if header.strip() else "", ends[0], prompts)
+    header = _without_thought(reader, header) if header.strip() else ""
+    return Habits(functools.reduce(_shared, afters), header, ends[0], prompts)
+
+
+def _without_thought(reader: AnswerReader, header: str) -> str:
+    """Return a header without what an answer may begin with itself, such as the `<think>` of a prompt to think.
+
+    An answer is trained whole where it stands to the letter, so its reasoning is to be where it stands apart.
+    """
+    template, (question, thought, answer, _) = reader.template, _EXCHANGE
+    asked = Turn("user", question)
+
+    def rendered(*answers: Turn) -> str:
+        return template.render(template.conversation(Record(None, "", (asked, *answers), None)))
+
+    try:
+        apart = rendered(Turn("assistant", answer, {"reasoning_content": thought}))
+    except BadRow:
+        return header
+    plain = reader.vocabulary.plain(header)
+    at, stop = apart.rfind(plain), apart.rfind(answer) + len(answer)
+    if thought not in apart or at < 0:
+        return header
+    for unit in reversed([*_UNITS.finditer(header)]):
+        kept = len(reader.vocabulary.plain(header[: unit.start()]))
+        rest = len(reader.vocabulary.plain(header[: unit.end()]))
+        if unit[0].isspace() or not kept:
+            continue
+        try:
+            spelled = rendered(Turn("assistant", apart[at + kept : stop]))
+            other = rendered(Turn("assistant", question + apart[at + rest : stop]))
+        except BadRow:
+            continue
+        if spelled == apart != other:  # the answer says it, and not just anything in its place
+            return header[: unit.start()]
+    return header
 
 
 def _shared(one: str, other: str) -> str:

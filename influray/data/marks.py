@@ -20,6 +20,8 @@ CALLS = ("tool_calls", "function_call")
 _SAID = {"assistant": ("content", *REASONING, *CALLS)}
 _HANDLES = ("type", "id", "tool_call_id")  # of no interest to a reader, and compared by templates
 _WORD = re.compile(r"\w+")
+ALL_WORDS, SOME_WORDS = 800, 24  # characters of a text that is marked after each word; marks in a longer one, about
+NEAR = 200  # characters before the end of a text, or before a string to be kept whole, in which its last word is sought
 
 Path = tuple[str | int, ...]
 
@@ -63,7 +65,7 @@ def find_places(
         Place(turn, path, text, *found)
         for turn, message in enumerate(messages)
         for path, text in said(message)
-        for found in _offsets(text, literals, first_special)
+        for found in _offsets(text, literals, first_special, ALL_WORDS if message["role"] == "assistant" else 0)
     ]
 
 
@@ -98,26 +100,27 @@ def unmarked(text: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def settle(numbers: Sequence[int], fits: Callable[[Sequence[int]], bool], tries: int = 48) -> list[int]:
-    """Return the marks that leave the rendering as it is, as many as `tries` renderings find, by halving."""
+    """Return the marks that leave the rendering as it is, as many as `tries` renderings find, by halving.
+
+    What `fits` accepted last are the marks returned, where there are any.
+    """
+    if not numbers or fits(numbers):
+        return list(numbers)
     left = tries
 
-    def alone(some: Sequence[int]) -> list[int]:
+    def harmless(some: Sequence[int]) -> list[int]:
         nonlocal left
         if not some or left <= 0:
             return []
         left -= 1
         if fits(some):
             return list(some)
-        if len(some) == 1:
-            return []
         middle = len(some) // 2
-        return alone(some[:middle]) + alone(some[middle:])
+        return harmless(some[:middle]) + harmless(some[middle:]) if middle else []
 
-    found = alone(numbers)
-    if len(found) == len(numbers) or not found or fits(found):
-        return found
-    # Harmless one by one and not together: what the first of them leaves is kept.
-    while found and not fits(found):
+    middle = len(numbers) // 2
+    found = harmless(numbers[:middle]) + harmless(numbers[middle:])
+    while found and not fits(found):  # harmless alone and not together: the first half may be
         found = found[: len(found) // 2]
     return found
 
@@ -136,18 +139,17 @@ def _strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _offsets(
-    text: str, literals: Sequence[str], first_special: Callable[[str, int], Any]
+    text: str, literals: Sequence[str], first_special: Callable[[str, int], Any], all_words: int
 ) -> Iterator[tuple[int, int, bool]]:
     """Yield (offset, length of the word before, breaks a special token's name), ascending."""
-    found: dict[int, tuple[int, bool]] = {}
     whole = [span for literal in literals if literal in text for span in _occurrences(text, literal)]
-    inside = {offset for start, stop in whole for offset in range(start + 1, stop)}
-    for match in _WORD.finditer(text):
-        if match.end() not in inside:
-            found[match.end()] = (match.end() - match.start(), False)
+    found: dict[int, tuple[int, bool]] = {}
+    for start, stop in _words(text, whole, all_words):
+        if not any(begin < stop < end for begin, end in whole):
+            found[stop] = (stop - start, False)
     if not found:
         end = len(text.rstrip())
-        if end not in inside:
+        if not any(begin < end < stop for begin, stop in whole):
             found[end] = (1, False)
     at = 0
     while match := first_special(text, at):
@@ -155,6 +157,25 @@ def _offsets(
         at = match.end()
     for offset in sorted(found):
         yield offset, *found[offset]
+
+
+def _words(text: str, literals: Sequence[tuple[int, int]], all_words: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of words: all of a text of up to `all_words` characters, else some.
+
+    Those are spread over the text, and next to where a template may cut; where `all_words` is 0, the first and last.
+    """
+    if len(text) <= all_words:
+        yield from (match.span() for match in _WORD.finditer(text))
+        return
+    spread = range(0, len(text), len(text) // SOME_WORDS) if all_words else (0,)
+    for at in {*spread, *(stop for _, stop in literals)}:
+        if match := _WORD.search(text, at):
+            begin = match.start()
+            while begin and _WORD.match(text, begin - 1):
+                begin -= 1
+            yield begin, match.end()
+    for at in {len(text), *(start for start, _ in literals)}:
+        yield from [match.span() for match in _WORD.finditer(text, max(0, at - NEAR), at)][-1:]
 
 
 def _occurrences(text: str, part: str) -> Iterator[tuple[int, int]]:

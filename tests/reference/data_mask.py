@@ -81,14 +81,14 @@ def tulu(turns: Sequence[tuple[str, str]], end_token: bool = True) -> list[Segme
 
 
 def thinking(turns: Sequence[tuple[str, str]], end_token: bool = True) -> list[Segment]:
-    """ChatML with an empty block of thought before the answers after the last question."""
+    """ChatML with an empty block of thought before the answers after the last question: the model has to write it."""
     last_question = max(i for i, (role, _) in enumerate(turns) if role == "user")
     segments = []
     for i, (role, content) in enumerate(turns):
         mine = role == "assistant" and content.strip() != ""
         segments += [Segment("<|im_start|>", special=True), Segment(role + "\n")]
         if role == "assistant" and i > last_question:
-            segments += [Segment("<think>\n\n</think>\n\n")]
+            segments += [Segment("<think>\n\n</think>\n\n", trained=mine)]
         shown = content.lstrip("\n") if role == "assistant" else content
         segments += [Segment(shown, trained=mine)]
         segments += [Segment("<|im_end|>", special=True, trained=mine and end_token), Segment("\n")]

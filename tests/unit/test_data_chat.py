@@ -323,7 +323,7 @@ def test_prompts_for_decoding_end_where_the_answer_begins():
         encoded = chat_encoder.encode(example)
         assert prompt.tolist() == encoded.input_ids[: len(prompt)].tolist()
         trained = TOKENIZERS[name].decode(encoded.input_ids[len(prompt) :][encoded.loss_mask[len(prompt) :]])
-        assert trained == "four" + chat_encoder.end_of_turn
+        assert trained.removeprefix("<think>\n\n</think>\n\n") == "four" + chat_encoder.end_of_turn
 
 
 def test_a_conversation_that_ends_with_the_user_trains_the_answer_before():
@@ -351,19 +351,29 @@ def test_one_bad_record_leaves_the_others_of_its_batch_alone():
         assert result.input_ids.tolist() == alone.input_ids.tolist()
 
 
-def test_a_template_that_moves_text_when_turns_follow_is_an_error_that_names_it():
+def test_a_template_that_moves_text_when_turns_follow_is_rendered_as_it_is():
     tokenizer = byte_tokenizer_with(MISTRAL_SYSTEM_LAST)
+    turns = [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b")]
+    encoded = ChatEncoder(tokenizer, "auto", 99).encode(record(*turns))
+    assert tokenizer.decode(encoded.input_ids) == "<s>[INST] u[/INST] a</s>[INST] s\n\nv[/INST] b</s>"
+    assert tokenizer.decode(encoded.input_ids[encoded.loss_mask]) == "a</s>b</s>"
+
+
+def test_a_template_that_changes_a_plain_question_when_it_is_answered_is_an_error_that_names_it():
+    tokenizer = byte_tokenizer_with("{{ messages | length }} turns: " + CHATML)
     tokenizer.name_or_path = "moving-template"
-    chat_encoder = ChatEncoder(tokenizer, "auto", 99)
-    single = record(("system", "s"), ("user", "u"), ("assistant", "a"))
-    assert chat_encoder.encode(single).loss_tokens == 2
-    with pytest.raises(DataError, match=r"moving-template.*not prefix-stable"):
-        chat_encoder.encode(Record(None, "", (*single.turns, Turn("user", "v"), Turn("assistant", "b")), None))
+    with pytest.raises(DataError, match=r"moving-template.*not prefix-stable.*model\.chat_template"):
+        ChatEncoder(tokenizer, "auto", 99)
 
 
-def test_an_answer_that_the_template_rewrites_is_a_bad_row():
-    with pytest.raises(BadRow, match="rewrites this conversation"):
-        encoder("thinking").encode(exchange("q", "<think>why</think>yes"))
+def test_an_answer_that_the_template_cuts_is_trained_as_far_as_it_is_left():
+    encoded = encoder("thinking").encode(exchange("q", "<think>why</think>yes"))
+    trained = TOKENIZERS["thinking"].decode(encoded.input_ids[encoded.loss_mask])
+    assert trained == "<think>\n\n</think>\n\nyes<|im_end|>"
+    assert encoded.cut_by_template
+    assert encoded.cuts == ("content of turn 2",)
+    with pytest.raises(BadRow, match=r"leaves nothing of turn 2 \(assistant\).*model\.chat_template"):
+        encoder("thinking").encode(exchange("q", "<think>why</think>", "r", "yes"))
 
 
 def test_a_prompt_that_the_template_rewrites_is_found_all_the_same():
@@ -378,9 +388,6 @@ def test_a_prompt_that_the_template_rewrites_is_found_all_the_same():
 def test_the_date_does_not_change_the_tokens():
     tokenizer = byte_tokenizer_with("{{ strftime_now('%d %b %Y') }}" + CHATML, "<|im_end|>")
     assert ChatEncoder(tokenizer, "auto", 99).render(exchange("a", "b")).startswith("26 Jul 2024<|im_start|>")
-    tokenizer.chat_template = "{% set form = '%d' %}{{ strftime_now(form) }}" + CHATML
-    with pytest.raises(DataError, match="today's date"):
-        ChatEncoder(tokenizer, "auto", 99)
 
 
 def test_a_template_without_an_end_token_trains_the_content_alone(caplog):
