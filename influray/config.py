@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from influray.config_messages import readable
+from influray.config_messages import readable, takes_boolean
+from influray.config_yaml import parse_yaml, set_dotted
+from influray.plugins import run_directory_of
 from influray.protocols import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe as a folder name
@@ -24,7 +35,18 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 class Section(BaseModel):
     """A part of the config: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where neither is meant: as numbers they would count as 1 and 0."""
+        found = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, bool) for one in found):
+            annotation = cls.model_fields[str(info.field_name)].annotation
+            if not takes_boolean(annotation):
+                raise ValueError("YAML reads on, off, yes, no, true and false as switches; put quotes around text")
+        return value
 
 
 class LoraConfig(Section):
@@ -208,7 +230,9 @@ class ConstraintsConfig(Section):
     @field_validator("include", "exclude", mode="before")
     @classmethod
     def _ids(cls, value: Any) -> Any:
-        return tuple(str(one) for one in value) if isinstance(value, list | tuple | set | frozenset) else value
+        if not isinstance(value, list | tuple | set | frozenset):
+            return value
+        return tuple(one if isinstance(one, bool) else str(one) for one in value)
 
 
 class SelectorConfig(Section):
@@ -276,14 +300,28 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
+    _run_directory: Path | None = PrivateAttr(default=None)
+
+    @property
+    def run_directory(self) -> Path | None:
+        """The run directory that the file lies in which this was read from; None for a config of the user's own."""
+        return self._run_directory
+
+    def made_in(self, run_directory: Path | None) -> Config:
+        """Return the same config, counted as part of a run directory."""
+        copy = self.model_copy()
+        copy._run_directory = run_directory
+        return copy
+
     @model_validator(mode="after")
     def _names_are_unique(self) -> Config:
         names = [selector.name for selector in self.selectors]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"selectors: the name {twice[0]!r} is used more than once")
-        if "full" in names:
-            raise ValueError("selectors: the name 'full' is kept for the whole pool")
+        for name, kept in (("full", "the whole pool"), ("base", "the untouched model")):
+            if name in names:
+                raise ValueError(f"selectors.{names.index(name)}.name: {name!r} is kept for {kept}")
         if self.tune is not None and self.tune.selections != "all":
             unknown = [n for n in self.tune.selections if n not in names and n != "full"]
             if unknown:
@@ -298,6 +336,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Raises:
         ConfigError: no such file, not YAML, or a key, type or value that is wrong, with its dotted key.
+
+    The config.yaml of a run directory names that directory, wherever it was when the run was made.
     """
     path = Path(path)
     try:
@@ -305,14 +345,17 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the config cannot be read: {error}") from error
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+        tree = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, found {type(tree).__name__}")
+    folder = run_directory_of(path)
+    if folder is not None and path.name == "config.yaml":
+        tree["run_dir"] = str(folder)  # wherever it was when it was made
     for key, value in (overrides or {}).items():
         set_dotted(tree, key, value)
-    return parse_config(tree, where=str(path))
+    return parse_config(tree, where=str(path)).made_in(folder)
 
 
 def parse_config(tree: Mapping[str, Any], where: str = "config") -> Config:
@@ -337,34 +380,11 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not sep or not key.strip():
         raise ConfigError(f"--set {text!r}: expected key=value, such as selectors.0.budget=0.1")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: the value {value!r} is not YAML: {error}") from error
+        return key.strip(), parse_yaml(value)
+    except ConfigError as error:
+        raise ConfigError(f"--set {key}: the value {value!r}: {error}") from None
 
 
 def dump_config(config: Config) -> str:
     """Return YAML that `load_config` reads back to the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def set_dotted(tree: Any, key: str, value: Any) -> None:
-    """Set `key` ("selectors.0.budget") of a plain tree in place, making sections that are not there."""
-    parts = key.split(".")
-    node = tree
-    for depth, part in enumerate(parts):
-        here = ".".join(parts[: depth + 1])
-        last = depth == len(parts) - 1
-        if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
-                raise ConfigError(f"{here}: the list has {len(node)} entries, numbered from 0")
-            index: Any = int(part)
-        elif isinstance(node, dict):
-            index = part
-        else:
-            raise ConfigError(f"{here}: {'.'.join(parts[:depth])} is a plain value and has no keys")
-        if last:
-            node[index] = value
-        else:
-            if isinstance(node, dict) and node.get(index) is None:
-                node[index] = {}
-            node = node[index]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from influray.config import Config, dump_config
 from influray.protocols import ConfigError, DamagedArtifact
 from influray.registry import featurizer_reads
-from influray.resolved_run import Run, open_run, resolve
+from influray.resolved_run import Run, located, open_run, resolve
 from influray.store.artifact import naming_full_disk
 from influray.store.run_directory import now
 
@@ -55,7 +55,6 @@ def run(
     run_dir: str | Path | None = None,
     until: str = "report",
     address: str | None = None,
-    allow_plugins: bool = True,
     console: Console | None = None,
 ) -> Run:
     """Carry out a config up to a step and return the run. What is committed and unchanged is not done again.
@@ -66,7 +65,6 @@ def run(
         run_dir: in place of the config's.
         until: a step (data, warmup, featurize, score, select, tune, evaluate), `report-only`, or `report`.
         address: a running Ray cluster; by default the one this process is a job of, else a local one.
-        allow_plugins: whether the config of a run directory made elsewhere may name plug-ins.
         console: a rich console for progress; None logs only.
 
     Raises:
@@ -74,7 +72,7 @@ def run(
     """
     if until not in UNTIL:
         raise ConfigError(f"until: no step is called {until!r} (known: {', '.join(UNTIL)})")
-    this = resolve(config, overrides, run_dir, allow_plugins)
+    this = resolve(config, overrides, run_dir)
     steps = UNTIL[until]
     if this.config.tune is None:
         if until in ("tune", "evaluate"):
@@ -87,6 +85,7 @@ def run(
     from influray.steps import TABLE, StepContext
 
     with naming_full_disk(this.directory.path), this.directory.hold(), contextlib.ExitStack() as stack:
+        this.directory.begin()
         this.directory.write_config(dump_config(this.config))
         progress = stack.enter_context(open_progress(this.directory.logs, console))
         context = StepContext(this.config, this.directory, until, progress, stack, address)
@@ -145,7 +144,6 @@ def curves(
     selection: str | None = None,
     budget: int | float | None = None,
     address: str | None = None,
-    allow_plugins: bool = True,
     console: Console | None = None,
 ) -> tuple[tuple[CurveFacts, ...], tuple[Path, Path]]:
     """Carry out a config up to the selection; return the budget curves and (curves.html, curves.json) of RUN/report.
@@ -161,7 +159,7 @@ def curves(
     from influray.report.curves import budget_curves, check_budget, check_selection
 
     # Hours before the curves would say it.
-    wanted = resolve(config, overrides, run_dir, allow_plugins)
+    wanted = resolve(config, overrides, run_dir)
     check_selection(selection, [selector.name for selector in wanted.config.selectors])
     check_budget(budget)
     this = run(
@@ -170,7 +168,6 @@ def curves(
         run_dir=run_dir,
         until="select",
         address=address,
-        allow_plugins=allow_plugins,
         console=console,
     )
     with this.directory.hold():
@@ -183,7 +180,6 @@ def index(
     kind: str = "auto",
     *,
     address: str | None = None,
-    allow_plugins: bool = True,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Build the index of a scored run where it is not there yet, and return its manifest.
@@ -194,7 +190,7 @@ def index(
     Raises:
         ConfigError, ArtifactMismatch: as `build_index`; or `run_dir` is no run.
     """
-    this = open_run(run_dir, allow_plugins)
+    this = open_run(run_dir)
     from functools import partial
 
     from influray.progress import open_progress
@@ -213,7 +209,7 @@ def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:
     """Audit a scored run; return it and what was found, as in RUN/report/audit.json. Raises as `report.audit.audit`."""
     from influray.report.audit import audit as look_over
 
-    this = open_run(run_dir)
+    this = located(run_dir)  # what was computed is looked at, and nothing that its config names
     with this.directory.hold():
         return this, look_over(this.directory.path)
 

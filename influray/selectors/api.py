@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influray.config import BoundsConfig, ConstraintsConfig, parse_constraints
+from influray.plugins import permit
 from influray.protocols import (
     AttributionSource,
     Bounds,
@@ -71,6 +72,7 @@ def select(
         DataError: scores that cannot be used.
     """
     limited = parse_constraints(constraints or {})
+    permit([method])  # spelled out by the caller
     source = attribution if _is_source(attribution) else _opened(attribution)
     names = check_groups(source, groups)
     total = source.shape[0]
