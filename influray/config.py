@@ -30,6 +30,7 @@ from influray.protocols import ConfigError
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe as a folder name
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
@@ -128,7 +129,7 @@ class FinetuneConfig(Section):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, ge=0)  # 0 = no clipping
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ImportedCheckpoint(Section):
@@ -151,7 +152,7 @@ class ProjectorConfig(Section):
 
     name: str = "sparse_jl"  # the fastest at the variance of dense signs (jobs/benchmark_projectors.py)
     dimension: Positive = 8192  # D
-    seed: int = 0
+    seed: Seed = 0
     options: dict[str, Any] = {}  # such as nonzeros of sparse_jl
 
 
@@ -241,7 +242,7 @@ class SelectorConfig(Section):
     name: Name  # of the folder under RUN/selection
     method: str  # a selector's or a published method's name, or a plug-in
     budget: Positive | Fraction | TokenBudget  # examples, a fraction of the rows, rounded down, or {tokens: n}
-    seed: int = 0
+    seed: Seed = 0
     options: dict[str, Any] = {}
     constraints: ConstraintsConfig = ConstraintsConfig()
 
@@ -262,8 +263,16 @@ class TuneConfig(FinetuneConfig):
     """Fine-tuning from the base on each selection."""
 
     epochs: Positive = 2
-    selections: tuple[str, ...] | Literal["all"] = "all"  # names of selectors; "full" is the whole pool
-    seeds: tuple[int, ...] = (0,)
+    # Names of selectors; "full" is the whole pool
+    selections: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = "all"
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
+
+    @field_validator("selections", "seeds")
+    @classmethod
+    def _once(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise ValueError("one is named twice")
+        return value
 
 
 class EvaluationConfig(Section):

@@ -18,7 +18,7 @@ MOST_VALUES = 1_000_000  # of a tree with its aliases written out; a list of ids
 class _Loader(yaml.SafeLoader):
     """Builds plain dicts, lists and scalars."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         self._require_plain_keys(node)  # before `<<` is flattened: what it brings in may be overridden
         return super().construct_mapping(node, deep=deep)
 

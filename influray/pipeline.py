@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from influray.data.inspection import View
     from influray.report.data import CurveFacts
     from influray.steps.plan import Plan
+    from influray.steps.preflight import Subject
 
 logger = logging.getLogger(__name__)
 
@@ -73,35 +75,40 @@ def run(
     if until not in UNTIL:
         raise ConfigError(f"until: no step is called {until!r} (known: {', '.join(UNTIL)})")
     this = resolve(config, overrides, run_dir)
-    steps = UNTIL[until]
-    if this.config.tune is None:
-        if until in ("tune", "evaluate"):
-            raise ConfigError(
-                f"tune: required by `influray {until}`, but not given (a mapping; {{}} takes all defaults)"
-            )
-        steps = tuple(step for step in steps if step not in ("tune", "evaluate"))
-    check_names(this.config)
     from influray.progress import open_progress
     from influray.steps import TABLE, StepContext
+    from influray.steps.preflight import Subject, check_config
+
+    tunes = this.config.tune is not None
+    steps = tuple(step for step in UNTIL[until] if tunes or step not in ("tune", "evaluate"))
+    subject = Subject(this.config, this.directory, steps, until)
+    known = check_config(subject)
 
     with naming_full_disk(this.directory.path), this.directory.hold(), contextlib.ExitStack() as stack:
         this.directory.begin()
         this.directory.write_config(dump_config(this.config))
         progress = stack.enter_context(open_progress(this.directory.logs, console))
         context = StepContext(this.config, this.directory, until, progress, stack, address)
-        _carry_out(steps, TABLE, context)
+        for note in known:
+            logger.warning("%s", note)
+        _carry_out(steps, TABLE, context, subject)
     return this
 
 
-def _carry_out(steps: Sequence[str], table: Mapping[str, Callable[..., Any]], context: Any) -> None:
+def _carry_out(steps: Sequence[str], table: Mapping[str, Callable[..., Any]], context: Any, subject: Subject) -> None:
     """Carry out the steps in order; from the first again where a file turns out to be damaged, a few times at most.
 
     What is whole is not done again, so that this costs what the file costs.
     """
+    from influray.steps.preflight import check_data
+
     for repairs_left in reversed(range(MAX_REPAIRS + 1)):
         try:
             for name in steps:
                 _timed(name, table[name], context)
+                if name == "data":
+                    for note in check_data(subject):
+                        logger.warning("%s", note)
         except DamagedArtifact as error:
             if not repairs_left:
                 raise
@@ -230,10 +237,13 @@ def plan(
         ConfigError, DataError: as `run`; no such device.
     """
     from influray.steps.plan import make_plan
+    from influray.steps.preflight import Subject, check_config, check_data
 
     this = resolve(config, overrides, run_dir)
-    check_names(this.config)
     cfg = this.config
+    asked = tuple(step for step in STEPS if cfg.tune is not None or step not in ("tune", "evaluate"))
+    subject = Subject(cfg, this.directory, asked)
+    known = check_config(subject)
     reads = featurizer_reads(cfg.features.featurizer)
     tests = sum(1 for target in cfg.data.targets.values() if target.test)
     what = {
@@ -248,7 +258,10 @@ def plan(
         "evaluate": "not asked for" if cfg.tune is None else f"{tests} tasks with a test",
         "report": str(this.directory.report),
     }
-    return make_plan(cfg, this.directory, what, device, workers)
+    made = make_plan(cfg, this.directory, what, device, workers)
+    if made.steps[0].state == "done":  # the catalogues are those of the config
+        known += check_data(subject)
+    return replace(made, notes=(*made.notes, *known))
 
 
 def _named(what: str | Sequence[object]) -> str:
@@ -286,29 +299,3 @@ def inspect(
     from influray.model.loading import load_tokenizer
 
     return view(this.directory.data(split), load_tokenizer(this.config.model), row=row, identity=identity)
-
-
-def check_names(config: Config) -> None:
-    """Raise where the config names what does not exist, or options it has not, before anything starts.
-
-    Raises:
-        ConfigError: a name, an option or its value.
-        ArtifactMismatch: the scorer cannot use the datastores that the config will make.
-    """
-    from influray.features.options import read_options
-    from influray.registry import resolve as look_up
-    from influray.registry import resolve_method
-    from influray.scorers.options import expected_stores, make_scorer
-    from influray.selectors.api import check_method, make_selector
-
-    featurizer = look_up("featurizers", config.features.featurizer, "features.featurizer")
-    read_options(config.features.featurizer, config.features.options, getattr(featurizer, "OPTIONS", {}))
-    look_up("projectors", config.features.projector.name, "features.projector.name")
-    make_scorer(config.attribution.scorer, expected_stores(config), config.attribution.options)
-    for index, selector in enumerate(config.selectors):
-        name, preset = resolve_method(selector.method)
-        try:
-            check_method(selector.method)
-            make_selector(name, {**preset, **selector.options})
-        except ConfigError as error:
-            raise ConfigError(f"selectors.{index}.{error}") from error

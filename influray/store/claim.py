@@ -57,12 +57,15 @@ def require_ours(path: Path) -> None:
         )
 
 
-def require_apart(run_dir: Path, inputs: Iterable[tuple[str, Path]]) -> None:
-    """Raise ConfigError where a run would read what it writes: `inputs` are (dotted key, file or folder)."""
+def require_apart(run_dir: Path, inputs: Iterable[tuple[str, Path]], searched: bool = True) -> None:
+    """Raise ConfigError where a run would read what it writes: `inputs` are (dotted key, file or folder).
+
+    `searched`: all that lies below a folder is read.
+    """
     run_dir = run_dir.resolve()
     for key, given in inputs:
         path = given.resolve()
-        if path.is_dir() and (run_dir == path or run_dir.is_relative_to(path)):
+        if searched and path.is_dir() and (run_dir == path or run_dir.is_relative_to(path)):
             raise ConfigError(
                 f"run_dir: {run_dir} lies in {key} ({given}), and what a run writes there would be read as data; name "
                 "a folder outside"
