@@ -1,7 +1,7 @@
 """The command line: verbs onto the pipeline. What prints is here and in cli_query.
 
 Exit status: 0 done; 2 wrong config or data, one message; 1 a bug, with its traceback, or object storage that does not
-answer, one message; 130 interrupted.
+answer or a cluster that is gone, one message; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.markup import escape
 from influray import cli_query
 from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, RunPath, Sets
 from influray.printing import err, out, print_tables, table
-from influray.protocols import USER_ERRORS, ConfigError, StorageError
+from influray.protocols import USER_ERRORS, ConfigError, RunStopped, StorageError
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -374,7 +374,7 @@ def main() -> None:
     except USER_ERRORS as error:
         err.print(f"[bold]influray: {type(error).__name__}:[/bold] {escape(str(error))} (exit 2)")
         sys.exit(2)
-    except StorageError as error:
+    except (StorageError, RunStopped) as error:
         err.print(f"[bold]influray: {type(error).__name__}:[/bold] {escape(str(error))} (exit 1)")
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer turns the first into the second, with status 130
