@@ -13,6 +13,7 @@ from influray.protocols import ArtifactMismatch, ConfigError, DataError, Selecti
 if TYPE_CHECKING:
     from influray.config import load_config
     from influray.pipeline import run
+    from influray.plugins import allow_plugins
     from influray.resolved_run import open_run
     from influray.selectors.api import select
 
@@ -23,9 +24,20 @@ _LAZY = {
     "run": "influray.pipeline",
     "open_run": "influray.resolved_run",
     "load_config": "influray.config",
+    "allow_plugins": "influray.plugins",
 }
 
-__all__ = ["ArtifactMismatch", "ConfigError", "DataError", "Selection", "load_config", "open_run", "run", "select"]
+__all__ = [
+    "ArtifactMismatch",
+    "ConfigError",
+    "DataError",
+    "Selection",
+    "allow_plugins",
+    "load_config",
+    "open_run",
+    "run",
+    "select",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The command line: verbs onto the pipeline. What prints is here and in cli_query.
 
 Exit status: 0 done; 2 wrong config or data, one message; 1 a bug, with its traceback, or object storage that does not
-answer, one message; 130 interrupted.
+answer or a cluster that is gone, one message; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from rich.markup import escape
 from influray import cli_query
 from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, RunPath, Sets
 from influray.printing import err, out, print_tables, table
-from influray.protocols import USER_ERRORS, ConfigError, StorageError
+from influray.protocols import USER_ERRORS, ConfigError, RunStopped, StorageError
+from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from influray.pipeline import Run
@@ -33,9 +34,7 @@ app = typer.Typer(
 cli_query.register(app)
 
 
-def _run(
-    config: Path, run_dir: str | None, sets: list[str] | None, address: str | None, plugins: bool, until: str
-) -> Run:
+def _run(config: Path, run_dir: str | None, sets: list[str] | None, address: str | None, until: str) -> Run:
     from influray import pipeline
     from influray.config import parse_override
 
@@ -45,7 +44,6 @@ def _run(
         run_dir=run_dir,
         until=until,
         address=address,
-        allow_plugins=plugins,
         console=err,
     )
 
@@ -59,7 +57,7 @@ def run_command(
     allow_plugins: AllowPlugins = False,
 ) -> None:
     """Carry out everything, up to the report."""
-    run = _run(config, run_dir, sets, address, allow_plugins, "report")
+    run = _run(config, run_dir, sets, address, "report")
     _print_outcome(run)
 
 
@@ -71,7 +69,7 @@ def _step_command(step: str, summary: str) -> None:
         address: Address = None,
         allow_plugins: AllowPlugins = False,
     ) -> None:
-        run = _run(config, run_dir, sets, address, allow_plugins, step)
+        run = _run(config, run_dir, sets, address, step)
         if step in ("report", "evaluate"):
             _print_outcome(run)
         else:
@@ -114,7 +112,7 @@ def select(
         for option, value in (("--curve-selection", curve_selection), ("--curve-budget", curve_budget)):
             if value is not None:
                 raise ConfigError(f"{option}: {value!r} is for the curve; add --curve")
-        run = _run(config, run_dir, sets, address, allow_plugins, "select")
+        run = _run(config, run_dir, sets, address, "select")
         out.print(f"select: done in {escape(run.directory.address)}")
         return
     curves, paths = pipeline.curves(
@@ -124,7 +122,6 @@ def select(
         selection=curve_selection,
         budget=None if curve_budget is None else _number(curve_budget, "--curve-budget"),
         address=address,
-        allow_plugins=allow_plugins,
         console=err,
     )
     numbers = [curve_sheet.numbers_of(one, few=len(curves) > 1) for one in curves]
@@ -144,7 +141,7 @@ def report(
     allow_plugins: AllowPlugins = False,
 ) -> None:
     """Write RUN/report/index.html, with what it needs up to the selection."""
-    run = _run(config, run_dir, sets, address, allow_plugins, "report-only")
+    run = _run(config, run_dir, sets, address, "report-only")
     out.print(f"report: {escape(str(run.directory.report))}")
 
 
@@ -158,6 +155,7 @@ def plan(
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Plan for so many feature workers.")] = None,
     numbers: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Show the steps, what is done, and what the rest would take; starts neither Ray nor a model."""
     from influray import pipeline
@@ -181,6 +179,7 @@ def inspect(
     split: Annotated[str, typer.Option("--split", help="pool, target or test.")] = "pool",
     run_dir: RunDir = None,
     sets: Sets = None,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Show a record as the model sees it, trained tokens marked."""
     from influray import pipeline
@@ -238,7 +237,7 @@ def index(
     """Build the faiss index that queries are asked of."""
     from influray import pipeline
 
-    made = pipeline.index(run, kind, address=address, allow_plugins=allow_plugins, console=err)
+    made = pipeline.index(run, kind, address=address, console=err)
     recall = made["recall"]
     found = "exact" if recall is None else f"recall@{recall['k']} {recall['value']:.3f}"
     out.print(escape(f"index: {made['kind']} ({made['reason']}), {found}, {sum(made['bytes']) / 2**20:.1f} MiB"))
@@ -295,6 +294,7 @@ def demo(
     if run_dir is not None and ":" in run_dir.parts[0]:
         raise ConfigError("demo: --run-dir is a folder: its world and base model are made there")
     run_dir = run_dir or Path("runs/demo" if size == "full" else f"runs/demo-{size}")
+    RunDirectory(run_dir).claim()  # before a world is written into it
     config = miniature.prepare(run_dir / "world", seed=seed, size=size)
     run = pipeline.run(config, {}, run_dir=run_dir, until="report", address=address, console=err)
     _print_outcome(run)
@@ -374,7 +374,7 @@ def main() -> None:
     except USER_ERRORS as error:
         err.print(f"[bold]influray: {type(error).__name__}:[/bold] {escape(str(error))} (exit 2)")
         sys.exit(2)
-    except StorageError as error:
+    except (StorageError, RunStopped) as error:
         err.print(f"[bold]influray: {type(error).__name__}:[/bold] {escape(str(error))} (exit 1)")
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer turns the first into the second, with status 130

@@ -51,9 +51,7 @@ def query(
     except OSError as error:
         raise ConfigError(f"--messages: {messages}: the file cannot be read: {error}") from error
     _quiet()
-    found = open_run(run, allow_plugins=allow_plugins).query(
-        question, answer, k, system=system, messages=record, like=like, tokens=tokens
-    )
+    found = open_run(run).query(question, answer, k, system=system, messages=record, like=like, tokens=tokens)
     plain = found.as_plain()
     if "--parquet" in files:
         import pyarrow.parquet as pq
@@ -90,7 +88,7 @@ def serve(
     from influray.runtime import serving
 
     token = "" if token_file is None else serving.read_token(token_file)
-    opened = open_run(run, allow_plugins=allow_plugins)
+    opened = open_run(run)
     place = serving.Place(host, port, tuple(allow_host or ()), token)
 
     def ready(address: str) -> None:

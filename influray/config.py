@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from influray.config_base import Name, Positive, Section
 from influray.config_data import DataConfig
 from influray.config_messages import readable
+from influray.config_yaml import parse_yaml, set_dotted
+from influray.plugins import run_directory_of
 from influray.protocols import ConfigError
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class LoraConfig(Section):
@@ -60,7 +63,7 @@ class FinetuneConfig(Section):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, ge=0)  # 0 = no clipping
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ImportedCheckpoint(Section):
@@ -83,7 +86,7 @@ class ProjectorConfig(Section):
 
     name: str = "sparse_jl"  # the fastest at the variance of dense signs (jobs/benchmark_projectors.py)
     dimension: Positive = 8192  # D
-    seed: int = 0
+    seed: Seed = 0
     options: dict[str, Any] = Field(default_factory=dict)  # such as nonzeros of sparse_jl
 
 
@@ -164,7 +167,9 @@ class ConstraintsConfig(Section):
     @field_validator("include", "exclude", mode="before")
     @classmethod
     def _ids(cls, value: Any) -> Any:
-        return tuple(str(one) for one in value) if isinstance(value, list | tuple | set | frozenset) else value
+        if not isinstance(value, list | tuple | set | frozenset):
+            return value
+        return tuple(one if isinstance(one, bool) else str(one) for one in value)
 
 
 class SelectorConfig(Section):
@@ -173,7 +178,7 @@ class SelectorConfig(Section):
     name: Name  # of the folder under RUN/selection
     method: str  # a selector's or a published method's name, or a plug-in
     budget: Positive | Fraction | TokenBudget  # examples, a fraction of the rows, rounded down, or {tokens: n}
-    seed: int = 0
+    seed: Seed = 0
     options: dict[str, Any] = Field(default_factory=dict)
     constraints: ConstraintsConfig = ConstraintsConfig()
 
@@ -194,8 +199,16 @@ class TuneConfig(FinetuneConfig):
     """Fine-tuning from the base on each selection."""
 
     epochs: Positive = 2
-    selections: tuple[str, ...] | Literal["all"] = "all"  # names of selectors; "full" is the whole pool
-    seeds: tuple[int, ...] = (0,)
+    # Names of selectors; "full" is the whole pool
+    selections: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = "all"
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
+
+    @field_validator("selections", "seeds")
+    @classmethod
+    def _once(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise ValueError("one is named twice")
+        return value
 
 
 class EvaluationConfig(Section):
@@ -232,14 +245,28 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
+    _run_directory: Path | None = PrivateAttr(default=None)
+
+    @property
+    def run_directory(self) -> Path | None:
+        """The run directory that the file lies in which this was read from; None for a config of the user's own."""
+        return self._run_directory
+
+    def made_in(self, run_directory: Path | None) -> Config:
+        """Return the same config, counted as part of a run directory."""
+        copy = self.model_copy()
+        copy._run_directory = run_directory
+        return copy
+
     @model_validator(mode="after")
     def _names_are_unique(self) -> Config:
         names = [selector.name for selector in self.selectors]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"selectors: the name {twice[0]!r} is used more than once")
-        if "full" in names:
-            raise ValueError("selectors: the name 'full' is kept for the whole pool")
+        for name, kept in (("full", "the whole pool"), ("base", "the untouched model")):
+            if name in names:
+                raise ValueError(f"selectors.{names.index(name)}.name: {name!r} is kept for {kept}")
         if self.tune is not None and self.tune.selections != "all":
             unknown = [n for n in self.tune.selections if n not in names and n != "full"]
             if unknown:
@@ -254,6 +281,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Raises:
         ConfigError: no such file, not YAML, or a key, type or value that is wrong, with its dotted key.
+
+    The config.yaml of a run directory names that directory, wherever it was when the run was made.
     """
     path = Path(path)
     try:
@@ -261,14 +290,17 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the config cannot be read: {error}") from error
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+        tree = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, found {type(tree).__name__}")
+    folder = run_directory_of(path)
+    if folder is not None and path.name == "config.yaml":
+        tree["run_dir"] = str(folder)  # wherever it was when it was made
     for key, value in (overrides or {}).items():
         set_dotted(tree, key, value)
-    return parse_config(tree, where=str(path))
+    return parse_config(tree, where=str(path)).made_in(folder)
 
 
 def parse_config(tree: Mapping[str, Any], where: str = "config") -> Config:
@@ -293,34 +325,11 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not sep or not key.strip():
         raise ConfigError(f"--set {text!r}: expected key=value, such as selectors.0.budget=0.1")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: the value {value!r} is not YAML: {error}") from error
+        return key.strip(), parse_yaml(value)
+    except ConfigError as error:
+        raise ConfigError(f"--set {key}: the value {value!r}: {error}") from None
 
 
 def dump_config(config: Config) -> str:
     """Return YAML that `load_config` reads back to the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def set_dotted(tree: Any, key: str, value: Any) -> None:
-    """Set `key` ("selectors.0.budget") of a plain tree in place, making sections that are not there."""
-    parts = key.split(".")
-    node = tree
-    for depth, part in enumerate(parts):
-        here = ".".join(parts[: depth + 1])
-        last = depth == len(parts) - 1
-        if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
-                raise ConfigError(f"{here}: the list has {len(node)} entries, numbered from 0")
-            index: Any = int(part)
-        elif isinstance(node, dict):
-            index = part
-        else:
-            raise ConfigError(f"{here}: {'.'.join(parts[:depth])} is a plain value and has no keys")
-        if last:
-            node[index] = value
-        else:
-            if isinstance(node, dict) and node.get(index) is None:
-                node[index] = {}
-            node = node[index]

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
+
+from influray.config_messages import takes_boolean
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe as a folder name
 Positive = Annotated[int, Field(ge=1)]
@@ -13,7 +23,18 @@ Positive = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of the config: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where neither is meant: as numbers they would count as 1 and 0."""
+        found = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, bool) for one in found):
+            annotation = cls.model_fields[str(info.field_name)].annotation
+            if not takes_boolean(annotation):
+                raise ValueError("YAML reads on, off, yes, no, true and false as switches; put quotes around text")
+        return value
 
 
 class SparseSection(Section):

@@ -33,6 +33,13 @@ def readable(error: ValidationError, where: str, root: type[BaseModel]) -> str:
     return f"{where}: " + "; ".join(dict.fromkeys(lines))
 
 
+def takes_boolean(annotation: Any) -> bool:
+    """Return whether a field of this type may hold true or false, or checks so itself (Any)."""
+    if annotation is bool or annotation is Any:
+        return True
+    return any(takes_boolean(inner) for inner in getattr(annotation, "__args__", ()))
+
+
 def _is_branch(part: Any) -> bool:
     text = str(part)
     return text.startswith(("literal[", "constrained-", "function-", "tuple[", "<")) or text in {

@@ -11,13 +11,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config, dump_config
 from influray.protocols import ConfigError, DamagedArtifact
 from influray.registry import featurizer_reads
-from influray.resolved_run import Run, open_run, resolve
+from influray.resolved_run import Run, located, open_run, resolve
 from influray.store.artifact import naming_full_disk
 from influray.store.run_directory import now
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from influray.data.inspection import View
     from influray.report.data import CurveFacts
     from influray.steps.plan import Plan
+    from influray.steps.preflight import Subject
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,6 @@ def run(
     run_dir: str | Path | None = None,
     until: str = "report",
     address: str | None = None,
-    allow_plugins: bool = True,
     console: Console | None = None,
 ) -> Run:
     """Carry out a config up to a step and return the run. What is committed and unchanged is not done again.
@@ -66,7 +67,6 @@ def run(
         run_dir: in place of the config's.
         until: a step (data, warmup, featurize, score, select, tune, evaluate), `report-only`, or `report`.
         address: a running Ray cluster; by default the one this process is a job of, else a local one.
-        allow_plugins: whether the config of a run directory made elsewhere may name plug-ins.
         console: a rich console for progress; None logs only.
 
     Raises:
@@ -74,35 +74,41 @@ def run(
     """
     if until not in UNTIL:
         raise ConfigError(f"until: no step is called {until!r} (known: {', '.join(UNTIL)})")
-    this = resolve(config, overrides, run_dir, allow_plugins)
-    steps = UNTIL[until]
-    if this.config.tune is None:
-        if until in ("tune", "evaluate"):
-            raise ConfigError(
-                f"tune: required by `influray {until}`, but not given (a mapping; {{}} takes all defaults)"
-            )
-        steps = tuple(step for step in steps if step not in ("tune", "evaluate"))
-    check_names(this.config)
+    this = resolve(config, overrides, run_dir)
     from influray.progress import open_progress
     from influray.steps import TABLE, StepContext
+    from influray.steps.preflight import Subject, check_config
+
+    tunes = this.config.tune is not None
+    steps = tuple(step for step in UNTIL[until] if tunes or step not in ("tune", "evaluate"))
+    subject = Subject(this.config, this.directory, steps, until)
+    known = check_config(subject)
 
     with naming_full_disk(this.directory.path), this.directory.hold(), contextlib.ExitStack() as stack:
+        this.directory.begin()
         this.directory.write_config(dump_config(this.config))
         progress = stack.enter_context(open_progress(this.directory.logs, console))
         context = StepContext(this.config, this.directory, until, progress, stack, address)
-        _carry_out(steps, TABLE, context)
+        for note in known:
+            logger.warning("%s", note)
+        _carry_out(steps, TABLE, context, subject)
     return this
 
 
-def _carry_out(steps: Sequence[str], table: Mapping[str, Callable[..., Any]], context: Any) -> None:
+def _carry_out(steps: Sequence[str], table: Mapping[str, Callable[..., Any]], context: Any, subject: Subject) -> None:
     """Carry out the steps in order; from the first again where a file turns out to be damaged, a few times at most.
 
     What is whole is not done again, so that this costs what the file costs.
     """
+    from influray.steps.preflight import check_data
+
     for repairs_left in reversed(range(MAX_REPAIRS + 1)):
         try:
             for name in steps:
                 _timed(name, table[name], context)
+                if name == "data":
+                    for note in check_data(subject):
+                        logger.warning("%s", note)
         except DamagedArtifact as error:
             if not repairs_left:
                 raise
@@ -145,7 +151,6 @@ def curves(
     selection: str | None = None,
     budget: int | float | None = None,
     address: str | None = None,
-    allow_plugins: bool = True,
     console: Console | None = None,
 ) -> tuple[tuple[CurveFacts, ...], tuple[Path, Path]]:
     """Carry out a config up to the selection; return the budget curves and (curves.html, curves.json) of RUN/report.
@@ -161,7 +166,7 @@ def curves(
     from influray.report.curves import budget_curves, check_budget, check_selection
 
     # Hours before the curves would say it.
-    wanted = resolve(config, overrides, run_dir, allow_plugins)
+    wanted = resolve(config, overrides, run_dir)
     check_selection(selection, [selector.name for selector in wanted.config.selectors])
     check_budget(budget)
     this = run(
@@ -170,7 +175,6 @@ def curves(
         run_dir=run_dir,
         until="select",
         address=address,
-        allow_plugins=allow_plugins,
         console=console,
     )
     with this.directory.hold():
@@ -183,7 +187,6 @@ def index(
     kind: str = "auto",
     *,
     address: str | None = None,
-    allow_plugins: bool = True,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Build the index of a scored run where it is not there yet, and return its manifest.
@@ -194,7 +197,7 @@ def index(
     Raises:
         ConfigError, ArtifactMismatch: as `build_index`; or `run_dir` is no run.
     """
-    this = open_run(run_dir, allow_plugins)
+    this = open_run(run_dir)
     from functools import partial
 
     from influray.progress import open_progress
@@ -213,7 +216,7 @@ def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:
     """Audit a scored run; return it and what was found, as in RUN/report/audit.json. Raises as `report.audit.audit`."""
     from influray.report.audit import audit as look_over
 
-    this = open_run(run_dir)
+    this = located(run_dir)  # what was computed is looked at, and nothing that its config names
     with this.directory.hold():
         return this, look_over(this.directory.path)
 
@@ -234,10 +237,13 @@ def plan(
         ConfigError, DataError: as `run`; no such device.
     """
     from influray.steps.plan import make_plan
+    from influray.steps.preflight import Subject, check_config, check_data
 
     this = resolve(config, overrides, run_dir)
-    check_names(this.config)
     cfg = this.config
+    asked = tuple(step for step in STEPS if cfg.tune is not None or step not in ("tune", "evaluate"))
+    subject = Subject(cfg, this.directory, asked)
+    known = check_config(subject)
     reads = featurizer_reads(cfg.features.featurizer)
     tests = sum(1 for target in cfg.data.targets.values() if target.test)
     what = {
@@ -252,7 +258,10 @@ def plan(
         "evaluate": "not asked for" if cfg.tune is None else f"{tests} tasks with a test",
         "report": str(this.directory.report),
     }
-    return make_plan(cfg, this.directory, what, device, workers)
+    made = make_plan(cfg, this.directory, what, device, workers)
+    if made.steps[0].state == "done":  # the catalogues are those of the config
+        known += check_data(subject)
+    return replace(made, notes=(*made.notes, *known))
 
 
 def _named(what: str | Sequence[object]) -> str:
@@ -290,29 +299,3 @@ def inspect(
     from influray.model.loading import load_tokenizer
 
     return view(this.directory.data(split), load_tokenizer(this.config.model), row=row, identity=identity)
-
-
-def check_names(config: Config) -> None:
-    """Raise where the config names what does not exist, or options it has not, before anything starts.
-
-    Raises:
-        ConfigError: a name, an option or its value.
-        ArtifactMismatch: the scorer cannot use the datastores that the config will make.
-    """
-    from influray.features.options import read_options
-    from influray.registry import resolve as look_up
-    from influray.registry import resolve_method
-    from influray.scorers.options import expected_stores, make_scorer
-    from influray.selectors.api import check_method, make_selector
-
-    featurizer = look_up("featurizers", config.features.featurizer, "features.featurizer")
-    read_options(config.features.featurizer, config.features.options, getattr(featurizer, "OPTIONS", {}))
-    look_up("projectors", config.features.projector.name, "features.projector.name")
-    make_scorer(config.attribution.scorer, expected_stores(config), config.attribution.options)
-    for index, selector in enumerate(config.selectors):
-        name, preset = resolve_method(selector.method)
-        try:
-            check_method(selector.method)
-            make_selector(name, {**preset, **selector.options})
-        except ConfigError as error:
-            raise ConfigError(f"selectors.{index}.{error}") from error

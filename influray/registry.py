@@ -11,6 +11,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+from influray.plugins import is_plugin, load
 from influray.protocols import ConfigError, Reads
 
 
@@ -123,23 +124,18 @@ def resolve(seam: str, name: str, key: str) -> Any:
     """Return what `name` stands for in the table of `seam`, or the plug-in "package.module:Class" itself.
 
     Raises:
-        ConfigError: no such name (with the nearest one), or the plug-in cannot be imported; it names `key`.
+        ConfigError: no such name (with the nearest one), or a plug-in that may not be imported, cannot be, or is no
+            class of the seam (influray.plugins); it names `key`.
     """
     table = SEAMS[seam]
     if name in table:
         module, _, attribute = table[name].target.partition(":")
         return getattr(importlib.import_module(module), attribute)
-    if ":" not in name:
+    if not is_plugin(name):
         near = difflib.get_close_matches(name, table, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{key}: no {seam[:-1]} is called {name!r}{hint} (known: {', '.join(sorted(table))})")
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{key}: plug-in {name!r} cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise ConfigError(f"{key}: module {module!r} has no {attribute!r}") from error
+    return load(seam, name, key)
 
 
 def featurizer_reads(name: str) -> Reads:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config, load_config, parse_config
+from influray.config_yaml import set_dotted
+from influray.plugins import is_plugin, permit, trusting
 from influray.protocols import ArtifactMismatch, ConfigError, Selection
-from influray.registry import SEAMS
 from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
 from influray.store.uri import is_uri, parse_uri
@@ -92,25 +94,30 @@ class Run:
         return self.engine.ask(Asked(question, like, k, tokens))
 
 
-def open_run(run_dir: str | Path, allow_plugins: bool = True) -> Run:
+def located(run_dir: str | Path) -> Run:
+    """Return the run that lies in a folder or at a URI, to be read: nothing that its config names is admitted.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    directory = RunDirectory(run_dir)
+    path = present(directory.config_path)
+    if not path.is_file():
+        raise ConfigError(f"{run_dir}: no run lies here (no config.yaml); name the folder of one, such as runs/demo")
+    return Run(directory, load_config(path, {"run_dir": directory.address}))
+
+
+def open_run(run_dir: str | Path) -> Run:
     """Return the run that lies in a folder or at a URI, with the config it was carried out with.
 
-    Without `allow_plugins` its config may not name code: it may come from elsewhere.
+    It may come from elsewhere: plug-ins and model code that its config names run only inside `influray.allow_plugins()`
+    (`--allow-plugins`).
 
     Raises:
         ConfigError: there is no run, or its config names a plug-in, or a model that brings code, and may not.
     """
-    path = present(RunDirectory(run_dir).config_path)
-    if not path.is_file():
-        raise ConfigError(f"{run_dir}: no run lies here (no config.yaml); name the folder of one, such as runs/demo")
-    this = resolve(path, run_dir=run_dir)
-    if not allow_plugins:
-        _refuse_plugins(this.config, path)
-        if this.config.model.trust_remote_code:
-            raise ConfigError(
-                f"{path}: model.trust_remote_code runs code that comes with {this.config.model.base!r}; "
-                "add --allow-plugins if you trust where the run comes from"
-            )
+    this = located(run_dir)
+    admit(this.config, this.directory.config_path)
     return this
 
 
@@ -118,49 +125,67 @@ def resolve(
     config: str | Path | Config | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
     run_dir: str | Path | None = None,
-    allow_plugins: bool = True,
 ) -> Run:
     """Return the run that a config, overrides and run directory stand for; nothing is written.
+
+    What the config names is admitted as `admit` says. Its `run_dir` is where the run lies, also where `run_dir` chose
+    another place than the file.
 
     Raises:
         ConfigError: as `load_config`; or the config of a run directory names a plug-in and may not.
     """
+    overrides = overrides or {}
     if isinstance(config, str | Path):
         resolved = load_config(config, overrides)
-        if not allow_plugins and (Path(config).parent / "run.json").exists():
-            _refuse_plugins(resolved, Path(config))
     elif isinstance(config, Config):
         resolved = config
         if overrides:
-            resolved = load_config_tree(config.model_dump(mode="json"), overrides)
+            resolved = load_config_tree(config.model_dump(mode="json"), overrides).made_in(config.run_directory)
     else:
-        resolved = load_config_tree(copy.deepcopy(dict(config)), overrides or {})
+        resolved = load_config_tree(copy.deepcopy(dict(config)), overrides)
+    admit(resolved, resolved.run_directory, overrides)
     if is_uri(resolved.run_dir):
         parse_uri(resolved.run_dir)  # it is kept in config.yaml whatever takes its place: no secrets
-    directory = RunDirectory(run_dir if run_dir is not None else resolved.run_dir)
-    return Run(directory, resolved)
+    directory = RunDirectory(resolved.run_dir if run_dir is None else run_dir)
+    return Run(directory, resolved.model_copy(update={"run_dir": directory.address}))
 
 
 def load_config_tree(tree: dict[str, Any], overrides: Mapping[str, Any]) -> Config:
     """Return the config of a plain tree with dotted overrides."""
-    from influray.config import set_dotted
-
     for key, value in overrides.items():
         set_dotted(tree, key, value)
     return parse_config(tree)
 
 
-def _refuse_plugins(config: Config, path: Path) -> None:
-    named: Sequence[tuple[str, str]] = [
-        ("features.featurizer", config.features.featurizer),
-        ("features.projector.name", config.features.projector.name),
-        ("attribution.scorer", config.attribution.scorer),
-        *((f"selectors.{i}.method", s.method) for i, s in enumerate(config.selectors)),
-    ]
-    known = {name for table in SEAMS.values() for name in table}
-    for key, value in named:
-        if ":" in value and value not in known:
+def admit(config: Config, run_directory: Path | None, overrides: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Permit the code that a config names, or refuse it: the only way by which the names of a config are permitted.
+
+    A user's own config (`run_directory` None) is hers, and so is what she overrides. A config that lies in a run
+    directory may come from elsewhere, and names no code outside `influray.allow_plugins()`.
+
+    Raises:
+        ConfigError: the config of a run directory names a plug-in, or trusts a model's code; it names the key.
+    """
+    named = {
+        "features.featurizer": config.features.featurizer,
+        "features.projector.name": config.features.projector.name,
+        "attribution.scorer": config.attribution.scorer,
+        **{f"selectors.{i}.method": s.method for i, s in enumerate(config.selectors)},
+    }
+    if run_directory is not None and not trusting():
+        advice = "add --allow-plugins (in Python: influray.allow_plugins()) if you trust where it comes from"
+        for key, value in named.items():
+            if is_plugin(value) and not _overridden(key, overrides):
+                raise ConfigError(
+                    f"{run_directory}: {key} names the plug-in {value!r}, and a run directory may not name code to "
+                    f"import; {advice}"
+                )
+        if config.model.trust_remote_code and not _overridden("model.trust_remote_code", overrides):
             raise ConfigError(
-                f"{path}: {key} names the plug-in {value!r}, and a run directory may not name code to import; "
-                "add --allow-plugins if you trust where it comes from"
+                f"{run_directory}: model.trust_remote_code runs code that comes with {config.model.base!r}; {advice}"
             )
+    permit(named.values())
+
+
+def _overridden(key: str, overrides: Mapping[str, Any]) -> bool:
+    return any(key == given or key.startswith(f"{given}.") for given in overrides)

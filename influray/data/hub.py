@@ -5,6 +5,8 @@ A local folder that `datasets` can load is `hf:///absolute/folder[:split]`.
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,8 +14,11 @@ import pyarrow as pa
 
 from influray.protocols import ConfigError, DataError
 
+log = logging.getLogger(__name__)
+
 PREFIX = "hf://"
 BATCH_ROWS = 256
+COUNT_SECONDS = 10.0
 
 
 class HubId(NamedTuple):
@@ -61,6 +66,28 @@ def batches(entry: str) -> Iterator[pa.RecordBatch]:
         raise DataError(f"{entry}: {error}") from error
     for table in stream.iter(batch_size=BATCH_ROWS):
         yield from table.to_batches()
+
+
+def count(entry: str, seconds: float = COUNT_SECONDS) -> int | None:
+    """Return how many rows a data set says that its split has; None where it does not say, or not within `seconds`.
+
+    Nothing but what describes the data set is read. Offline, only what is on this machine is asked.
+    """
+    found: list[int | None] = []
+
+    def ask() -> None:
+        try:
+            identity, builder = _builder(entry)
+            split = (builder.info.splits or {}).get(identity.split)
+            found.append(None if split is None else split.num_examples)
+        except Exception as error:  # noqa: BLE001 - the hub's libraries raise whatever their transports do
+            log.info("%s: not counted: %s", entry, error)
+
+    # Their time-outs are per request and retried: another thread may go on waiting, this one does not.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else None
 
 
 def own_errors(hub: bool) -> tuple[type[Exception], ...]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from influray.miniature import prepare
 from influray.pipeline import run
+from influray.store.run_directory import RunDirectory
 
 METHODS = {
     "bids": "bids",
@@ -74,6 +75,7 @@ def reproduce(folder: str | Path, worlds: Sequence[int], seeds: Sequence[int], b
         ]
         arms = [selector["name"] for selector in selectors] + [FULL]
         overrides: dict[str, Any] = {"selectors": selectors, "tune.selections": arms, "tune.seeds": list(seeds)}
+        RunDirectory(place).claim()  # before a world is written into it
         done = run(prepare(place / "world", seed=world), overrides, run_dir=place, until="evaluate")
         outcomes.append(Outcome(world, BASE, 0, done.evaluation(BASE, 0)["tasks"]))
         outcomes += [Outcome(world, arm, seed, done.evaluation(arm, seed)["tasks"]) for arm in arms for seed in seeds]

@@ -21,6 +21,7 @@ import numpy as np
 
 from influray.config import FinetuneConfig, WarmupConfig
 from influray.model.checkpoints import Checkpoint, load_checkpoint
+from influray.model.schedule import learning_rate_factor
 from influray.protocols import ArtifactMismatch, ConfigError, DataError, TokenizedExample
 from influray.store.artifact import fingerprint, hash_bytes
 from influray.store.mirror import present_folder, remove_folder
@@ -108,26 +109,6 @@ def warmup_rows(n_pool: int, fraction: float, seed: int) -> np.ndarray:
         raise DataError("data.pool: no usable row to warm up on")
     size = max(1, int(Fraction(repr(float(fraction))) * n_pool))
     return np.sort(seeded_order(n_pool, seed)[:size])
-
-
-def learning_rate_factor(
-    step: int, total: int, schedule: Literal["linear", "cosine", "constant"], warmup_ratio: float
-) -> float:
-    """Return the fraction of the peak rate in force at `step` (from 0) of `total`.
-
-    It rises from 0 over ceil(warmup_ratio * total) steps, and then falls to 0 at step `total` or stays.
-
-    Source: transformers optimization.py, get_{linear,cosine,constant}_schedule_with_warmup.
-    """
-    rising = math.ceil(warmup_ratio * total)
-    if step < rising:
-        return step / rising
-    progress = (step - rising) / max(1, total - rising)
-    if schedule == "linear":
-        return max(0.0, 1.0 - progress)
-    if schedule == "cosine":
-        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-    return 1.0
 
 
 def process_group() -> tuple[int, int]:

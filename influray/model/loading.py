@@ -38,7 +38,7 @@ def load_tokenizer(model_config: ModelConfig) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
-    _require_base(model_config)
+    require_base(model_config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model_config.base, revision=model_config.revision, trust_remote_code=model_config.trust_remote_code
@@ -70,7 +70,7 @@ def load_base(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    _require_base(model_config)
+    require_base(model_config)
     settings: dict[str, Any] = {}
     if model_config.attention != "auto":
         settings["attn_implementation"] = model_config.attention
@@ -140,7 +140,7 @@ def check_lora_targets(model_config: ModelConfig) -> None:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    _require_base(model_config)
+    require_base(model_config)
     trust = model_config.trust_remote_code
     try:
         shape = AutoConfig.from_pretrained(model_config.base, revision=model_config.revision, trust_remote_code=trust)
@@ -216,7 +216,7 @@ def model_digest(model_config: ModelConfig) -> str:
         ConfigError: no such model.
     """
     folder = Path(model_config.base)
-    _require_base(model_config)
+    require_base(model_config)
     if folder.is_dir():
         names = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
         paths = sorted({path for name in names for path in folder.glob(name)})
@@ -248,7 +248,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     return fingerprint([type(tokenizer).__name__, state, tokenizer.chat_template, tokenizer.special_tokens_map])
 
 
-def _require_base(model_config: ModelConfig) -> None:
+def require_base(model_config: ModelConfig) -> None:
+    """Raise ConfigError where `model.base` is a folder without a model, or can be no hub id."""
     base = Path(model_config.base)
     if base.is_dir():
         if not (base / "config.json").exists():

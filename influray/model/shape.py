@@ -10,6 +10,7 @@ from torch import nn
 from influray.config import ModelConfig
 from influray.model.loading import ALL_LINEAR
 from influray.planning import ModelShape
+from influray.protocols import ConfigError
 
 
 def model_shape(model_config: ModelConfig) -> ModelShape | None:
@@ -24,12 +25,15 @@ def model_shape(model_config: ModelConfig) -> ModelShape | None:
     where = {"revision": model_config.revision, "trust_remote_code": trust, "local_files_only": True}
     try:
         settings = AutoConfig.from_pretrained(model_config.base, **where)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError) as error:
         if Path(model_config.base).is_dir():
-            raise
+            raise _no_model(model_config, error) from error
         return None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _no_model(model_config, error) from error
     head = model.get_output_embeddings()
     lora = model_config.lora
     body = outputs = adapter = 0
@@ -51,4 +55,12 @@ def model_shape(model_config: ModelConfig) -> ModelShape | None:
         attention=text.num_hidden_layers * heads * width,
         lora=adapter,
         outputs=outputs + (head.out_features if isinstance(head, nn.Linear) else 0),
+    )
+
+
+def _no_model(model_config: ModelConfig, error: Exception) -> ConfigError:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return ConfigError(
+        f"model.base: {model_config.base!r} cannot be loaded ({text}); it must be a folder with config.json and "
+        "safetensors weights, or the hub id of a causal language model"
     )

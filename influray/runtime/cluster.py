@@ -23,13 +23,13 @@ from typing import Any
 
 from influray.config import ResourcesConfig
 from influray.protocols import USER_ERRORS, ConfigError
+from influray.runtime.startup import connecting, require_ray, scratch_parent, starting
 
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "influray"
 OBJECT_STORE_BYTES = 80 * 2**20  # shards go through files; Ray refuses less than 75 MiB
 CONNECT_SECONDS = 10.0
-SHORT_FOLDER = 40  # characters; Ray's socket paths add about 65, and a system allows 103 to 107
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,14 +210,11 @@ def _private_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    parent = tempfile.gettempdir()
-    if len(parent) > SHORT_FOLDER:
-        parent = "/tmp"  # noqa: S108 - mkdtemp makes a folder of our own in it
-    folder = tempfile.mkdtemp(prefix="influray-", dir=parent)
+    folder = tempfile.mkdtemp(prefix="influray-", dir=scratch_parent())
     before = signal.getsignal(signal.SIGTERM)
     try:
         # Ray loses sight of processes that it is just starting; blocked signals they would inherit.
-        with interrupt_between() as check_interrupt, _no_handlers_of_ray():
+        with interrupt_between() as check_interrupt, _no_handlers_of_ray(), starting(folder):
             ray.init(
                 address="local",
                 namespace=NAMESPACE,
@@ -269,14 +266,11 @@ def _attached(address: str, named: str) -> Iterator[None]:
     import ray
 
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        with _signals_wait():
-            try:
-                ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-            finally:
-                _restore_sigterm(before)
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(f"{named}: no Ray cluster answers at {address!r}: {error}") from error
+    with connecting(address, named), _signals_wait():
+        try:
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        finally:
+            _restore_sigterm(before)
     try:
         yield
     finally:
@@ -319,9 +313,11 @@ def _require_listener(address: str, named: str) -> None:
     if not colon or not port.isdigit():
         raise ConfigError(f'{named}: found {address!r}; it must be host:port of the cluster\'s head, or "auto"')
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
+        connection = socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS)
+    except (OSError, OverflowError) as error:
         raise ConfigError(f"{named}: no Ray cluster answers at {address!r}: {error}") from error
+    with connection:
+        require_ray(connection, address, named)
 
 
 def _describe(owned: bool) -> ClusterInfo:

@@ -10,10 +10,12 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 import threadpoolctl
 
+from influray.plugins import permit, permitted
 from influray.store.mirror import flush, follow, local
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,19 @@ def prepare_process(logs: str | Path, threads: int) -> str:
     logger.info("%s is up, %d threads", process_name(), threads)
     flush()  # a worker may be gone before its log is uploaded for the first time
     return process_name()
+
+
+def inheriting(worker: type[Any]) -> type[Any]:
+    """Return a class of actors whose processes may import the plug-ins that this process may."""
+    names = permitted()
+
+    class Inheriting(worker):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            permit(names)
+            super().__init__(*arguments, **options)
+
+    Inheriting.__name__, Inheriting.__qualname__ = worker.__name__, worker.__qualname__
+    return Inheriting
 
 
 def import_large(*modules: str) -> None:

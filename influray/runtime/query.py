@@ -334,6 +334,9 @@ class QueryEngine:
         )
         start = 0
         for k, unit_QD in enumerate(made.unit_KQD):
+            if not self._vectors.weights[k]:  # trained at learning rate 0: nothing of it enters an answer
+                start += unit_QD.shape[1]
+                continue
             new_D, old_D = (vector[start : (stop := start + unit_QD.shape[1])] for vector in (new_F, old_F))
             cosine = float(new_D @ old_D / max(float(np.linalg.norm(new_D) * np.linalg.norm(old_D)), 1e-30))
             if not cosine >= _SAME[self.config.model.dtype]:

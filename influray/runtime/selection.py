@@ -22,7 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 from influray.protocols import USER_ERRORS, StorageError
 from influray.runtime.cluster import NAMESPACE, interrupt_on_sigterm
 from influray.runtime.columns import ColumnWorkers
-from influray.runtime.process import logged, prepare_process
+from influray.runtime.process import inheriting, logged, prepare_process
 from influray.store.artifact import naming_full_disk, read_json, write_json
 from influray.store.mirror import address_of, local, present, remove_folder
 from influray.store.ranges import Mapper, Threads
@@ -90,7 +90,7 @@ def run_selection(
         "max_task_retries": MAX_RESTARTS,
         "concurrency_groups": {"run": 1, "status": 1},  # so that it can be asked while it works
     }
-    actor: Any = ray.remote(**options)(SelectionDriver)
+    actor: Any = ray.remote(**options)(inheriting(SelectionDriver))
     driver = actor.options(name=driver_name(run_dir), namespace=NAMESPACE).remote(
         address_of(marks), address_of(run.logs), max(1, int(cpus)), workers, cpus_per_worker
     )

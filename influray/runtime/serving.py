@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from influray.config import Config, parse_config
+from influray.plugins import permit, permitted
 from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError
 from influray.runtime.cluster import connect, resolve_resources
 from influray.runtime.query import Asked, QueryEngine
@@ -106,6 +107,7 @@ def _application(run_dir: str, config: dict[str, Any], place: Place, workers: in
     from ray import serve as ray_serve
 
     threads = config["resources"]["threads_per_worker"]
+    plugins = permitted()
 
     @ray_serve.deployment(
         name=ENGINE,
@@ -120,6 +122,7 @@ def _application(run_dir: str, config: dict[str, Any], place: Place, workers: in
             from influray.runtime.process import prepare_process
             from influray.runtime.workers import prepare_torch
 
+            permit(plugins)
             prepare_process(RunDirectory(run_dir).logs, threads)
             device = prepare_torch(threads)
             self._engine = QueryEngine(RunDirectory(run_dir), parse_config(config), device)

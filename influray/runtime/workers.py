@@ -24,7 +24,7 @@ from influray.registry import featurizer_reads, resolve
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.metrics import PoolMetrics
 from influray.runtime.poison import ROW_REASON
-from influray.runtime.process import import_large, logged, prepare_process, process_name
+from influray.runtime.process import import_large, inheriting, logged, prepare_process, process_name
 from influray.runtime.shards import ShardPool
 from influray.runtime.tasks import Attempt, Computed, PoolEvent, PoolReport, ShardOutOfMemory, ShardTask, WorkerInfo
 from influray.store.artifact import Receipt, ShardStore
@@ -91,7 +91,7 @@ def make_pool(
     options: dict[str, Any] = {"num_cpus": resources.cpus_per_worker, "num_gpus": gpus}
     if hasattr(worker, "commit"):
         options["concurrency_groups"] = {WRITER: 1}
-    actor: Any = ray.remote(**options, max_restarts=0, max_task_retries=0)(worker)
+    actor: Any = ray.remote(**options, max_restarts=0, max_task_retries=0)(inheriting(worker))
 
     def make_worker() -> Any:
         return actor.remote(*arguments, resources.threads_per_worker)

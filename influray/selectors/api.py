@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influray.config import BoundsConfig, ConstraintsConfig, parse_constraints
+from influray.config import BoundsConfig, ConstraintsConfig, TokenBudget, parse_constraints
+from influray.plugins import permit
 from influray.protocols import (
     AttributionSource,
     Bounds,
@@ -24,6 +25,8 @@ from influray.protocols import (
     Selector,
 )
 from influray.registry import METHODS, SELECTORS, resolve, resolve_method
+from influray.selectors.admission import Admission
+from influray.selectors.kept import require_kept
 from influray.selectors.options import near
 from influray.selectors.row_facts import given_facts
 from influray.store.artifact import read_manifest
@@ -73,6 +76,7 @@ def select(
         DataError: scores that cannot be used.
     """
     limited = parse_constraints(constraints or {})
+    permit([method])  # spelled out by the caller
     source = attribution if _is_source(attribution) else _opened(attribution)
     names = check_groups(source, groups)
     total = source.shape[0]
@@ -92,13 +96,13 @@ def run_selector(problem: SelectionProblem, method: str, options: Mapping[str, A
     """Return the selection of a method, with the method's name and all its given options on it.
 
     Raises:
-        ConfigError: an unknown method or option, or a plug-in whose result is no selection of this problem.
+        ConfigError: an unknown method or option, or a method whose result is no selection of this problem.
     """
     check_method(method)
     name, preset = resolve_method(method)
     merged = {**preset, **options}
     selection = make_selector(name, merged).select(problem)
-    _check(selection, problem, method)
+    require_kept(selection, problem, method)
     stats = problem.attribution.known_stats if isinstance(problem.attribution, Attribution | ArrayAttribution) else None
     dropped = {} if stats is None else stats.left_out()
     return replace(selection, method=method, options=merged, dropped_columns=dropped)
@@ -158,7 +162,7 @@ def resolve_limits(
         for kind, of in (("sources", constraints.sources), ("tasks", constraints.tasks))
     }
     ids = {
-        kind: _ids(f"constraints.{kind}", value, Path(root))
+        kind: read_ids(f"constraints.{kind}", value, Path(root))
         for kind, value in (("include", constraints.include), ("exclude", constraints.exclude))
     }
     return count, Limits(
@@ -169,6 +173,25 @@ def resolve_limits(
         bounds["tasks"],
         constraints.near_duplicates,
     )
+
+
+def pool_limits(
+    catalogue: Catalogue, budget: int | float | TokenBudget, constraints: ConstraintsConfig, root: str | Path = "."
+) -> None:
+    """See whether the rows of a pool can keep to a budget and its limits, before there is a matrix.
+
+    What needs scores is left out: limits of tasks and near-duplicates.
+
+    Raises:
+        ConfigError: as `resolve_limits`; an id or source that the pool has not, or limits that cannot be kept.
+    """
+    rows_N = np.arange(len(catalogue))
+    asked = {"tokens": budget.tokens} if isinstance(budget, TokenBudget) else budget
+    count, limits = resolve_limits(asked, constraints, len(rows_N), root)
+    known = replace(limits, tasks={}, near_duplicates=None)
+    if known != Limits():
+        unscored = ArrayAttribution(np.broadcast_to(np.float32(0), (len(rows_N), 1)))
+        Admission(SelectionProblem(unscored, ("",), count, 0, PoolFacts(catalogue, rows_N), known))
 
 
 def _bounds(key: str, given: BoundsConfig, budget: int, in_tokens: bool) -> Bounds:
@@ -182,7 +205,8 @@ def _bounds(key: str, given: BoundsConfig, budget: int, in_tokens: bool) -> Boun
     return low, high
 
 
-def _ids(key: str, given: tuple[str, ...] | str, root: Path) -> tuple[str, ...]:
+def read_ids(key: str, given: tuple[str, ...] | str, root: Path) -> tuple[str, ...]:
+    """Return ids as they are given, or those of a file under `root`. Raises ConfigError where it cannot be read."""
     if not isinstance(given, str):
         return given
     path = root / given
@@ -278,14 +302,3 @@ def _is_source(value: Any) -> bool:
 
 def _opened(attribution: Any) -> AttributionSource:
     return Attribution(attribution) if isinstance(attribution, str | Path) else ArrayAttribution(attribution)
-
-
-def _check(selection: Selection, problem: SelectionProblem, method: str) -> None:
-    rows = np.asarray(selection.rows)
-    wanted = len(rows) if problem.limits.tokens is not None else problem.budget
-    right = len(rows) == len(selection.merit) == len(selection.column) == wanted and len(np.unique(rows)) == wanted
-    if not right or not np.isin(rows, problem.attribution.rows).all():
-        raise ConfigError(
-            f"method: {method!r} did not return {wanted} different rows of the matrix with a merit and a column each; "
-            "this is an error of the method, not of the config"
-        )

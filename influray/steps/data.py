@@ -6,8 +6,6 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from influray import planning
-from influray.config import Config
-from influray.protocols import ConfigError
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint, read_manifest
 
@@ -51,7 +49,6 @@ def data(context: StepContext) -> StepResult:
                 find_crew=workers.for_seconds,
             )
     rows = {split: len(catalogue) for split, catalogue in catalogues.items()}
-    _require_budgets(context.config, rows["pool"])
     tokens = {split: int(catalogue.facts("tokens")["tokens"].sum()) for split, catalogue in catalogues.items()}
     return StepResult(
         fingerprint({split: catalogue.digest for split, catalogue in catalogues.items()}),
@@ -98,13 +95,3 @@ class _Workers:
             self._stack.callback(crew.close)
             self._crew = crew
         return self._crew
-
-
-def _require_budgets(config: Config, rows: int) -> None:
-    # Hours before the selectors would say it.
-    for index, selector in enumerate(config.selectors):
-        budget = selector.budget
-        if isinstance(budget, int) and budget > rows:
-            raise ConfigError(f"selectors.{index}.budget: {budget} examples of a pool of {rows} usable rows")
-        if isinstance(budget, float) and int(budget * rows) < 1:
-            raise ConfigError(f"selectors.{index}.budget: {budget} of {rows} usable rows is less than one example")

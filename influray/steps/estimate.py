@@ -40,6 +40,7 @@ class Found:
     bytes: float
     file_rows: tuple[int, ...]
     exact: bool
+    uncounted: tuple[str, ...] = ()  # hf:// entries whose rows nobody tells; they are left out of the numbers
 
 
 def find_machine(config: Config, device: str | None, workers: int | None) -> Machine:
@@ -127,19 +128,24 @@ def _sampled(config: Config, split: str) -> Found:
             tokens.append(count)
             loss.append(trained)
     mean_size = float(np.mean(sizes)) if sizes else 1.0
-    rows = []
+    rows, uncounted = [], []
     for _, file, limit in files:
         count = _row_count(file, mean_size)
+        if count is None:
+            uncounted.append(file.path)
+            count = 0
         rows.append(count if limit is None else min(count, limit))
     total = sum(rows)
-    tokens_n = np.array(tokens or [0], np.float64)
+    # Of data sets alone no row was looked at: half of max_tokens stands for theirs.
+    tokens_n = np.array(tokens or [config.data.max_tokens // 2], np.float64)
     work = Workload(
         total,
         round(total * tokens_n.mean()),
-        round(total * float(np.mean(loss or [0]))),
+        round(total * float(np.mean(loss or [config.data.max_tokens // 4]))),
         round(total * float((tokens_n**2).mean())),
     )
-    return Found(work, total * (mean_size + 4.0 * tokens_n.mean() + 80), tuple(rows), exact=False)
+    size = total * (mean_size + 4.0 * tokens_n.mean() + 80)
+    return Found(work, size, tuple(rows), exact=False, uncounted=tuple(uncounted))
 
 
 def resolve_paths(config: Config) -> list[tuple[tuple[str, str], DataFile]]:
@@ -184,13 +190,15 @@ def _sample(file: Any, config: Config, encoder: Any) -> Any:
         yield len(raw), (len(encoded.input_ids), encoded.loss_tokens)
 
 
-def _row_count(file: Any, mean_size: float) -> int:
+def _row_count(file: Any, mean_size: float) -> int | None:
     if file.kind == "parquet":
         import pyarrow.parquet as pq
 
         return pq.ParquetFile(file.path).metadata.num_rows
     if file.kind == "hub":
-        return 0
+        from influray.data.hub import count
+
+        return count(file.path)
     size = Path(file.path).stat().st_size * (COMPRESSED if file.compression else 1.0)
     return max(1, round(size / (mean_size + 1)))
 

@@ -211,6 +211,8 @@ def _planned(
         "score": pool,
         "select": pool,
     }.get(name)
+    if any(found[split].uncounted for split in ("pool", "target", "test")):
+        return PlannedStep(name, state, what, actual_seconds=seconds)
     return PlannedStep(
         name,
         state,
@@ -245,6 +247,12 @@ def _notes(
     notes = []
     if not found["pool"].exact:
         notes.append("rows and tokens are estimated from the first rows of the files; `influray run` counts them")
+    for split, one in found.items():
+        notes += [
+            f"{entry} ({split}): its rows are unknown (offline, no answer, or it does not say), so what the steps "
+            "take is unknown too"
+            for entry in one.uncounted
+        ]
     if shape is None and featurizer_reads(config.features.featurizer) != "records":
         notes.append(f"{config.model.base} is not on this machine, so what its passes take is unknown")
     if machine.device.name == "CPU":

@@ -17,8 +17,9 @@ from typing import Any
 
 from influray.protocols import ConfigError
 from influray.store.artifact import SCHEMA, read_json, write_bytes, write_json
+from influray.store.claim import require_ours
 from influray.store.lease import leased, shown
-from influray.store.mirror import address_of, flush, local, location_of
+from influray.store.mirror import address_of, flush, local, location_of, present
 
 VERSIONED = ("influray", "torch", "transformers", "peft", "ray", "pyarrow", "numpy", "tokenizers")
 
@@ -89,13 +90,32 @@ class RunDirectory:
     def evaluation(self, name: str, seed: int) -> Path:
         return self.path / "evaluation" / name / f"seed-{seed}.json"
 
+    def require_ours(self) -> None:
+        """Raise ConfigError where no run may write: the folder is a file, or holds what no run has made."""
+        require_ours(self.path)
+
+    def claim(self) -> None:
+        """Make the folder a run directory, unless it is one, by its run.json. Raises ConfigError as `require_ours`."""
+        self.require_ours()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.begin()
+        except OSError as error:
+            raise ConfigError(f"run_dir: {self.path} cannot be written: {error}") from error
+
+    def begin(self) -> None:
+        """Write an empty run.json where there is none: the mark by which the folder is known from now on."""
+        if not present(self.path / "run.json").exists():
+            write_json(self.path / "run.json", {"schema": SCHEMA, "steps": {}})
+
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """Hold the directory for one driver; the lock goes with the process, however it ends.
 
         Raises:
-            ConfigError: another driver holds it, and which one, or the folder cannot be made.
+            ConfigError: another driver holds it, and which one, or the folder cannot be made or is not a run's.
         """
+        self.require_ours()
         location = location_of(self.path)
         # In a mirror the lock is between the processes of this machine, and the lease of the same name for all others.
         name = "lease.json" if location is None else ".lease.tmp"

@@ -16,6 +16,7 @@ from influray.data.files import resolve_files
 from influray.features.gradient import GradientFeaturizer
 from influray.model.checkpoints import AdamMoments, load_checkpoint, save_checkpoint
 from influray.model.loading import attach_adapter, attach_new_adapter, load_base, load_tokenizer
+from influray.plugins import permit
 from influray.protocols import ConfigError
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.shards import ShardTask
@@ -194,6 +195,7 @@ def test_a_batch_that_does_not_fit_has_its_shard_made_again_with_smaller_ones(wo
     config, directory = world
     plain = config.model_dump(mode="json")
     plain["features"]["featurizer"] = "tests.integration.tight_features:TightFeaturizer"
+    permit([plain["features"]["featurizer"]])
     tasks = [t for t in feature_tasks(config, directory, tmp_path) if (t.split, t.checkpoint) == ("pool", 1)]
     report = featurize(plain, directory.path, tasks, resources(1))
     assert report.workers_lost == 0

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from influray.config import Config, dump_config, load_config, parse_config, parse_override
+from influray.plugins import permit
 from influray.protocols import ConfigError
 from influray.registry import resolve
 
@@ -145,6 +146,7 @@ def test_an_unknown_method_suggests_the_near_one():
 
 
 def test_a_plugin_that_cannot_be_imported_says_why():
+    permit(["no_such_package.x:Y", "influray.config:Nope"])
     with pytest.raises(ConfigError, match="cannot be imported"):
         resolve("selectors", "no_such_package.x:Y", "selectors.0.method")
     with pytest.raises(ConfigError, match="has no 'Nope'"):

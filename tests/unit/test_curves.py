@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from influray.cli import main
+from influray.plugins import permit
 from influray.protocols import ArtifactMismatch, ConfigError, Selection, SelectionProblem
 from influray.report.curve_sheet import knees, numbers_of, rechecks, write_curves
 from influray.report.curves import budget_curves
@@ -79,6 +80,7 @@ def test_a_larger_budget_continues_the_curve(run, budget):
 
 
 def test_a_method_that_chooses_otherwise_for_another_budget_is_told_apart(run, tmp_path):
+    permit(["tests.unit.test_curves:Shifty"])
     copy = with_method(run, tmp_path, "tests.unit.test_curves:Shifty")
     (found,) = budget_curves(copy.path, "bids")
     assert found.recheck.same == 0
@@ -86,6 +88,7 @@ def test_a_method_that_chooses_otherwise_for_another_budget_is_told_apart(run, t
 
 
 def test_a_budget_that_a_method_refuses_is_said_and_ends_only_what_asked_for_it(run, tmp_path):
+    permit(["tests.unit.test_curves:Picky"])
     copy = with_method(run, tmp_path, "tests.unit.test_curves:Picky")
     (found,) = budget_curves(copy.path, "bids")
     assert "12 rows cannot be had" in rechecks([found])[0]

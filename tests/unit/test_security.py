@@ -109,7 +109,7 @@ def test_a_run_directory_made_elsewhere_cannot_name_code_to_import(tmp_path):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree(**section)))
         (tmp_path / "run.json").write_text("{}")
         with pytest.raises(ConfigError, match="may not name code to import"):
-            pipeline.resolve(tmp_path / "config.yaml", allow_plugins=False)
+            pipeline.resolve(tmp_path / "config.yaml")
 
 
 def test_a_config_has_no_place_for_a_credential():

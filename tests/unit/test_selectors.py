@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from influray.plugins import permit
 from influray.protocols import ConfigError, DataError
 from influray.selectors.api import make_selector, select
 from tests.reference.less_matching import less_scores
@@ -123,7 +124,7 @@ def test_random_differs_by_seed_and_repeats_for_one():
         ("sum", {"task_weights": {"c": 1.0}}, r"no column has the task 'c' \(known: a, b\)"),
         ("bid", {}, r"method: no method is called 'bid'; did you mean 'bids'"),
         ("no.such:Class", {}, r"plug-in 'no\.such:Class' cannot be imported"),
-        ("math:pi", {}, r"'math:pi' is not a class"),
+        ("math:pi", {}, r"'math:pi' is of Python's own library"),
     ],
 )
 def test_a_wrong_method_or_option_says_what_would_be_right(method, options, message):
@@ -132,6 +133,7 @@ def test_a_wrong_method_or_option_says_what_would_be_right(method, options, mess
 
 
 def test_a_selector_with_a_required_option_asks_for_it():
+    permit(["tests.unit.test_selectors:Fixed"])
     with pytest.raises(ConfigError, match=r"options\.value: required by 'tests\.unit\.test_selectors:Fixed'"):
         make_selector("tests.unit.test_selectors:Fixed", {})
 

@@ -1,0 +1,197 @@
+"""Checks of a config and this machine, before anything else is read; influray.steps.preflight lists them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from influray.config import DataConfig
+from influray.data.hub import PREFIX
+from influray.protocols import ConfigError
+from influray.registry import resolve, resolve_method
+from influray.scorers.options import expected_stores, make_scorer
+from influray.steps.subject import Subject
+from influray.store.artifact import read_manifest
+from influray.store.claim import require_apart
+from influray.store.uri import is_uri
+
+
+def place(subject: Subject) -> None:
+    """The run directory is a run's, and apart from what is read."""
+    subject.directory.require_ours()
+    config = subject.config
+    root = Path(config.data.root)
+    data = [(key, root / entry) for key, entry in _entries(subject) if not is_uri(entry)]
+    require_apart(subject.directory.path, data)
+    others = [("model.base", config.model.base)]
+    for i, checkpoint in enumerate(config.warmup.checkpoints):
+        others.append((f"warmup.checkpoints.{i}.adapter", checkpoint.adapter))
+        others.append((f"warmup.checkpoints.{i}.optimizer", checkpoint.optimizer or ""))
+    require_apart(
+        subject.directory.path, [(key, Path(given)) for key, given in others if given and Path(given).exists()], False
+    )
+
+
+def _entries(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, entry) of all that the config reads as data."""
+    data = subject.config.data
+    yield from ((f"data.pool.{i}", entry) for i, entry in enumerate(data.pool))
+    for task, target in data.targets.items():
+        for name in ("files", "test"):
+            yield from ((f"data.targets.{task}.{name}.{i}", entry) for i, entry in enumerate(getattr(target, name)))
+
+
+def names(subject: Subject) -> None:
+    """Names and options of featurizer, projector, scorer and selectors."""
+    from influray.features.options import read_options
+    from influray.selectors.api import check_method, make_selector
+
+    config = subject.config
+    featurizer = resolve("featurizers", config.features.featurizer, "features.featurizer")
+    read_options(config.features.featurizer, config.features.options, getattr(featurizer, "OPTIONS", {}))
+    resolve("projectors", config.features.projector.name, "features.projector.name")
+    make_scorer(config.attribution.scorer, expected_stores(config), config.attribution.options)
+    for index, selector in enumerate(config.selectors):
+        name, preset = resolve_method(selector.method)
+        try:
+            check_method(selector.method)
+            make_selector(name, {**preset, **selector.options})
+        except ConfigError as error:
+            raise ConfigError(f"selectors.{index}.{error}") from error
+
+
+def asked_for(subject: Subject) -> None:
+    """The step that was asked for has something to do."""
+    config = subject.config
+    if config.tune is None and subject.until in ("tune", "evaluate"):
+        raise ConfigError(
+            f"tune: required by `influray {subject.until}`, but not given (a mapping; {{}} takes all defaults)"
+        )
+    if subject.until == "evaluate" and not any(target.test for target in config.data.targets.values()):
+        raise ConfigError("data.targets: no task has a `test`; name held-out records to evaluate on")
+    if subject.until == "warmup" and subject.reads != "checkpoints":
+        raise ConfigError(
+            f"features.featurizer: {config.features.featurizer!r} reads no checkpoint, so there is nothing to warm up"
+        )
+
+
+def packages(subject: Subject) -> None:
+    """What must be installed besides influray's own requirements."""
+    config = subject.config
+    needed: list[tuple[str, str, str]] = []
+    if subject.loads_model and config.model.quantization != "none":
+        needed.append((f"model.quantization: {config.model.quantization!r}", "bitsandbytes", '"bitsandbytes>=0.46"'))
+    if subject.loads_model and config.model.attention == "flash_attention_2":
+        needed.append(("model.attention: 'flash_attention_2'", "flash_attn", "flash-attn --no-build-isolation"))
+    hub = [(key, entry) for key, entry in _entries(subject) if entry.startswith(PREFIX)]
+    needed += [(f"{key}: {entry!r}", "datasets", "'influray[hub]'") for key, entry in hub]
+    for what, module, install in needed:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{what} needs the package {module}, which is not installed: pip install {install}")
+
+
+def numbers_of_the_model(subject: Subject) -> None:
+    """Types of weights that can be trained, and that the attention takes."""
+    model = subject.config.model
+    tunes = "tune" in subject.steps and subject.config.tune is not None
+    if model.dtype == "float16" and (subject.trains or tunes):
+        raise ConfigError(
+            "model.dtype: float16 cannot be trained without losing small gradients; take bfloat16 or float32"
+        )
+    if model.attention == "flash_attention_2" and model.dtype not in ("bfloat16", "float16"):
+        raise ConfigError(f"model.dtype: flash_attention_2 takes bfloat16 or float16 alone (found {model.dtype})")
+    if model.quantization != "none" and model.dtype == "float64":
+        raise ConfigError("model.dtype: 4-bit weights are multiplied in float32, bfloat16 or float16 (found float64)")
+
+
+def base(subject: Subject) -> Iterator[str]:
+    """The base is a folder with a config, or a hub id; a row of max_tokens fits into its context."""
+    model, most = subject.config.model, subject.config.data.max_tokens
+    base = Path(model.base)
+    if base.is_file():
+        raise ConfigError(f"model.base: {model.base!r} is a file; it must be the folder of a base model, or a hub id")
+    if not base.is_dir():
+        if subject.loads_model:
+            from influray.model.loading import require_base
+
+            require_base(model)
+        return
+    if not (base / "config.json").is_file():
+        from influray.model.loading import require_base
+
+        require_base(model)
+    length = subject.context_length
+    if not subject.loads_model or length is None or most <= length:
+        return
+    text = f"data.max_tokens: {most}, and {model.base!r} has positions for {length} tokens (config.json)"
+    if most != DataConfig.model_fields["max_tokens"].default:
+        raise ConfigError(f"{text}; lower it to that")
+    yield f"{text}; the run goes on only if no row is longer than these"
+
+
+def checkpoints(subject: Subject) -> None:
+    """Imported checkpoints are there, with what the direction needs; a list of weights has one for each."""
+    from influray.scorers.weights import checkpoint_weights
+
+    config = subject.config
+    if subject.reads == "checkpoints":
+        for i, one in enumerate(config.warmup.checkpoints):
+            key = f"warmup.checkpoints.{i}"
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                if not (Path(one.adapter) / name).is_file():
+                    raise ConfigError(
+                        f"{key}.adapter: {one.adapter} holds no {name}; a peft adapter saved as safetensors is needed"
+                    )
+            if one.optimizer is not None and not Path(one.optimizer).exists():
+                raise ConfigError(f"{key}.optimizer: there is no {one.optimizer}")
+            if one.optimizer is None and config.features.direction == "adam" and "featurize" in subject.steps:
+                raise ConfigError(
+                    f"{key}.optimizer: required by features.direction: adam; name the optimizer's state, or set the "
+                    "direction to sgd"
+                )
+    count = len(expected_stores(config).weights)
+    if not isinstance(config.attribution.weights, str):
+        checkpoint_weights(config.attribution.weights, [1.0] * (count or len(config.attribution.weights)))
+
+
+def projector(subject: Subject) -> None:
+    """The projector takes its options, and the direction; made for a small model, which takes a moment."""
+    config = subject.config
+    settings = config.features.projector
+    if subject.reads != "checkpoints" or read_manifest(subject.directory.features("pool", 1)) is not None:
+        return
+    from influray.protocols import FactorProjector
+
+    kind = resolve("projectors", settings.name, "features.projector.name")
+    try:
+        made = kind(settings.dimension, settings.dimension, settings.seed, "cpu", **settings.options)
+    except TypeError as error:
+        raise ConfigError(f"features.projector.options: {settings.name!r} cannot be made with them: {error}") from error
+    if isinstance(made, FactorProjector) and config.features.direction != "sgd":
+        raise ConfigError(
+            f"features.direction: {config.features.direction!r} changes every coordinate of a gradient, and the "
+            f"projector {settings.name!r} never forms one; set it to sgd, or take another features.projector.name"
+        )
+
+
+def adapter(subject: Subject) -> None:
+    """The adapter's targets are layers of the base; its shape alone is read."""
+    config = subject.config
+    warms = subject.trains and read_manifest(subject.directory.warmup) is None
+    if not Path(config.model.base).is_dir() or not (warms or ("tune" in subject.steps and config.tune is not None)):
+        return
+    if not warms and read_manifest(subject.directory.attribution) is not None:
+        return
+    from influray.model.loading import check_lora_targets
+
+    check_lora_targets(config.model)
+
+
+def resources(subject: Subject) -> None:
+    """GPUs come whole, or a worker has a part of one."""
+    gpus = subject.config.resources.gpus_per_worker
+    if gpus != "auto" and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+        raise ConfigError(
+            f"resources.gpus_per_worker: found {gpus:g}; a worker takes a whole number of GPUs or a part of one"
+        )

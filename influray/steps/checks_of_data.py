@@ -1,0 +1,188 @@
+"""Checks of limits, budgets and rates: against the config, and against the catalogue where one is needed.
+
+influray.steps.preflight lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from influray.config import Config, FinetuneConfig, SelectorConfig
+from influray.protocols import Columns, ConfigError
+from influray.scorers.options import expected_stores, make_scorer
+from influray.steps.subject import Subject
+from influray.store.artifact import read_manifest
+
+
+def limits(subject: Subject) -> None:
+    """Files of ids, bounds, and the tasks that limits and weights name."""
+    from influray.selectors.api import read_ids, resolve_limits
+
+    config = subject.config
+    root = Path(config.data.root)
+    tasks = _column_tasks(config)
+    for index, selector in enumerate(config.selectors):
+        key = f"selectors.{index}"
+        limits = selector.constraints
+        with _under(key):
+            ids = {
+                kind: read_ids(f"constraints.{kind}", getattr(limits, kind), root) for kind in ("include", "exclude")
+            }
+            both = sorted(set(ids["include"]) & set(ids["exclude"]))
+            if both:
+                raise ConfigError(f"constraints.exclude: the id {both[0]!r} stands in constraints.include too")
+            budget = selector.budget
+            if isinstance(budget, int):
+                resolve_limits(budget, limits, budget, root)
+            elif not isinstance(budget, float):
+                resolve_limits({"tokens": budget.tokens}, limits, 10**9, root)
+                if any(one.min for one in (*limits.sources.values(), *limits.tasks.values())):
+                    raise ConfigError("constraints: a min needs a budget in examples; with budget.tokens give max only")
+            weights = selector.options.get("task_weights")
+            _require_tasks("constraints.tasks", limits.tasks, tasks)
+            _require_tasks("options.task_weights", weights if isinstance(weights, dict) else {}, tasks)
+
+
+def _column_tasks(config: Config) -> tuple[str, ...]:
+    """Return the tasks of the columns that the scorer will make."""
+    names = tuple(config.data.targets)
+    scorer = make_scorer(config.attribution.scorer, expected_stores(config), config.attribution.options)
+    return tuple(dict.fromkeys(scorer.columns(Columns(tuple(range(len(names))), names, names)).tasks))
+
+
+def _require_tasks(key: str, named: Iterable[str], known: tuple[str, ...]) -> None:
+    from influray.selectors.options import near
+
+    for task in named:
+        if task not in known:
+            raise ConfigError(
+                f"{key}.{task}: no column has this task{near(str(task), dict.fromkeys(known))} "
+                f"(known: {', '.join(known)})"
+            )
+
+
+def budgets(subject: Subject) -> None:
+    """The pool holds every budget."""
+    rows = len(subject.pool)
+    for index, selector in enumerate(subject.config.selectors):
+        key, budget = f"selectors.{index}.budget", selector.budget
+        if isinstance(budget, int) and budget > rows:
+            raise ConfigError(f"{key}: {budget} examples of a pool of {rows} usable rows")
+        if isinstance(budget, float) and int(budget * rows) < 1:
+            raise ConfigError(f"{key}: {budget} of {rows} usable rows is less than one example")
+        if not isinstance(budget, int | float):
+            tokens_N = subject.pool.facts("tokens")["tokens"]
+            total = int(tokens_N.sum())
+            if budget.tokens > total:
+                raise ConfigError(
+                    f"{key}.tokens: {budget.tokens} tokens of a pool of {total} in {rows} usable rows; lower it, or "
+                    "take 1.0 for the whole pool"
+                )
+            if budget.tokens < int(tokens_N.min()):
+                raise ConfigError(
+                    f"{key}.tokens: no row fits into {budget.tokens} tokens; the shortest has {int(tokens_N.min())}"
+                )
+
+
+def context_length(subject: Subject) -> None:
+    """No row is longer than the model has positions for."""
+    length = subject.context_length
+    if length is None or not subject.loads_model:
+        return
+    longest = int(subject.pool.facts("tokens")["tokens"].max())
+    if longest > length:
+        raise ConfigError(
+            f"data.max_tokens: {subject.config.data.max_tokens}, the pool's longest row has {longest} tokens, and "
+            f"{subject.config.model.base!r} has positions for {length} (config.json); lower it to that"
+        )
+
+
+def ids_and_sources(subject: Subject) -> None:
+    """Ids and sources that limits name are in the pool, and the limits can be kept there."""
+    from influray.selectors.api import pool_limits
+
+    root = Path(subject.config.data.root)
+    for index, selector in enumerate(subject.config.selectors):
+        with _under(f"selectors.{index}"):
+            pool_limits(subject.pool, selector.budget, selector.constraints, root)
+
+
+def warmup_rates(subject: Subject) -> Iterator[str]:
+    """The rates of the warmup: an epoch at learning rate 0 makes a checkpoint that is worth nothing."""
+    from influray.model.schedule import mean_rates
+
+    config = subject.config
+    manifest = read_manifest(subject.directory.warmup)
+    if not subject.trains or manifest is not None or config.attribution.weights != "learning_rate":
+        return
+    warmup = config.warmup
+    rows = max(1, int(len(subject.pool) * warmup.fraction))
+    rates = mean_rates(warmup, rows)
+    still = [str(k) for k, rate in enumerate(rates, start=1) if rate == 0]
+    if not still:
+        return
+    text = (
+        f"warmup: {rows} rows in batches of {warmup.batch_size} are {-(-rows // warmup.batch_size)} optimizer step(s) "
+        f"an epoch, and the rate rises from 0 (warmup.warmup_ratio {warmup.warmup_ratio:g}): checkpoint "
+        f"{', '.join(still)} of {len(rates)} is trained at 0"
+    )
+    advice = "lower warmup.batch_size, set warmup.warmup_ratio to 0, or raise warmup.fraction or warmup.epochs"
+    if len(still) == len(rates):
+        raise ConfigError(f"warmup.warmup_ratio: nothing is trained. {text}; {advice}")
+    yield f"{text} and weighs nothing, though its features are computed; {advice}"
+
+
+def tune_rates(subject: Subject) -> Iterator[str]:
+    """The settings of tune fit the selections: some step has a rate above 0, and a batch is no more than the rows."""
+    from influray.model.schedule import mean_rates
+
+    tune, rows = subject.config.tune, len(subject.pool)
+    if tune is None:
+        return
+    counts = {s.name: _count(s, subject) for s in subject.config.selectors}
+    names = list(counts) if tune.selections == "all" else tune.selections
+    small = []
+    for name in names:
+        count = rows if name == "full" else counts[name]
+        if not any(mean_rates(tune, count)):
+            raise ConfigError(_no_rate("tune", tune, name, count))
+        if count < tune.batch_size:
+            small.append(f"{name} ({count})")
+    if small:
+        yield (
+            f"tune.batch_size: {tune.batch_size} is more than the rows of {', '.join(small)}: every epoch is one step; "
+            "lower it, or set tune.steps"
+        )
+
+
+def _count(selector: SelectorConfig, subject: Subject) -> int:
+    """Return about how many rows a selection will hold."""
+    budget = selector.budget
+    if isinstance(budget, int):
+        return budget
+    if isinstance(budget, float):
+        return max(1, int(budget * len(subject.pool)))
+    return max(1, int(budget.tokens / float(subject.pool.facts("tokens")["tokens"].mean())))
+
+
+def _no_rate(section: str, config: FinetuneConfig, name: str, rows: int) -> str:
+    return (
+        f"{section}.warmup_ratio: {config.warmup_ratio:g} of the optimizer steps on {name!r} ({rows} rows, batch_size "
+        f"{config.batch_size}) is all of them, at learning rate 0; lower {section}.batch_size or set "
+        f"{section}.warmup_ratio to 0"
+    )
+
+
+class _under:  # noqa: N801 - reads as a statement
+    """Put a dotted key before that of an error."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"{self._key}.{error}") from error

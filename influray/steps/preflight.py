@@ -1,0 +1,65 @@
+"""What can be known to be wrong with a run before its first expensive step: the one list of checks.
+
+`run` makes the first part before anything is written and the second as soon as the catalogues are there; `plan` makes
+both, the second where catalogues are. A check raises ConfigError, DataError or ArtifactMismatch, or yields what a
+person should know and may want: `run` logs it, `plan` prints it. It looks only where one of its steps is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from influray.steps import checks_of_config as of_config
+from influray.steps import checks_of_data as of_data
+from influray.steps.subject import Subject
+
+__all__ = ["CONFIG_CHECKS", "DATA_CHECKS", "Subject", "check_config", "check_data"]
+
+ALL = ("data", "warmup", "featurize", "score", "select", "tune", "evaluate", "report")
+MODEL_STEPS = ("warmup", "featurize", "tune", "evaluate")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing to look at, and the steps that it matters to."""
+
+    look: Callable[[Subject], Iterable[str] | None]
+    steps: tuple[str, ...] = ALL
+
+
+def check_config(subject: Subject) -> list[str]:
+    """Return what should be known of a run before anything is read but its config. Raises as its checks."""
+    return _checked(CONFIG_CHECKS, subject)
+
+
+def check_data(subject: Subject) -> list[str]:
+    """Return what should be known of a run whose catalogues are there. Raises as its checks."""
+    return _checked(DATA_CHECKS, subject)
+
+
+def _checked(checks: Iterable[Check], subject: Subject) -> list[str]:
+    asked = [check for check in checks if set(check.steps) & set(subject.steps)]
+    return [note for check in asked for note in check.look(subject) or ()]
+
+
+CONFIG_CHECKS = (
+    Check(of_config.place),
+    Check(of_config.names),
+    Check(of_config.asked_for),
+    Check(of_config.packages),
+    Check(of_config.numbers_of_the_model, MODEL_STEPS),
+    Check(of_config.base),
+    Check(of_config.checkpoints, ("warmup", "featurize", "score")),
+    Check(of_config.resources, MODEL_STEPS),
+    Check(of_data.limits, ("select",)),
+    Check(of_config.projector, ("featurize",)),
+    Check(of_config.adapter, ("warmup", "tune")),
+)
+DATA_CHECKS = (
+    Check(of_data.budgets, ("select",)),
+    Check(of_data.ids_and_sources, ("select",)),
+    Check(of_data.context_length, MODEL_STEPS),
+    Check(of_data.warmup_rates, ("warmup",)),
+    Check(of_data.tune_rates, ("tune",)),
+)
