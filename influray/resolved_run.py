@@ -48,12 +48,13 @@ class Run:
 
     def evaluation(self, name: str, seed: int = 0) -> dict[str, Any]:
         """Return the evaluation of a tuned selection, of "full", or of the untouched "base" (seed 0)."""
-        from influray.store.artifact import read_json
+        from influray.store.artifact import read_sealed
 
         path = self.directory.evaluation(name, seed)
-        if not present(path).exists():
-            raise ArtifactMismatch(f"{path}: not there; run `influray evaluate` first")
-        return read_json(path)
+        try:
+            return read_sealed(path)
+        except FileNotFoundError:
+            raise ArtifactMismatch(f"{path}: not there; run `influray evaluate` first") from None
 
     @cached_property
     def engine(self) -> QueryEngine:
@@ -103,6 +104,7 @@ def open_run(run_dir: str | Path, allow_plugins: bool = True) -> Run:
     path = present(RunDirectory(run_dir).config_path)
     if not path.is_file():
         raise ConfigError(f"{run_dir}: no run lies here (no config.yaml); name the folder of one, such as runs/demo")
+    RunDirectory(run_dir).check_config()
     this = resolve(path, run_dir=run_dir)
     if not allow_plugins:
         _refuse_plugins(this.config, path)

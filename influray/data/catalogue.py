@@ -28,8 +28,8 @@ from influray.data.quarantine import entry, write_quarantine
 from influray.data.readers import DataFile, file_digest
 from influray.data.records import parse_record
 from influray.protocols import DataError, TextExample, TokenizedExample
-from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
-from influray.store.checks import check_file, damaged
+from influray.store.artifact import ShardStore, checked_table, fingerprint, read_manifest, require_manifest
+from influray.store.checks import broken
 from influray.store.mirror import local
 
 log = logging.getLogger(__name__)
@@ -163,8 +163,7 @@ class Catalogue:
     def _part(self, number: int) -> pa.RecordBatch:
         if number not in self._open:
             name, digest = self._files[number]
-            check_file(self.folder / name, digest)
-            self._open[number] = map_table(self.folder / name).to_batches()[0]
+            self._open[number] = checked_table(self.folder / name, digest).to_batches()[0]
         return self._open[number]
 
     def _slices(self, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -275,7 +274,7 @@ def _plan(
 
 def _is_there(store: ShardStore, keys: Sequence[str]) -> bool:
     receipts = [receipt for key in keys if (receipt := store.receipt(key)) is not None]
-    return len(receipts) == len(keys) and not damaged(store.folder, {"parts": [vars(receipt) for receipt in receipts]})
+    return len(receipts) == len(keys) and not broken(store.folder, {"parts": [vars(receipt) for receipt in receipts]})
 
 
 def _limit(split: Split, group: str, config: DataConfig) -> int | None:
