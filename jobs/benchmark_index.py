@@ -90,7 +90,10 @@ def measure(directory: RunDirectory, arguments: argparse.Namespace) -> dict[str,
     for kind in arguments.kinds:
         started = time.perf_counter()
         manifest, _ = build_index(directory, kind)
-        facts = {"build_seconds": round(time.perf_counter() - started, 1), "bytes": sum(part["bytes"] for part in manifest["parts"])}
+        facts = {
+            "build_seconds": round(time.perf_counter() - started, 1),
+            "bytes": sum(part["bytes"] for part in manifest["parts"]),
+        }
         found[f"index {kind}"] = {**facts, "recall": manifest["recall"], "setting": manifest["setting"]}
         index = PoolIndex(directory)
         calls[f"index {kind}, one"] = lambda index=index: index.search(one_QF, 100)

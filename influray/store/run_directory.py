@@ -168,12 +168,18 @@ class RunDirectory:
     def check_config(self) -> Path:
         """Return the path of config.yaml, once it is found to be the one that the run was carried out with.
 
+        Where run.json does not say which one that was, there need not even be one.
+
         Raises:
-            DamagedArtifact: it was changed since.
+            DamagedArtifact: it was changed since, or is gone.
         """
         path, expected = present(self.config_path), self.read().get("config")
+        if expected is None:
+            return path
         try:
-            same = expected is None or hash_bytes(path.read_bytes()) == expected
+            same = hash_bytes(path.read_bytes()) == expected
+        except FileNotFoundError:
+            raise damage(path, "gone") from None
         except OSError as error:
             raise damage(path, f"cannot be read ({error})") from error
         if not same:
