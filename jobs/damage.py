@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,7 +132,11 @@ def names(error: Exception, damaged: str) -> bool:
     said = str(error)
     pieces = damaged.split("/")
     around = ["/".join(pieces[: n + 1]) for n in range(len(pieces))]
-    return any(f"/{one}" in said for one in around) or ("run.json" in said and damaged in ("config.yaml", "run.json"))
+    return (
+        any(f"/{one}" in said for one in around)
+        or pieces[-1] in said
+        or ("run.json" in said and damaged in ("config.yaml", "run.json"))
+    )
 
 
 def of_reader(verb: str, run_dir: Path, config: Path, damaged: str, whole: bytes) -> str:
@@ -198,6 +203,8 @@ def try_all(arguments: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
     for number, (kind, damaged, name, how) in enumerate(cases(source, arguments.kinds)):
         for place, verb in enumerate(verbs):
             if verb in WRITERS and not arguments.writers(verb, number + place):
+                continue
+            if (number + place) % arguments.every:
                 continue
             run_dir = _copy(source, root)
             how(run_dir / damaged, number)
@@ -268,13 +275,18 @@ def main() -> None:
     parser.add_argument("--verbs", default="*", help="a pattern: only these")
     parser.add_argument("--kinds", default="*", help="a pattern: only these kinds of file")
     parser.add_argument("--writers", choices=tuple(CHOICES), default="thin", help="thin: each fifth, and all of run")
+    parser.add_argument("--every", type=int, default=1, help="only one pair in so many of a case and a verb")
     parser.add_argument("--fuzz", type=int, default=0, help="random flips in random files, beside")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.writers = CHOICES[arguments.writers]
+    from transformers.utils import logging
+
     from influray.config import ResourcesConfig
     from influray.runtime.cluster import connect
 
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     with tempfile.TemporaryDirectory(prefix="damage-") as root, connect(ResourcesConfig()):
         found = try_all(arguments, Path(root))
     if arguments.out is not None:

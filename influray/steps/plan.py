@@ -18,7 +18,7 @@ from influray.protocols import ArtifactMismatch
 from influray.registry import featurizer_reads
 from influray.steps.estimate import Found, costs, find_machine, find_split, resolve_paths
 from influray.store.artifact import MANIFEST, read_manifest, read_sealed, require_manifest
-from influray.store.checks import damage, damaged
+from influray.store.checks import damaged
 from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
 
@@ -140,9 +140,8 @@ def step_states(config: Config, directory: RunDirectory) -> dict[str, str]:
     Raises:
         DamagedArtifact: run.json is damaged, or gone while there is a catalogue.
     """
+    directory.require_made()
     recorded = directory.read()["steps"]
-    if not present(directory.path / "run.json").exists() and read_manifest(directory.data("pool")) is not None:
-        raise damage(directory.path / "run.json", "gone")
     before = load_config(directory.check_config()) if present(directory.config_path).exists() else None
     states: dict[str, str] = {}
     stale = ""

@@ -144,7 +144,7 @@ def damage(path: str | Path, what: str) -> DamagedArtifact:
     elif path.is_dir():
         what = "a folder where a file belongs"
     elif path.is_file() and not path.stat().st_size:
-        what = "an empty file"
+        what = f"an empty file, {what}"
     there = "delete it: " if path.exists() else ""
     return DamagedArtifact(f"{path}: {what}; {there}{remedy(path)}", address_of(path))
 

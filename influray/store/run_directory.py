@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from influray.protocols import ConfigError
-from influray.store.artifact import hash_bytes, write_bytes, write_sealed
+from influray.store.artifact import MANIFEST, hash_bytes, write_bytes, write_sealed
 from influray.store.checks import MADE_BY, damage, set_aside
 from influray.store.lease import leased, shown
 from influray.store.mirror import address_of, flush, local, location_of, present
@@ -149,8 +149,11 @@ class RunDirectory:
         """See that what run.json says these steps have made is there; none of it is read.
 
         Raises:
-            DamagedArtifact: something is gone, and which step makes it again.
+            DamagedArtifact: something is gone, and which step makes it again; run.json, too, where there is a catalogue.
         """
+        record = self.path / "run.json"
+        if not present(record).exists() and present(self.data("pool") / MANIFEST).exists():
+            raise damage(record, "gone")
         recorded = self.read()["steps"]
         for step in steps:
             facts = recorded.get(step, {})

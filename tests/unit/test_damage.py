@@ -12,7 +12,8 @@ import shutil
 import pytest
 
 from influray import pipeline
-from influray.protocols import USER_ERRORS, DamagedArtifact
+from influray.config import dump_config, parse_config
+from influray.protocols import USER_ERRORS, ArtifactMismatch, DamagedArtifact
 from influray.resolved_run import open_run
 from influray.store.artifact import write_sealed
 from influray.store.run_directory import RunDirectory
@@ -29,6 +30,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     run = build_asked_run(folder)
     directory = run.directory
+    directory.write_config(dump_config(parse_config({**run.config.model_dump(mode="json"), "tune": {}})))
     tasks = {task: {"loss": 1.0, "exact_match": 0.5, "n": 3} for task in run.config.data.targets}
     for name in ("base", "bids"):
         write_sealed(directory.evaluation(name, 0), {"tasks": tasks})
@@ -95,7 +97,7 @@ def test_what_is_read_is_refused_by_name(whole, tmp_path, kind, verb, damage):
     if (kind, damage) in {("run.json", "deletion"), ("config.yaml", "deletion")}:
         return  # told by other words, or not needed
     before = content(run_dir)
-    with pytest.raises(DamagedArtifact) as caught:
+    with pytest.raises(ArtifactMismatch) as caught:
         READERS[verb](run_dir, whole[1])
     assert names(caught.value, name)
     assert "makes it again" in str(caught.value)
