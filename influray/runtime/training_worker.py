@@ -174,7 +174,7 @@ def _whole(folder: str, manifest: Mapping[str, Any]) -> bool:
 
     for number, digest in enumerate(manifest["digests"], start=1):
         try:
-            checkpoint = load_checkpoint(Path(folder) / f"checkpoint-{number}")
+            checkpoint = load_checkpoint(local(folder) / f"checkpoint-{number}")
             reason = "" if checkpoint.digest == digest else "its files are not those that were committed"
         except (ArtifactMismatch, OSError, ValueError) as error:
             reason = str(error)

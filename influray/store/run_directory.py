@@ -23,6 +23,8 @@ from influray.store.mirror import address_of, flush, local, location_of, present
 from influray.store.sealed import read_sealed
 
 FILE_ENDINGS = {".json", ".jsonl", ".yaml", ".arrow", ".parquet", ".html", ".safetensors", ".faiss", ".npy", ".sha256"}
+CHOSEN = ("selection", "tune", "evaluation")  # folders of a folder for each selection
+FOLDERS = ("pool", "target", "test", "adapter", "_receipts", "texts")
 VERSIONED = ("influray", "torch", "transformers", "peft", "ray", "pyarrow", "numpy", "tokenizers")
 
 
@@ -149,7 +151,7 @@ class RunDirectory:
         """See that what run.json says these steps have made is there; none of it is read.
 
         Raises:
-            DamagedArtifact: something is gone, and which step makes it again; run.json, too, where there is a catalogue.
+            DamagedArtifact: something is gone, and which step makes it again; or run.json is, and there is a catalogue.
         """
         record = self.path / "run.json"
         if not present(record).exists() and present(self.data("pool") / MANIFEST).exists():
@@ -191,18 +193,24 @@ class RunDirectory:
 
     def _clear_the_way(self) -> None:
         """Set aside folders that stand where files belong, and files where folders do."""
-        for name in ("config.yaml", "run.json"):
-            if (self.path / name).is_dir():
-                set_aside(self.path / name)
-        for name in (*MADE_BY, "logs"):
+        for name in ("config.yaml", "run.json", *MADE_BY, "logs"):
             path = self.path / name
             if path.exists() and path.is_dir() == (path.suffix in FILE_ENDINGS):
                 set_aside(path)
-            for folder, folders, files in os.walk(path):
-                wrong = [one for one in folders if Path(one).suffix in FILE_ENDINGS]
-                wrong += [one for one in files if "." not in one]
+        for name in MADE_BY:
+            for folder, folders, files in os.walk(self.path / name):
+                folders[:] = [one for one in folders if not one.startswith(".")]
+                chosen = Path(folder).name in CHOSEN  # people choose what is in it, dots included
+                wrong = [] if chosen else [one for one in folders if Path(one).suffix in FILE_ENDINGS]
+                wrong += [one for one in files if _is_folder(Path(folder) / one)]
                 for one in wrong:
                     set_aside(Path(folder) / one)
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether what is called so in a run directory is a folder, when all is well."""
+    named = path.parent.name in CHOSEN and not path.name.startswith(".")
+    return named or path.name in FOLDERS or path.name.rstrip("0123456789") in ("checkpoint-", "seed-")
 
 
 def versions() -> dict[str, str]:
