@@ -238,9 +238,9 @@ def index(
     from influray import pipeline
 
     made = pipeline.index(run, kind, address=address, console=err)
-    recall = made["recall"]
+    recall, size = made["recall"], sum(part["bytes"] for part in made["parts"])
     found = "exact" if recall is None else f"recall@{recall['k']} {recall['value']:.3f}"
-    out.print(escape(f"index: {made['kind']} ({made['reason']}), {found}, {sum(made['bytes']) / 2**20:.1f} MiB"))
+    out.print(escape(f"index: {made['kind']} ({made['reason']}), {found}, {size / 2**20:.1f} MiB"))
 
 
 @app.command()

@@ -20,6 +20,7 @@ from influray.protocols import ConfigError, DamagedArtifact
 from influray.registry import featurizer_reads
 from influray.resolved_run import Run, located, open_run, resolve
 from influray.store.artifact import naming_full_disk
+from influray.store.checks import set_aside, step_of
 from influray.store.run_directory import now
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ UNTIL: dict[str, tuple[str, ...]] = {
 }
 
 
-MAX_REPAIRS = 3  # files that were damaged after their commit, in one run; more than that is a failing disk
+MAX_REPAIRS = 30  # times that damage found by a reader sends a run back to its first step; more is a failing disk
 
 
 def run(
@@ -86,7 +87,6 @@ def run(
 
     with naming_full_disk(this.directory.path), this.directory.hold(), contextlib.ExitStack() as stack:
         this.directory.begin()
-        this.directory.write_config(dump_config(this.config))
         progress = stack.enter_context(open_progress(this.directory.logs, console))
         context = StepContext(this.config, this.directory, until, progress, stack, address)
         for note in known:
@@ -95,24 +95,34 @@ def run(
     return this
 
 
-def _carry_out(steps: Sequence[str], table: Mapping[str, Callable[..., Any]], context: Any, subject: Subject) -> None:
-    """Carry out the steps in order; from the first again where a file turns out to be damaged, a few times at most.
+def _carry_out(
+    steps: Sequence[str], table: Mapping[str, Callable[..., Any]], context: Any, subject: Subject | None = None
+) -> None:
+    """Write the config of a run (`subject`), if it is one, and carry out the steps in order.
 
-    What is whole is not done again, so that this costs what the file costs.
+    Where a file turns out to be damaged that one of the steps makes, or the run as a whole, it is set aside and they
+    begin again: what is whole is not done again, so that this costs what the file costs.
     """
+    from influray.steps.index import was_built
     from influray.steps.preflight import check_data
 
     for repairs_left in reversed(range(MAX_REPAIRS + 1)):
         try:
+            if subject is not None:
+                context.directory.write_config(dump_config(subject.config))
             for name in steps:
+                if name == "report" and context.until == "report" and was_built(context.directory):
+                    _timed("index", table["index"], context)
                 _timed(name, table[name], context)
-                if name == "data":
+                if name == "data" and subject is not None:
                     for note in check_data(subject):
                         logger.warning("%s", note)
         except DamagedArtifact as error:
-            if not repairs_left:
+            mends = error.address and step_of(error.address) in ("", "index", *steps)
+            if not repairs_left or not mends:
                 raise
             logger.warning("%s", error)
+            set_aside(error.address)
         else:
             return
 
@@ -132,7 +142,8 @@ def _timed(name: str, carry_out: Callable[..., Any], context: Any) -> None:
                 logger.warning("run.json cannot be written: %s", other)
             raise
     before = context.directory.read()["steps"].get(name, {})
-    if result.skipped and before.get("fingerprint") == result.fingerprint and before.get("status") == "done":
+    same = before.get("fingerprint") == result.fingerprint and before.get("artifacts") == list(result.artifacts)
+    if result.skipped and same and before.get("status") == "done":
         logger.info("%s: unchanged, nothing to do", name)
         return
     seconds = time.perf_counter() - clock
@@ -140,7 +151,7 @@ def _timed(name: str, carry_out: Callable[..., Any], context: Any) -> None:
     for unit in ("rows", "tokens"):
         if isinstance(result.facts.get(unit), int) and seconds > 0 and not result.skipped:
             facts[f"{unit}_per_second"] = round(result.facts[unit] / seconds, 1)
-    context.directory.record_step(name, status="done", **facts)
+    context.directory.record_step(name, status="done", artifacts=list(result.artifacts), **facts)
 
 
 def curves(
@@ -208,7 +219,7 @@ def index(
     with this.directory.hold(), contextlib.ExitStack() as stack:
         progress = stack.enter_context(open_progress(this.directory.logs, console))
         context = StepContext(this.config, this.directory, "index", progress, stack, address)
-        _timed("index", partial(build, kind=kind), context)
+        _carry_out(("index",), {"index": partial(build, kind=kind)}, context)
         return require_manifest(this.directory.index, "index")
 
 

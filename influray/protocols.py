@@ -32,7 +32,14 @@ class ArtifactMismatch(RuntimeError):
 
 
 class DamagedArtifact(ArtifactMismatch):
-    """A file that is no longer what was committed. Running the step that made it makes it again; the pipeline does."""
+    """A file that is no longer what was committed. Running the step that made it makes it again; the pipeline does.
+
+    `address` names it on every machine (store.mirror.address_of), "" where no file alone can be named.
+    """
+
+    def __init__(self, message: str, address: str = "") -> None:
+        super().__init__(message)
+        self.address = address
 
 
 class StorageError(RuntimeError):

@@ -50,12 +50,13 @@ class Run:
 
     def evaluation(self, name: str, seed: int = 0) -> dict[str, Any]:
         """Return the evaluation of a tuned selection, of "full", or of the untouched "base" (seed 0)."""
-        from influray.store.artifact import read_json
+        from influray.store.artifact import read_sealed
 
         path = self.directory.evaluation(name, seed)
-        if not present(path).exists():
-            raise ArtifactMismatch(f"{path}: not there; run `influray evaluate` first")
-        return read_json(path)
+        try:
+            return read_sealed(path)
+        except FileNotFoundError:
+            raise ArtifactMismatch(f"{path}: not there; run `influray evaluate` first") from None
 
     @cached_property
     def engine(self) -> QueryEngine:
@@ -99,11 +100,13 @@ def located(run_dir: str | Path) -> Run:
 
     Raises:
         ConfigError: there is no run.
+        DamagedArtifact: its config is not the one that it was carried out with.
     """
     directory = RunDirectory(run_dir)
     path = present(directory.config_path)
     if not path.is_file():
         raise ConfigError(f"{run_dir}: no run lies here (no config.yaml); name the folder of one, such as runs/demo")
+    directory.check_config()
     return Run(directory, load_config(path, {"run_dir": directory.address}))
 
 

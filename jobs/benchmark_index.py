@@ -90,13 +90,16 @@ def measure(directory: RunDirectory, arguments: argparse.Namespace) -> dict[str,
     for kind in arguments.kinds:
         started = time.perf_counter()
         manifest, _ = build_index(directory, kind)
-        facts = {"build_seconds": round(time.perf_counter() - started, 1), "bytes": sum(manifest["bytes"])}
+        facts = {
+            "build_seconds": round(time.perf_counter() - started, 1),
+            "bytes": sum(part["bytes"] for part in manifest["parts"]),
+        }
         found[f"index {kind}"] = {**facts, "recall": manifest["recall"], "setting": manifest["setting"]}
         index = PoolIndex(directory)
         calls[f"index {kind}, one"] = lambda index=index: index.search(one_QF, 100)
         if kind == "flat":
             calls[f"index {kind}, {batch}"] = lambda index=index: index.search(target_TF, 100)
-        for shard in manifest["shards"]:  # kept in memory; the next kind takes its place on disk
+        for shard in manifest["parts"]:  # kept in memory; the next kind takes its place on disk
             (directory.index / shard["file"]).unlink()
         (directory.index / "manifest.json").unlink()
     found["milliseconds"] = timed(calls | dense(vectors, target_TF), arguments.rounds)

@@ -29,8 +29,8 @@ from influray.data.quarantine import entry, write_quarantine
 from influray.data.reading import Reading, reading_of
 from influray.data.records import Record
 from influray.protocols import DataError, TextExample, TokenizedExample
-from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
-from influray.store.checks import check_file, damaged
+from influray.store.artifact import ShardStore, checked_table, fingerprint, read_manifest, require_manifest
+from influray.store.checks import broken
 from influray.store.mirror import local
 
 log = logging.getLogger(__name__)
@@ -179,8 +179,7 @@ class Catalogue:
     def _part(self, number: int) -> pa.RecordBatch:
         if number not in self._open:
             name, digest = self._files[number]
-            check_file(self.folder / name, digest)
-            self._open[number] = map_table(self.folder / name).to_batches()[0]
+            self._open[number] = checked_table(self.folder / name, digest).to_batches()[0]
         return self._open[number]
 
     def _slices(self, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -293,7 +292,7 @@ def _plan(
 
 def _is_there(store: ShardStore, keys: Sequence[str]) -> bool:
     receipts = [receipt for key in keys if (receipt := store.receipt(key)) is not None]
-    return len(receipts) == len(keys) and not damaged(store.folder, {"parts": [vars(receipt) for receipt in receipts]})
+    return len(receipts) == len(keys) and not broken(store.folder, {"parts": [vars(receipt) for receipt in receipts]})
 
 
 def _limits(split: Split, group: str, file: DataFile, config: DataConfig) -> dict[str, int]:
@@ -380,7 +379,7 @@ def _require_weighed(
             log.info("%s: %d rows have the weight 0 and were left out", job.file.path, facts["left_out"])
         found.setdefault(address, False)
         receipts = [receipt for receipt in map(store.receipt, parts) if receipt is not None and receipt.file]
-        tables = (map_table(store.folder / receipt.file) for receipt in receipts)
+        tables = (checked_table(store.folder / receipt.file, receipt.sha256) for receipt in receipts)
         found[address] |= bool(facts["left_out"]) or any((table["weight"].to_numpy() != 1).any() for table in tables)
     for address, weighed in found.items():
         if not weighed:

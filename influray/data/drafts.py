@@ -24,7 +24,7 @@ from influray.data.identity import content_name, id_hashes
 from influray.data.records import BadRow, Record
 from influray.data.weights import Weights
 from influray.protocols import DamagedArtifact, DataError
-from influray.store.artifact import Receipt, ShardStore, fingerprint, map_table
+from influray.store.artifact import Receipt, ShardStore, checked_table, fingerprint, map_table
 
 # What is encoded at once. An encoding takes some 100 bytes a token, and a byte can be a token.
 BLOCK_ROWS, BLOCK_BYTES = 256, 2**19
@@ -178,7 +178,8 @@ def open_draft(store: ShardStore, receipt: Receipt) -> Draft:
     body = store.receipt(_rows_key(receipt.key))
     if body is None:
         raise DamagedArtifact(f"{store.folder}: rows of a draft are gone; run again to make them again")
-    marks = map_table(store.folder / receipt.file) if receipt.file else MARKS.empty_table()
+    path = store.folder / receipt.file
+    marks = checked_table(path, receipt.sha256) if receipt.file else MARKS.empty_table()
     rows = partial(mapped, store.folder / body.file) if body.file else SCHEMA.empty_table
     arrays = Marks(*(marks[name].to_numpy() for name in MARKS.names))
     return Draft(arrays, list(receipt.details["bad"]), rows, file=body.file, sha256=body.sha256)

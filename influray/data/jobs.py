@@ -30,8 +30,7 @@ from influray.data.lines import Span
 from influray.data.numbering import part_table
 from influray.data.readers import read_rows
 from influray.protocols import DataError
-from influray.store.artifact import Receipt, ShardStore, fingerprint, map_table
-from influray.store.checks import check_file
+from influray.store.artifact import Receipt, ShardStore, checked_table, fingerprint
 from influray.store.mirror import local, present
 
 DRAFTS = "drafts"  # folder of a catalogue, while it is made
@@ -230,8 +229,6 @@ def _make_part(folder: Path, job: PartJob) -> Receipt:
         return committed
     pieces = []
     for file, sha256, start, stop, dropped, names in job.pieces:
-        path = folder / DRAFTS / file
-        check_file(path, sha256)
-        table = map_table(path).slice(start, stop - start)
+        table = checked_table(folder / DRAFTS / file, sha256).slice(start, stop - start)
         pieces.append((table, [at - start for at in dropped], {at - start: name for at, name in names.items()}))
     return store.commit(job.key, part_table(job.first_row, pieces), job.details)

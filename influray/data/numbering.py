@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from influray.data.drafts import SCHEMA, Draft, mapped
 from influray.data.identity import IdIndex, id_hashes
-from influray.store.artifact import Receipt, map_table
+from influray.store.artifact import Receipt, checked_table
 
 PART_ROWS = 8192  # rows read, the bad ones too: they are kept in the part's receipt
 PART_BYTES = 64 * 2**20  # of record bytes and tokens
@@ -151,7 +151,7 @@ class Numbering:
         """Take in a part that is committed, ids and all; `limits` are those of its file."""
         first = self.rows.count
         if receipt.file:
-            self._index.load(id_hashes(map_table(folder / receipt.file)["id"].to_pylist()), first)
+            self._index.load(id_hashes(checked_table(folder / receipt.file, receipt.sha256)["id"].to_pylist()), first)
         self.rows.commit(folder / receipt.file, receipt.rows)
         for name in limits:
             self._usable[name] = self._usable.get(name, 0) + receipt.rows

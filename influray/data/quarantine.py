@@ -1,4 +1,7 @@
-"""RUN/quarantine.jsonl: every row that was not used, with its place and the reason."""
+"""RUN/quarantine.jsonl: every row that was not used, with its place and the reason.
+
+Beside it quarantine.sha256 tells its content, in the form of sha256sum.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from influray.protocols import ArtifactMismatch
-from influray.store.artifact import write_bytes
+from influray.store.artifact import hash_bytes, write_bytes
+from influray.store.checks import damage
 from influray.store.mirror import present
 
 KEYS = ("split", "file", "line", "id", "row", "stage", "reason", "checkpoint")
@@ -51,26 +54,37 @@ def write_quarantine(
     if merged != old or not present(path).exists():
         # A lone surrogate in an id comes out as its JSON escape.
         text = "".join(json.dumps(found, ensure_ascii=False) + "\n" for found in merged)
-        write_bytes(path, text.encode("utf-8", "backslashreplace"))
+        data = text.encode("utf-8", "backslashreplace")
+        write_bytes(path, data)
+        write_bytes(_seal(path), _line(path, data))
 
 
 def read_quarantine(path: str | Path) -> list[dict[str, Any]]:
-    """Return all entries, none where there is no file. Raises ArtifactMismatch where it is not a quarantine."""
+    """Return all entries, none where there is no file. Raises DamagedArtifact where it is not what was written."""
+    seal = _seal(path)
     try:
-        lines = present(path).read_bytes().split(b"\n")
+        data = present(path).read_bytes()
     except FileNotFoundError:
+        if present(seal).exists():
+            raise damage(seal, f"tells of {Path(path).name}, which is gone") from None
         return []
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        if line:
-            try:
-                found = json.loads(line)
-                entries.append({key: found[key] for key in KEYS})
-            except (ValueError, KeyError, TypeError) as error:
-                raise ArtifactMismatch(
-                    f"{path}:{number}: not an entry of a quarantine ({error}); delete the file and run again"
-                ) from error
-    return entries
+    except OSError as error:
+        raise damage(path, f"cannot be read ({error})") from error
+    try:
+        whole = present(seal).read_bytes() == _line(path, data)
+    except OSError:
+        whole = False
+    if not whole:
+        raise damage(path, f"not what was written ({seal.name} does not fit)")
+    return [{key: found[key] for key in KEYS} for found in map(json.loads, data.split(b"\n")[:-1])]
+
+
+def _seal(path: str | Path) -> Path:
+    return Path(path).with_suffix(".sha256")
+
+
+def _line(path: str | Path, data: bytes) -> bytes:
+    return f"{hash_bytes(data)}  {Path(path).name}\n".encode()
 
 
 def _position(found: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -2,7 +2,8 @@
 
     checkpoint-{k}/adapter/{adapter_config.json, adapter_model.safetensors}
     checkpoint-{k}/moments.safetensors      "exp_avg/<name>", "exp_avg_sq/<name>"
-    checkpoint-{k}/state.json               epoch, step, mean_learning_rate, constants of Adam, parameters, losses
+    checkpoint-{k}/state.json               epoch, step, mean_learning_rate, constants of Adam, parameters, losses,
+                                            and the sha256 of the other files
 
 A checkpoint is written beside its place and renamed into it, so one that is there is whole.
 """
@@ -23,8 +24,17 @@ from typing import TYPE_CHECKING, Any
 from influray.config import ImportedCheckpoint
 from influray.model.optimizer_state import AdamMoments, Parameters, read_moments, strip_wrappers, write_moments
 from influray.protocols import ArtifactMismatch, ConfigError
-from influray.store.artifact import SCHEMA, fingerprint, hash_file, read_json, replace_folder, write_json
-from influray.store.mirror import local, present, present_folder
+from influray.store.artifact import (
+    fingerprint,
+    hash_file,
+    read_json,
+    read_sealed,
+    replace_folder,
+    write_json,
+    write_sealed,
+)
+from influray.store.checks import check_file
+from influray.store.mirror import local, present_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,7 +84,7 @@ class Checkpoint:
             ArtifactMismatch: the checkpoint was imported without an optimizer state, or its file is not whole.
         """
         path = self.folder / MOMENTS_FILE
-        if not present(path).exists():
+        if MOMENTS_FILE not in self.state["files"]:
             raise ArtifactMismatch(
                 f"{self.folder}: holds no Adam moments; name the `optimizer` of the imported checkpoint, "
                 "or set features.direction to sgd"
@@ -87,36 +97,34 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """The sha256 of what gradients depend on: adapter, moments, constants; not of paths and losses."""
-        moments = self.folder / MOMENTS_FILE
+        files = self.state["files"]
         config = read_json(self.adapter / ADAPTER_CONFIG)
         config.pop("base_model_name_or_path", None)
         facts = ("step", "mean_learning_rate", "beta1", "beta2", "epsilon", "parameters")
         return fingerprint(
             {
-                "adapter": hash_file(self.adapter / ADAPTER_WEIGHTS),
+                "adapter": files[f"{ADAPTER}/{ADAPTER_WEIGHTS}"],
                 "config": config,
-                "moments": hash_file(moments) if present(moments).exists() else "",
+                "moments": files.get(MOMENTS_FILE, ""),
                 **{name: self.state[name] for name in facts},
             }
         )
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
-    """Return a checkpoint. Raises ArtifactMismatch where there is none or one of another schema."""
+    """Return a checkpoint, all of whose files are what was committed.
+
+    Raises:
+        ArtifactMismatch: there is none, or one of another schema.
+        DamagedArtifact: a file of it is damaged or gone.
+    """
     folder = present_folder(local(folder))
     try:
-        state = read_json(folder / STATE)
+        state = read_sealed(folder / STATE)
     except FileNotFoundError:
         raise ArtifactMismatch(f"{folder}: no checkpoint here; run `influray warmup` first") from None
-    except ValueError as error:
-        raise ArtifactMismatch(
-            f"{folder / STATE}: not JSON ({error}); delete {folder} and run the step again"
-        ) from error
-    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
-        raise ArtifactMismatch(f"{folder / STATE}: not of schema {SCHEMA}; delete {folder} and run the step again")
-    for path in (folder / ADAPTER / ADAPTER_CONFIG, folder / ADAPTER / ADAPTER_WEIGHTS):
-        if not path.is_file():
-            raise ArtifactMismatch(f"{path}: missing; delete {folder} and run the step again")
+    for name, sha256 in state["files"].items():
+        check_file(folder / name, sha256)
     return Checkpoint(folder, state)
 
 
@@ -149,7 +157,7 @@ def save_checkpoint(
         save_adapter(model, work / ADAPTER)
         write_moments(work / MOMENTS_FILE, moments)
         state = _state(moments, trained_parameters(model), epoch, mean_learning_rate)
-        write_json(work / STATE, {**state, **(facts or {}), "rows": rows, "losses": list(losses)})
+        _commit(work, {**state, **(facts or {}), "rows": rows, "losses": list(losses)})
     return load_checkpoint(folder)
 
 
@@ -210,7 +218,7 @@ def import_checkpoint(
         if moments is not None:
             write_moments(work / MOMENTS_FILE, moments)
         state = _state(moments, parameters, epoch, imported.mean_learning_rate)
-        write_json(work / STATE, {**state, "rows": None, "losses": [], "imported": True})
+        _commit(work, {**state, "rows": None, "losses": [], "imported": True})
     return load_checkpoint(out_folder)
 
 
@@ -245,7 +253,6 @@ def _state(
     moments: AdamMoments | None, parameters: Parameters, epoch: int, mean_learning_rate: float
 ) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
         "epoch": epoch,
         "step": moments.step if moments else None,
         "mean_learning_rate": mean_learning_rate,
@@ -254,6 +261,11 @@ def _state(
         "epsilon": moments.epsilon if moments else None,
         "parameters": [[name, list(shape)] for name, shape in parameters],
     }
+
+
+def _commit(work: Path, state: Mapping[str, Any]) -> None:
+    files = {path.relative_to(work).as_posix(): hash_file(path) for path in sorted(work.rglob("*")) if path.is_file()}
+    write_sealed(work / STATE, {**state, "files": files})
 
 
 @contextmanager

@@ -248,6 +248,13 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     return fingerprint([type(tokenizer).__name__, state, tokenizer.chat_template, tokenizer.special_tokens_map])
 
 
+def writing_digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return a hash of all that decides what text tokens become: the decoder, what is cleaned up, special tokens."""
+    special = sorted(number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+    cleaned = getattr(tokenizer, "clean_up_tokenization_spaces", None)
+    return fingerprint([tokenizer_digest(tokenizer), cleaned, special, sorted(tokenizer.all_special_ids)])
+
+
 def require_base(model_config: ModelConfig) -> None:
     """Raise ConfigError where `model.base` is a folder without a model, or can be no hub id."""
     base = Path(model_config.base)

@@ -17,10 +17,10 @@ from influray.evaluation import audit as judged
 from influray.evaluation import copies
 from influray.evaluation.known_answer import task_scores
 from influray.evaluation.neighbours import Nearness, nearness
-from influray.protocols import ArtifactMismatch
+from influray.protocols import ArtifactMismatch, DamagedArtifact
 from influray.report import formatting
 from influray.report.sheet import Table
-from influray.store.artifact import read_json, read_manifest, require_manifest, write_json
+from influray.store.artifact import read_manifest, read_sealed, require_manifest, write_sealed
 from influray.store.attribution import Attribution
 from influray.store.datastore import Datastore
 from influray.store.run_directory import RunDirectory
@@ -41,6 +41,7 @@ def audit(run_dir: str | Path) -> dict[str, Any]:
         ArtifactMismatch: the run is not scored, or its parts do not belong together.
     """
     run = RunDirectory(run_dir)
+    run.require_made("data", "featurize", "score")
     require_manifest(run.attribution, "score")
     attribution, pool = Attribution(run.attribution), Catalogue(run.data("pool"))
     tasks, row_N, score_NG = task_scores(attribution, attribution.groups, attribution.stats)
@@ -73,7 +74,7 @@ def audit(run_dir: str | Path) -> dict[str, Any]:
         ),
         "contaminated": names.add(_contaminated(run, pool))[:KEPT],
     }
-    write_json(audit_path(run), found)
+    write_sealed(audit_path(run), found)
     return found
 
 
@@ -83,13 +84,11 @@ def audit_path(run: RunDirectory) -> Path:
 
 
 def read_audit(run: RunDirectory) -> dict[str, Any] | None:
-    """Return what `audit` has written, None where it has not. Raises ArtifactMismatch where it is not JSON."""
+    """Return what `audit` has written, None where it has not. Raises DamagedArtifact where it was changed since."""
     try:
-        return read_json(audit_path(run))
+        return read_sealed(audit_path(run))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ArtifactMismatch(f"{audit_path(run)}: not JSON ({error}); run `influray audit` again") from error
 
 
 def audit_tables(found: dict[str, Any]) -> list[Table]:
@@ -185,6 +184,8 @@ def _neighbours(run: RunDirectory, row_N: np.ndarray, notes: list[str]) -> tuple
     """Return the groups of near-duplicates and each row's agreement with its nearest; what cannot be, a note says."""
     try:
         vectors = PoolVectors(run)
+    except DamagedArtifact:
+        raise
     except ArtifactMismatch as error:
         notes.append(f"near-duplicates and mislabelled rows: {error}")
         return [], None

@@ -10,7 +10,7 @@ from typing import Any
 
 from influray.protocols import ArtifactMismatch
 from influray.report.data import Over, Tuned
-from influray.store.artifact import read_json
+from influray.store.artifact import read_sealed
 from influray.store.mirror import present_folder
 from influray.store.run_directory import RunDirectory
 
@@ -71,8 +71,8 @@ def _by_seed(folder: Path) -> dict[int, dict[str, Any]]:
         if not match:
             continue
         try:
-            tasks = read_json(path)["tasks"]
-        except (ValueError, KeyError, TypeError) as error:
+            tasks = read_sealed(path)["tasks"]
+        except KeyError as error:
             raise ArtifactMismatch(f"{path}: not an evaluation ({error!r}); run `influray evaluate` again") from error
         if not tasks:
             raise ArtifactMismatch(f"{path}: no task in it; run `influray evaluate` again")

@@ -10,7 +10,6 @@ from influray.data.catalogue import Catalogue
 from influray.report.selections import Pool
 from influray.store.artifact import read_manifest
 from influray.store.attribution import Attribution
-from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
 
 
@@ -28,7 +27,8 @@ class Readings:
 def open_run(run_dir: str | Path) -> Readings:
     """Return the parts of a run that are there. Raises as `collect`."""
     run = RunDirectory(run_dir)
-    readings = Readings(run, load_config(present(run.config_path)), None, None)
+    readings = Readings(run, load_config(run.check_config()), None, None)
+    run.require_made("data", "score", "select", *(["evaluate"] if readings.config.tune is not None else []))
     if read_manifest(run.data("pool")) is None:
         readings.missing["pool"] = "influray select"
     else:

@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from influray.data.catalogue import Catalogue
 from influray.data.records import Record
@@ -20,10 +18,9 @@ from influray.evaluation.balance import measure_balance
 from influray.evaluation.overlap import jaccard, rank_biased_overlap
 from influray.protocols import ArtifactMismatch, DataError
 from influray.report.data import Overlap, PoolFacts, Quantiles, SelectionFacts, TaskBalance
-from influray.selectors.output import SUMMARY, TABLE
-from influray.store.artifact import read_json, read_manifest
+from influray.selectors.output import read_summary, read_table
+from influray.store.artifact import read_manifest
 from influray.store.attribution import Attribution
-from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
 
 STYLES = ("c0", "c1", "c2", "c3", "c4", "c5")  # colour classes of style.css
@@ -55,11 +52,7 @@ def selection_facts(
         ArtifactMismatch: its files cannot be read, or its rows are not those of the catalogue or of the matrix.
     """
     folder = run.selection(name)
-    try:
-        record = read_json(folder / SUMMARY)
-        table = pq.read_table(present(folder / TABLE), columns=["rank", "row", "id", "task"]).sort_by("rank")
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ArtifactMismatch(f"{folder}: not a readable selection ({error}); run `influray select` again") from error
+    record, table = read_summary(folder), read_table(folder, ["rank", "row", "id", "task"])
     row_n = table["row"].to_numpy().astype(np.int64)
     if not len(row_n) or row_n.max() >= len(pool.id_N) or pool.id_N[row_n].tolist() != table["id"].to_pylist():
         raise ArtifactMismatch(f"{folder}: its rows are not those of {run.data('pool')}; run `influray select` again")

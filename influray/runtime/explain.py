@@ -13,7 +13,7 @@ import numpy as np
 
 from influray.config import Config
 from influray.data.catalogue import Catalogue
-from influray.protocols import ArtifactMismatch, DataError
+from influray.protocols import ArtifactMismatch, DamagedArtifact, DataError
 from influray.report.explorer.rows import MAX_TEXT, ChosenRows, open_chosen, plain
 from influray.runtime.answers import number
 from influray.runtime.query import UnknownId
@@ -37,6 +37,7 @@ class Explainer:
     def __init__(self, directory: RunDirectory, config: Config) -> None:
         self.directory = directory
         self.config = config
+        directory.require_made("data", "featurize", "score", "select")
         self._attribution = Attribution(directory.attribution)
         self._pool, self._target = Catalogue(directory.data("pool")), Catalogue(directory.data("target"))
         self._nearest: dict[str, tuple[ChosenRows, NearestRows]] = {}  # by selection
@@ -153,5 +154,7 @@ class Explainer:
     def _vectors(self) -> PoolVectors | None:
         try:
             return PoolVectors(self.directory)
+        except DamagedArtifact:
+            raise
         except ArtifactMismatch:  # of a scorer without vectors, or their store was deleted: the rest can be told
             return None

@@ -25,7 +25,7 @@ from influray.report.explorer.page import explorer_page
 from influray.runtime.explain import Explainer
 from influray.runtime.http_guard import page_policy
 from influray.runtime.query import Asked, UnknownId
-from influray.store.artifact import read_json
+from influray.selectors.output import read_summary
 from influray.store.run_directory import RunDirectory
 
 MAX_ROWS = 500  # of an answer, at each end
@@ -125,7 +125,7 @@ class Pages:
     def selections(self) -> list[dict[str, Any]]:
         """Return name, method, options, budget and counts of each selection."""
         keys = ("name", "method", "options", "budget", "counts")
-        summaries = [read_json(self.directory.selection(name) / "selection.json") for name in self.explainer.names]
+        summaries = [read_summary(self.directory.selection(name)) for name in self.explainer.names]
         return [{key: summary[key] for key in keys} for summary in summaries]
 
 

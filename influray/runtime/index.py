@@ -31,8 +31,8 @@ class SpreadIndex:
         kind: Any = ray.remote(ShardHolder).options(num_cpus=cpus)
         self._actors = [kind.remote(directory.address, threads) for _ in range(actors)]
 
-    def build(self, trained: Path, shards: Sequence[Shard]) -> list[int]:
-        """Build the shards and return their bytes in order; what an actor raises is raised here."""
+    def build(self, trained: Path, shards: Sequence[Shard]) -> list[Shard]:
+        """Build the shards and return them as they are then, in order; what an actor raises is raised here."""
         waiting = [self._of(i).build.remote(address_of(trained), shard) for i, shard in enumerate(shards)]
         return ray.get(waiting)
 
@@ -71,8 +71,8 @@ class ShardHolder:
         self._vectors = PoolVectors(self._directory)
         self._shards: IndexShards | None = None
 
-    def build(self, trained: str, shard: Shard) -> int:
-        """Build a shard and return its bytes."""
+    def build(self, trained: str, shard: Shard) -> Shard:
+        """Build a shard and return it as `build_shard`."""
         return build_shard(self._vectors, self._directory.index, local(trained), shard)
 
     def open(self, shards: Sequence[Shard]) -> None:

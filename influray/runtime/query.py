@@ -89,8 +89,11 @@ class QueryEngine:
         self.config = config
         self._device = device
         self._lock = threading.Lock()
+        directory.require_made("data", "warmup", "featurize", "score", "select", "index")
         self._vectors = PoolVectors(directory)
         self._index = _open_index(directory)
+        if self._index is None:  # every row is to be read; a model is loaded meanwhile
+            self._vectors.check_ahead()
         self._catalogues = {split: Catalogue(directory.data(split)) for split in SPLITS}
         self._facts: dict[tuple[str, str], np.ndarray] = {}
         self._known_rows = lru_cache(KEPT_ROWS)(self._row_facts)

@@ -24,10 +24,9 @@ from influray.runtime.tasks import Attempt, PoolEvent, PoolReport, ShardTask, Wo
 from influray.runtime.workers import run_pool
 from influray.scorers.options import make_scorer
 from influray.scorers.rows import SplitRows
-from influray.store.arrays import add_arrays, arrays_of, arrays_table
-from influray.store.artifact import Receipt, ShardStore, map_table
+from influray.store.arrays import ArraysFile, add_arrays, arrays_table
+from influray.store.artifact import Receipt, ShardStore
 from influray.store.attribution import attribution_table
-from influray.store.mirror import local
 from influray.store.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -46,12 +45,12 @@ def score(
     *,
     stores: Stores,
     number: int = SCORE,
-    state: str = "",
+    state: ArraysFile | None = None,
 ) -> PoolReport:
     """Compute the sums of a scorer's pass, or the lines of the matrix, for the pool rows of `todo`.
 
     The datastores of the K checkpoints of `stores` stand committed in `run_dir`. `number` is that of the pass, 0 for
-    the matrix; `state` the file that the pass before has left, "" where there was none. Only rows that have a feature
+    the matrix; `state` the file that the pass before has left, None where there was none. Only rows that have a feature
     at all K count. The receipts are in the order of rows; where a task has no row, no file. Raises as `ShardPool.run`.
     """
     arguments = (config, str(run_dir), stores, number, state)
@@ -64,13 +63,19 @@ class ScoreWorker:
     """One pass of a scorer over the pool, or the lines of the matrix."""
 
     def __init__(
-        self, config: dict[str, Any], run_dir: str, stores: Stores, number: int, state: str, threads: int = 1
+        self,
+        config: dict[str, Any],
+        run_dir: str,
+        stores: Stores,
+        number: int,
+        state: ArraysFile | None,
+        threads: int = 1,
     ) -> None:
         self._plain_config = config
         self._directory = RunDirectory(run_dir)
         self._stores = stores
         self._number = number
-        self._state_path = state
+        self._state_file = state
         self._threads = threads
 
     def ready(self) -> WorkerInfo:
@@ -84,7 +89,7 @@ class ScoreWorker:
             folder = self._directory.features("target", 1)
             raise ArtifactMismatch(f"{folder}: no target row has a feature at every checkpoint")
         self._pool = SplitRows(self._directory, "pool", count)
-        self._state: Arrays = arrays_of(map_table(local(self._state_path))) if self._state_path else {}
+        self._state: Arrays = {} if self._state_file is None else self._state_file.read()
         return WorkerInfo(name)
 
     def compute(self, task: ShardTask, attempt: Attempt) -> Receipt:

@@ -19,16 +19,27 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from influray.config import Config, FinetuneConfig, parse_config
-from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError, TokenizedExample
+from influray.protocols import (
+    USER_ERRORS,
+    ArtifactMismatch,
+    ConfigError,
+    DamagedArtifact,
+    DataError,
+    TokenizedExample,
+)
 from influray.store.artifact import (
     SCHEMA,
+    describe,
     fingerprint,
-    read_json,
+    hash_file,
     read_manifest,
+    read_sealed,
     replace_folder,
-    write_json,
+    require_manifest,
     write_manifest,
+    write_sealed,
 )
+from influray.store.checks import broken, check_file, set_aside
 from influray.store.mirror import children, local, present_folder, remove_folder
 from influray.store.run_directory import versions
 
@@ -39,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 TUNE_CHECKPOINT_SECONDS = 60.0  # a tuning keeps its last checkpoint only, and writes none more often
 NUMERIC = ("torch", "transformers", "peft")  # the versions that weights depend on
+JUDGED = (*NUMERIC, "tokenizers")  # and those that an evaluation does
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,8 @@ class TrainingJob:
 class EvaluationJob:
     """One evaluation on a catalogue of held-out records: of a tuned adapter, or of the base where `adapter` is None.
 
-    `out` is a JSON file, RUN/evaluation/NAME/seed-S.json; `inputs` are digests, of the adapter and the base model.
+    `out` is a JSON file, RUN/evaluation/NAME/seed-S.json; `inputs` are digests, of the adapter, of the base model and
+    of how its tokenizer writes.
     """
 
     config: Mapping[str, Any]
@@ -123,7 +136,7 @@ class EvaluationJob:
             {
                 "kind": "evaluation",
                 "schema": SCHEMA,
-                "versions": {name: versions().get(name) for name in NUMERIC},
+                "versions": {name: versions().get(name) for name in JUDGED},
                 "model": self.parsed.model.model_dump(mode="json"),
                 "evaluation": self.parsed.evaluation.model_dump(mode="json"),
                 "catalogue": _catalogue(self).digest,
@@ -137,15 +150,20 @@ Job = TrainingJob | EvaluationJob
 
 
 def committed(job: Job) -> dict[str, Any] | None:
-    """Return the manifest of a job whose result is there and made from the same, else None."""
-    if isinstance(job, TrainingJob):
-        found = read_manifest(job.out)
-        if found is not None and job.kind == "warmup" and not _whole(job.out, found):
+    """Return the manifest of a job whose result is there, whole and made from the same, else None."""
+    try:
+        found = read_manifest(job.out) if isinstance(job, TrainingJob) else read_sealed(job.out)
+    except FileNotFoundError:
+        return None
+    except DamagedArtifact as error:
+        logger.warning("%s", error)
+        set_aside(local(error.address))
+        return None
+    if found is not None and isinstance(job, TrainingJob):
+        if job.kind == "warmup" and not _whole(job.out, found):
             return None
-    else:
-        try:
-            found = read_json(job.out)
-        except FileNotFoundError:
+        if job.kind == "tune" and (names := broken(local(job.out) / "adapter", {"beside": found["adapter"]})):
+            logger.warning("%s is made again: %s is not what was committed", job.out, names[0])
             return None
     return found if found is not None and found.get("fingerprint") == job.fingerprint else None
 
@@ -156,7 +174,7 @@ def _whole(folder: str, manifest: Mapping[str, Any]) -> bool:
 
     for number, digest in enumerate(manifest["digests"], start=1):
         try:
-            checkpoint = load_checkpoint(Path(folder) / f"checkpoint-{number}")
+            checkpoint = load_checkpoint(local(folder) / f"checkpoint-{number}")
             reason = "" if checkpoint.digest == digest else "its files are not those that were committed"
         except (ArtifactMismatch, OSError, ValueError) as error:
             reason = str(error)
@@ -192,11 +210,14 @@ def attempt(job: Job, device: Any, device_map: str | None, threads: int) -> dict
     except USER_ERRORS as error:
         kind = next(known for known in USER_ERRORS if isinstance(error, known))
         where = f"{'/'.join(local(job.out).parts[-3:])}: " if kind is DataError else ""
-        return {"error": kind.__name__, "message": where + str(error)}
+        address = error.address if isinstance(error, DamagedArtifact) else ""
+        return {"error": kind.__name__, "message": where + str(error), "damaged": address}
 
 
 def manifest_of(outcome: Mapping[str, Any]) -> dict[str, Any]:
     """Return the manifest that `attempt` came to, or raise the user's error."""
+    if outcome.get("damaged"):
+        raise DamagedArtifact(outcome["message"], outcome["damaged"])
     if "error" in outcome:
         raise {known.__name__: known for known in USER_ERRORS}[outcome["error"]](outcome["message"])
     return outcome["manifest"]
@@ -241,6 +262,7 @@ def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, A
         if not warmup:
             remove_folder(work / "adapter")
             shutil.copytree(result.checkpoints[-1].adapter, work / "adapter")
+            manifest["adapter"] = describe(work / "adapter", sorted(os.listdir(work / "adapter")))
         _commit(job, work, manifest)
     return manifest
 
@@ -283,7 +305,7 @@ def _evaluate(job: EvaluationJob, device: Any, device_map: str | None) -> dict[s
     settings = config.evaluation
     model: Any = load_base(config.model, device, device_map)
     if job.adapter is not None:
-        model = attach_adapter(model, str(present_folder(job.adapter)))
+        model = attach_adapter(model, str(tuned_adapter(job.adapter)))
     examples = catalogue.tokenized(0, len(catalogue))
     losses, teacher_forced = score_answers(model, examples, settings.token_budget)
     exact: list[bool | None] = [None] * len(examples)
@@ -302,12 +324,19 @@ def _evaluate(job: EvaluationJob, device: Any, device_map: str | None) -> dict[s
             exact[i] = hit
     manifest = {
         "kind": "evaluation",
-        "schema": SCHEMA,
         "fingerprint": job.fingerprint,
         **summarise(catalogue.groups, losses, teacher_forced, exact),
     }
-    write_json(job.out, manifest)
+    write_sealed(job.out, manifest)
     return manifest
+
+
+def tuned_adapter(folder: str) -> Path:
+    """Return the folder of a tuned adapter whose files are what was committed. Raises ArtifactMismatch."""
+    adapter = present_folder(folder)
+    for one in require_manifest(adapter.parent, "tune")["adapter"]:
+        check_file(adapter / one["file"], one["sha256"])
+    return adapter
 
 
 def _examples(job: TrainingJob) -> list[TokenizedExample]:
@@ -348,8 +377,6 @@ def _commit(job: TrainingJob, work: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _imported_facts(imported: Any) -> dict[str, Any]:
-    from influray.store.artifact import hash_file
-
     paths = [Path(imported.adapter) / "adapter_config.json", Path(imported.adapter) / "adapter_model.safetensors"]
     if imported.optimizer is not None:
         paths.append(Path(imported.optimizer))

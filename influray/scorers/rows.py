@@ -14,8 +14,6 @@ import pyarrow as pa
 
 from influray.data.catalogue import Catalogue
 from influray.protocols import ArtifactMismatch, FeatureRows, SparseRows
-from influray.store.artifact import map_table, part_paths
-from influray.store.checks import check_file, check_files
 from influray.store.datastore import Datastore, common_rows, counts_of, joined_counts
 from influray.store.encodings import decoded
 from influray.store.run_directory import RunDirectory
@@ -33,9 +31,7 @@ class SplitRows:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """The catalogue rows, int64, ascending; of files that are what was committed."""
-        for store in self._stores:
-            check_files(store.folder, store.manifest)
+        """The catalogue rows, int64, ascending."""
         return common_rows([store.column("row") for store in self._stores])
 
     def all(self) -> FeatureRows:
@@ -68,22 +64,13 @@ class RangeReader:
     """Ranges of rows of one datastore."""
 
     def __init__(self, store: Datastore) -> None:
-        self._dimension, self._folder = store.dimension, store.folder
-        self._paths = list(part_paths(store.folder, store.manifest))
-        self._digests = [part["sha256"] for part in store.manifest["parts"] if part["file"]]
-        names: list[str] = []
+        self._store = store
         last = [-1]  # rows ascend over the parts, so the last row of each is enough to find a range
-        for path in self._paths:
-            try:
-                table = map_table(path)
-                names = names or table.column_names
-                last.append(int(table["row"][-1].as_py()))
-                if last[-1] <= last[-2]:
-                    raise ArtifactMismatch(f"{path}: its rows do not come after those of the part before it")
-            except (pa.ArrowException, ArtifactMismatch, KeyError, TypeError, ValueError, OSError):
-                # Content is checked when it is read; here only where it cannot be right, in this part or before it.
-                check_files(store.folder, store.manifest)
-                raise
+        for number in range(len(store.part_lengths)):
+            last.append(int(store.plain(number, "row")[-1]))
+            if last[-1] <= last[-2]:
+                raise ArtifactMismatch(f"{store.folder}: rows of part {number} do not come after those before it")
+        names = store.part(0).column_names if len(last) > 1 else []
         self._vectors, self._counts = "feature" in names, "bucket" in names
         self._last = np.array(last[1:], dtype=np.int64)
 
@@ -93,19 +80,18 @@ class RangeReader:
         None stands for what the datastore does not hold.
         """
         columns: dict[str, list[np.ndarray]] = {"row": [np.zeros(0, np.int64)]}
-        features, counts = [np.zeros((0, self._dimension), np.float16)] if self._vectors else [], []
-        for number in range(int(np.searchsorted(self._last, start)), len(self._paths)):
-            check_file(self._paths[number], self._digests[number])
-            table = map_table(self._paths[number])
+        features, counts = [np.zeros((0, self._store.dimension), np.float16)] if self._vectors else [], []
+        for number in range(int(np.searchsorted(self._last, start)), len(self._last)):
+            table = self._store.part(number)
             row_B = table["row"].to_numpy()
             low, high = np.searchsorted(row_B, (start, stop))
             for field in table.schema:
                 if not pa.types.is_nested(field.type):
                     columns.setdefault(field.name, []).append(table[field.name].to_numpy()[low:high])
             if self._vectors:
-                features.append(decoded(table, self._dimension, int(low), int(high)))
+                features.append(decoded(table, self._store.dimension, int(low), int(high)))
             if self._counts:
-                counts.append(counts_of(table.slice(low, high - low), self._folder))
+                counts.append(counts_of(table.slice(low, high - low), self._store.folder))
             if row_B[-1] >= stop - 1:
                 break
         plain = {name: np.concatenate(found) for name, found in columns.items()}

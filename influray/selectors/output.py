@@ -23,10 +23,9 @@ from influray.evaluation.balance import Balance, measure_balance
 from influray.protocols import ArtifactMismatch, Selection, SelectionProblem
 from influray.selectors.api import pool_facts, resolve_limits, run_selector
 from influray.selectors.journal import FileJournal
-from influray.store.artifact import hash_file, read_json, replace_folder, require_manifest, write_json, write_manifest
+from influray.store.artifact import committed_file, describe, read_json, replace_folder, write_json, write_manifest
 from influray.store.attribution import Attribution
 from influray.store.feature_rows import run_features
-from influray.store.mirror import local, present
 from influray.store.ranges import Mapper
 from influray.store.run_directory import RunDirectory
 
@@ -82,8 +81,8 @@ def select_and_write(
         _write_records(scratch / RECORDS, catalogue, selection.rows)
         pq.write_table(_table(attribution, selection, chosen), scratch / TABLE)
         write_json(scratch / SUMMARY, summary)
-        files = {name: hash_file(scratch / name) for name in (RECORDS, TABLE, SUMMARY)}
-        write_manifest(scratch, {"fingerprint": fingerprint, "rows": len(selection.rows), "files": files})
+        files = describe(scratch, [RECORDS, TABLE, SUMMARY])
+        write_manifest(scratch, {"fingerprint": fingerprint, "rows": len(selection.rows), "beside": files})
         replace_folder(scratch, folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -96,17 +95,23 @@ def read_selection(folder: str | Path) -> Selection:
     """Return a committed selection.
 
     Raises:
-        ArtifactMismatch: there is none, or its files cannot be read.
+        ArtifactMismatch: there is none.
+        DamagedArtifact: a file of it is not what was committed.
     """
-    folder = local(folder)
-    require_manifest(folder, "select")
-    try:
-        table = pq.read_table(present(folder / TABLE))
-        summary = read_json(folder / SUMMARY)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ArtifactMismatch(f"{folder}: not a readable selection ({error}); run `influray select` again") from error
+    table, summary = read_table(folder), read_summary(folder)
     rows, merit, column = (table[name].to_numpy() for name in ("row", "merit", "column"))
     return Selection(rows, merit, column, summary["method"], summary["options"])
+
+
+def read_table(folder: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the table of a committed selection, in order of choice. Raises as `read_selection`."""
+    path = committed_file(folder, TABLE, "select")
+    return pq.read_table(path, columns=None if columns is None else list(columns)).sort_by("rank")
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """Return the summary of a committed selection. Raises as `read_selection`."""
+    return read_json(committed_file(folder, SUMMARY, "select"))
 
 
 def _table(attribution: Attribution, selection: Selection, chosen: Mapping[str, list[Any]]) -> pa.Table:

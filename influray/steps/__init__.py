@@ -11,6 +11,7 @@ from collections.abc import Callable
 from influray.steps.context import StepContext, StepResult
 from influray.steps.data import data
 from influray.steps.featurize import featurize
+from influray.steps.index import renew
 from influray.steps.report import report
 from influray.steps.score import score
 from influray.steps.select import select
@@ -26,5 +27,6 @@ TABLE: dict[str, Callable[[StepContext], StepResult]] = {
     "select": select,
     "tune": tune,
     "evaluate": evaluate,
+    "index": renew,
     "report": report,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves in run.json."""
+    """What a step leaves in run.json. `artifacts` are the files, within the run directory, that make its work count."""
 
     fingerprint: str
     skipped: bool
     facts: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: Sequence[str] = ()
 
 
 class StepContext:

@@ -59,6 +59,7 @@ def data(context: StepContext) -> StepResult:
             **{f"{split}_rows": count for split, count in rows.items()},
             "pool_tokens": tokens["pool"],
         },
+        artifacts=[*(f"data/{split}/manifest.json" for split in catalogues), "quarantine.jsonl"],
     )
 
 

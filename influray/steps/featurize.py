@@ -15,7 +15,7 @@ from influray.protocols import DataError
 from influray.scorers.options import VECTORLESS
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import ShardStore, fingerprint, read_manifest
-from influray.store.checks import damaged
+from influray.store.checks import broken
 from influray.store.mirror import address_of
 from influray.store.run_directory import RunDirectory
 
@@ -77,12 +77,12 @@ class FeatureStore:
         return self.store.freeze([key for key, _, _ in self.shards], facts)
 
     def _committed(self) -> dict[str, Any] | None:
-        """Return the manifest where it is the right one and its files have the sizes that it tells of."""
+        """Return the manifest where it is the right one and its files are what was committed."""
         manifest = read_manifest(self.store.folder)
         if manifest is None or manifest["fingerprint"] != self.fingerprint:
             return None
-        if torn := damaged(self.store.folder, manifest):
-            logger.warning("%s: %d files are missing or torn and made again: %s", self.store.folder, len(torn), torn[0])
+        if torn := broken(self.store.folder, manifest):
+            logger.warning("%s: %d files are damaged and made again: %s", self.store.folder, len(torn), torn[0])
             return None
         return manifest
 
@@ -130,6 +130,7 @@ def featurize(context: StepContext) -> StepResult:
             "threads_per_worker": context.config.resources.threads_per_worker,
             "byte_reproducible": all(manifest["byte_reproducible"] for manifest in manifests),
         },
+        artifacts=[f"features/{one.split}/checkpoint-{one.checkpoint}/manifest.json" for one in stores],
     )
 
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from influray.steps.context import StepContext, StepResult
+from influray.store.artifact import read_manifest
+from influray.store.checks import broken
+from influray.store.mirror import present
+from influray.store.run_directory import RunDirectory
+
+MADE = "index/manifest.json"
 
 
 def index(context: StepContext, kind: str = "auto") -> StepResult:
@@ -29,5 +35,26 @@ def index(context: StepContext, kind: str = "auto") -> StepResult:
     finally:
         if spread:
             spread.close()
-    facts = {name: manifest[name] for name in ("kind", "reason", "rows", "dimension", "setting", "recall")}
-    return StepResult(manifest["fingerprint"], skipped=there, facts={**facts, "bytes": sum(manifest["bytes"])})
+    facts = {name: manifest[name] for name in ("asked", "kind", "reason", "rows", "dimension", "setting", "recall")}
+    size = sum(part["bytes"] for part in manifest["parts"])
+    return StepResult(manifest["fingerprint"], there, {**facts, "bytes": size}, [MADE])
+
+
+def renew(context: StepContext) -> StepResult:
+    """Build RUN/index again where a file of it is damaged or gone, as it was asked for. Raises as `build_index`.
+
+    One that is whole stays as it is, also where features are others now: a query says so.
+    """
+    manifest = read_manifest(context.directory.index)
+    recorded = context.directory.read()["steps"].get("index", {})
+    if manifest is None or broken(context.directory.index, manifest):
+        return index(context, (manifest or recorded).get("asked", "auto"))
+    facts = {name: value for name, value in recorded.items() if name not in ("fingerprint", "status", "artifacts")}
+    return StepResult(manifest["fingerprint"], True, facts, [MADE])
+
+
+def was_built(directory: RunDirectory) -> bool:
+    """Return whether the run has an index, or had one that is gone."""
+    if present(directory.path / MADE).exists():
+        return True
+    return directory.read()["steps"].get("index", {}).get("status") == "done"

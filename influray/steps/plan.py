@@ -6,7 +6,7 @@ Neither Ray nor a model is started: shapes come from the base's config.json.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from typing import Any
 from influray import planning
 from influray.config import Config, load_config
 from influray.planning import Machine, ModelShape, Rates, StepCost
+from influray.protocols import ArtifactMismatch
 from influray.registry import featurizer_reads
 from influray.steps.estimate import Found, costs, find_machine, find_split, resolve_paths
-from influray.store.artifact import read_manifest
+from influray.store.artifact import MANIFEST, read_manifest, read_sealed, require_manifest
+from influray.store.checks import damaged
+from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
 
 # What of the config each step is made from, beside what the steps before it are.
@@ -131,10 +134,15 @@ def make_plan(
 def step_states(config: Config, directory: RunDirectory) -> dict[str, str]:
     """Return what `run` would do of each step: "done", "to do", or "to do: " and why what is there does not serve.
 
-    Files are not read: one that was written since the data step counts as changed.
+    Source files are not read: one that was written since the data step counts as changed. Of what was committed the
+    manifests are read, and files that are missing or of another size count as lost.
+
+    Raises:
+        DamagedArtifact: run.json is damaged, or gone while there is a catalogue.
     """
+    directory.require_made()
     recorded = directory.read()["steps"]
-    before = load_config(directory.config_path) if directory.config_path.exists() else None
+    before = load_config(directory.check_config()) if present(directory.config_path).exists() else None
     states: dict[str, str] = {}
     stale = ""
     for name, keys in MADE_FROM.items():
@@ -147,11 +155,36 @@ def step_states(config: Config, directory: RunDirectory) -> dict[str, str]:
             stale = f"{changed[0]} has changed" if changed else ""
         if name == "data" and status == "done" and not stale:
             stale = _newer_file(config, directory, recorded["data"].get("started", ""))
+        if status == "done" and not stale:
+            stale = _lost(directory, recorded[name].get("artifacts", ()))
         if status == "done":
             states[name] = f"to do: {stale}" if stale else "done"
         else:
             states[name] = "to do" if not status else f"to do: {status}"
     return states
+
+
+def _lost(directory: RunDirectory, artifacts: Sequence[str]) -> str:
+    """Return why an artifact of a step is not whole, "" where all are, by a look at manifests and sizes."""
+    for name in artifacts:
+        path = directory.path / name
+        try:
+            if path.name == MANIFEST:
+                found = require_manifest(path.parent, "run")
+                names = damaged(path.parent, found) or damaged(
+                    path.parent / "adapter", {"beside": found.get("adapter", ())}
+                )
+                if names:
+                    return f"{path.parent.relative_to(directory.path)}/{names[0]} is missing or torn"
+            elif path.suffix == ".json":
+                lost = [file for file in read_sealed(path).get("files", ()) if not (path.parent / file).is_file()]
+                if lost:
+                    return f"{path.parent.relative_to(directory.path)}/{lost[0]} is missing"
+            elif not present(path).is_file():
+                return f"{name} is missing"
+        except (ArtifactMismatch, FileNotFoundError) as error:
+            return f"{name} is missing" if not present(path).exists() else str(error)
+    return ""
 
 
 def _part(config: Config, key: str) -> Any:

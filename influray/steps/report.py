@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from influray.protocols import DamagedArtifact
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint
+from influray.store.checks import set_aside
 
 
 def report(context: StepContext) -> StepResult:
-    """Write RUN/report/index.html and explorer.html from what is committed."""
+    """Write RUN/report/index.html and explorer.html from what is committed; a damaged audit is made again."""
+    from influray.report.audit import audit, audit_path, read_audit
     from influray.report.page import write_report
 
-    write_report(context.directory.path)
-    steps = context.directory.read()["steps"]
+    directory = context.directory
+    try:
+        read_audit(directory)
+    except DamagedArtifact:
+        set_aside(audit_path(directory))
+        audit(directory.path)
+    write_report(directory.path)
+    steps = directory.read()["steps"]
     made = fingerprint({name: facts.get("fingerprint") for name, facts in steps.items() if name != "report"})
-    return StepResult(made, skipped=False)
+    return StepResult(made, skipped=False, artifacts=["report/index.html", "report/explorer.html"])

@@ -16,10 +16,11 @@ import numpy as np
 
 from influray.protocols import Columns, DataError, FeatureRows, Scorer, Stores
 from influray.steps.context import StepContext, StepResult
-from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
-from influray.store.checks import damaged
+from influray.store.arrays import ArraysFile
+from influray.store.artifact import Receipt, ShardStore, checked_table, fingerprint, read_manifest, require_manifest
+from influray.store.checks import broken
 from influray.store.datastore import features_digest
-from influray.store.mirror import address_of, local
+from influray.store.mirror import address_of
 
 if TYPE_CHECKING:
     from influray.data.batches import ShardPlan
@@ -61,14 +62,14 @@ def score(context: StepContext) -> StepResult:
     facts = _manifest_facts(context, plan, made)
     manifest = read_manifest(context.directory.attribution)
     changed = manifest is None or any(manifest.get(name) != fact for name, fact in facts.items())
-    if changed or damaged(context.directory.attribution, manifest or {}):
+    if changed or broken(context.directory.attribution, manifest or {}):
         manifest = None
         columns = plan.scorer.columns(_target_columns(context, len(weights)))
         _compute(context, plan, store, tasks, state=_fit(context, plan, passes))
         commit_attribution(store, keys, facts, columns.rows, columns.ids, columns.tasks)
     matrix = read_manifest(context.directory.attribution) or {}
     facts = {"rows": matrix["rows"], "columns": matrix["targets"], "weights": weights, "passes": len(passes)}
-    return StepResult(made, skipped=manifest is not None, facts=facts)
+    return StepResult(made, manifest is not None, facts, ["attribution/manifest.json"])
 
 
 def _manifest_facts(context: StepContext, plan: Plan, made: str) -> dict[str, Any]:
@@ -133,34 +134,44 @@ def _pass_keys(context: StepContext, plan: Plan) -> list[str]:
     return keys
 
 
-def _fit(context: StepContext, plan: Plan, keys: list[str]) -> str:
-    """Carry out the passes that are not done yet and return the file of the last state, "" where there is no pass.
+def _fit(context: StepContext, plan: Plan, keys: list[str]) -> ArraysFile | None:
+    """Carry out the passes that are not done yet and return the file of the last state, None where there is no pass.
 
     Once the last state is committed, sums and earlier states are deleted.
     """
     store = ShardStore(context.directory.fit)
     if not keys:
-        return ""
+        return None
     final = store.valid_receipt(keys[-1])
     if final is None:
         target = _target_rows(context, len(plan.stores.weights))
-        state = ""
+        state = None
         for number, key in enumerate(keys, start=1):
             if store.valid_receipt(key) is None:
                 _carry_out_pass(context, plan, store, number, key, target, state)
             final = store.receipt(key)
             assert final is not None
-            state = address_of(store.folder / final.file)
+            state = _state_file(store, final)
     manifest = read_manifest(store.folder)
     if manifest is None or manifest["fingerprint"] != keys[-1]:
         scorer = {"scorer": context.config.attribution.scorer, "options": context.config.attribution.options}
         store.freeze(keys[-1:], {"fingerprint": keys[-1], **scorer})
     assert final is not None
-    return address_of(store.folder / final.file)
+    return _state_file(store, final)
+
+
+def _state_file(store: ShardStore, receipt: Receipt) -> ArraysFile:
+    return ArraysFile(address_of(store.folder / receipt.file), receipt.sha256)
 
 
 def _carry_out_pass(
-    context: StepContext, plan: Plan, store: ShardStore, number: int, key: str, target: FeatureRows, state: str
+    context: StepContext,
+    plan: Plan,
+    store: ShardStore,
+    number: int,
+    key: str,
+    target: FeatureRows,
+    state: ArraysFile | None,
 ) -> None:
     from influray.store.arrays import add_arrays, arrays_of, arrays_table
 
@@ -170,10 +181,10 @@ def _carry_out_pass(
     for group, _, _ in groups:
         receipt = store.receipt(group)
         if receipt is not None and receipt.file:
-            add_arrays(total, arrays_of(map_table(store.folder / receipt.file)))
+            add_arrays(total, arrays_of(checked_table(store.folder / receipt.file, receipt.sha256)))
     if not total:
         raise DataError("score: no pool row has a feature at every checkpoint; the quarantine says why")
-    before = arrays_of(map_table(local(state))) if state else {}
+    before = {} if state is None else state.read()
     store.commit(key, arrays_table(plan.scorer.fit(number, total, target, before)), {"pass": number})
 
 
@@ -184,7 +195,7 @@ def _compute(
     tasks: list[tuple[str, int, int]],
     *,
     number: int = 0,
-    state: str = "",
+    state: ArraysFile | None = None,
 ) -> None:
     """Compute the shards of `tasks` (key, start, stop) that are not there; `number` is that of a pass, 0 the matrix."""
     from influray.runtime.scoring import score as compute

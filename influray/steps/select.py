@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint, hash_file, read_manifest, require_manifest
-from influray.store.mirror import remove_folder
-
-CHECK = ".checksums"  # no selection has such a name
+from influray.store.checks import broken
+from influray.store.mirror import present_folder, remove_folder
 
 
 def select(context: StepContext) -> StepResult:
@@ -21,7 +18,7 @@ def select(context: StepContext) -> StepResult:
     pool = context.catalogue("pool").digest
     for marks in (directory.path / "selection").glob(".driver-*"):  # of a driver that was killed
         remove_folder(marks)
-    todo, made = [], {}
+    todo, new, made = [], [], {}
     root = Path(context.config.data.root)
     for selector in context.config.selectors:
         plain = selector.model_dump(mode="json")
@@ -34,7 +31,10 @@ def select(context: StepContext) -> StepResult:
         ]  # one that is not there is refused by the selection
         made[name] = fingerprint({"step": "select", "matrix": matrix, "pool": pool, "selector": plain, "ids": read})
         manifest = read_manifest(directory.selection(name))
-        if manifest is None or manifest["fingerprint"] != made[name] or _changed(directory.selection(name), manifest):
+        current = manifest is not None and manifest["fingerprint"] == made[name]
+        if not current:
+            new.append(name)
+        if not current or broken(directory.selection(name), manifest or {}):
             arguments = {"run_dir": directory.address, "selector": plain, "fingerprint": made[name]}
             todo.append((name, {**arguments, "id_root": str(root.resolve())}))
     if todo:
@@ -42,9 +42,7 @@ def select(context: StepContext) -> StepResult:
         from influray.runtime.selection import SelectionJob, run_selection
 
         function = "influray.selectors.output:select_and_write"
-        matrix_files = {"folder": str(directory.attribution), "manifest": attribution}
-        check = SelectionJob(CHECK, "influray.store.checks:check_files", matrix_files)
-        jobs = [check, *(SelectionJob(name, function, arguments, helped=True) for name, arguments in todo)]
+        jobs = [SelectionJob(name, function, arguments, helped=True) for name, arguments in todo]
         workers = context.resources.workers if worth_workers(rows, columns) else 0
         # On a private cluster the workers share all CPUs, and the driver waits while they read.
         cpus = 0.0 if workers > 1 and context.cluster.owned else min(1.0, context.cluster.cpus)
@@ -55,14 +53,9 @@ def select(context: StepContext) -> StepResult:
             workers=workers,
             cpus_per_worker=context.resources.cpus_per_worker,
         )
-        for name, _ in todo:  # a verdict on rows that are no longer chosen must not stand beside the new ones
-            remove_folder(directory.path / "evaluation" / name)
-    return StepResult(fingerprint(made), skipped=not todo, facts={"selections": len(made), "carried_out": len(todo)})
-
-
-def _changed(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    """Return whether a file of a selection is no longer what was committed; they are small, so they are hashed."""
-    return any(
-        not (folder / name).is_file() or hash_file(folder / name) != digest
-        for name, digest in manifest["files"].items()
-    )
+        for name in new:  # a verdict on rows that are no longer chosen must not stand beside the new ones
+            if present_folder(directory.path / "evaluation" / name).is_dir():
+                directory.record_outdated("evaluate")
+                remove_folder(directory.path / "evaluation" / name)
+    facts = {"selections": len(made), "carried_out": len(todo)}
+    return StepResult(fingerprint(made), not todo, facts, [f"selection/{name}/manifest.json" for name in made])

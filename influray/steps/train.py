@@ -63,7 +63,9 @@ def warmup(context: StepContext) -> StepResult:
     require_moved(context.config, manifest)
     facts = {name: manifest[name] for name in ("checkpoints", "mean_learning_rates", "imported")}
     trained = {name: manifest[name] for name in ("rows", "tokens", "steps") if name in manifest}
-    return StepResult(manifest["fingerprint"], skipped, {**facts, **trained, "pool_rows": drawn_from})
+    files = [f"warmup/checkpoint-{k}/state.json" for k in range(1, manifest["checkpoints"] + 1)]
+    facts = {**facts, **trained, "pool_rows": drawn_from}
+    return StepResult(manifest["fingerprint"], skipped, facts, ["warmup/manifest.json", *files])
 
 
 def require_moved(config: Config, manifest: Mapping[str, Any]) -> None:
@@ -95,7 +97,8 @@ def tune(context: StepContext) -> StepResult:
         run_training(jobs, context.resources)
     manifests = [require_manifest(job.out, "tune") for job in jobs]
     facts = {"tunings": len(jobs), "carried_out": len(todo), "steps": [manifest["steps"] for manifest in manifests]}
-    return StepResult(fingerprint([manifest["fingerprint"] for manifest in manifests]), not todo, facts)
+    files = [f"tune/{name}/seed-{seed}/manifest.json" for name, seed in tuned(context)]
+    return StepResult(fingerprint([manifest["fingerprint"] for manifest in manifests]), not todo, facts, files)
 
 
 def evaluate(context: StepContext) -> StepResult:
@@ -116,7 +119,8 @@ def evaluate(context: StepContext) -> StepResult:
         context.progress.current.note(f"{len(todo)} of {len(jobs)} models")
         run_evaluation(jobs, context.resources)
     facts = {"evaluations": len(jobs), "carried_out": len(todo)}
-    return StepResult(fingerprint([job.fingerprint for job in jobs]), not todo, facts)
+    files = [f"evaluation/{name}/seed-{seed}.json" for name, seed in evaluated(context)]
+    return StepResult(fingerprint([job.fingerprint for job in jobs]), not todo, facts, files)
 
 
 def _warmup_job(context: StepContext, drawn_from: int) -> TrainingJob:
@@ -145,6 +149,11 @@ def tuned(context: StepContext) -> list[tuple[str, int]]:
     return [(name, seed) for name in names for seed in cfg.seeds]
 
 
+def evaluated(context: StepContext) -> list[tuple[str, int]]:
+    """Return (selection, seed) of every evaluation, the untouched base's first."""
+    return [(BASE, 0), *tuned(context)]
+
+
 def _tune_jobs(context: StepContext) -> Iterator[TrainingJob]:
     from influray.runtime.training_worker import TrainingJob
     from influray.selectors.output import read_selection
@@ -164,11 +173,12 @@ def _tune_jobs(context: StepContext) -> Iterator[TrainingJob]:
 
 
 def _evaluation_jobs(context: StepContext) -> Iterator[EvaluationJob]:
+    from influray.model.loading import writing_digest
     from influray.runtime.training_worker import EvaluationJob
 
     config, directory = context.config.model_dump(mode="json"), context.directory
-    for name, seed in [(BASE, 0), *tuned(context)]:
-        inputs: dict[str, Any] = {"base": context.model_digest}
+    for name, seed in evaluated(context):
+        inputs: dict[str, Any] = {"base": context.model_digest, "tokenizer": writing_digest(context.tokenizer)}
         adapter = None
         if name != BASE:
             inputs["adapter"] = require_manifest(directory.tune(name, seed), "tune")["digest"]

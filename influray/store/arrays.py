@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+
+from influray.store.artifact import checked_table
+from influray.store.mirror import local
+
+
+@dataclass(frozen=True)
+class ArraysFile:
+    """Where named arrays were committed, on any machine, and the content of the file."""
+
+    address: str
+    sha256: str
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Return the arrays, read-only views of the file. Raises DamagedArtifact."""
+        return arrays_of(checked_table(local(self.address), self.sha256))
 
 
 def arrays_table(arrays: Mapping[str, np.ndarray]) -> pa.Table:

@@ -18,14 +18,16 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact
+from influray.protocols import ArtifactMismatch, ConfigError
+from influray.store.checks import check_file, committed_files, damage, hash_file, is_whole, set_aside
 from influray.store.mirror import (
     children,
     local,
@@ -36,11 +38,14 @@ from influray.store.mirror import (
     remove,
     remove_folder,
 )
+from influray.store.sealed import SCHEMA, read_sealed, sealed
 
-SCHEMA = 4  # of every manifest; a reader refuses another one
+__all__ = ["SCHEMA", "hash_file", "read_sealed"]
+
 MANIFEST = "manifest.json"
 COMMITS = (MANIFEST, "state.json")  # of an artifact, of a checkpoint
 RECEIPTS = "_receipts"
+FILES = ("parts", "beside", "adapter")  # lists of files in a manifest
 
 
 def fingerprint(value: Any) -> str:
@@ -55,12 +60,6 @@ def hash_bytes(*parts: bytes | memoryview) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def hash_file(path: str | Path) -> str:
-    """Return the sha256 of a file's bytes, 64 hex digits."""
-    with open(present(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -111,6 +110,11 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
+def write_sealed(path: str | Path, facts: Mapping[str, Any]) -> None:
+    """Write JSON with the schema number and its own checksum, atomically; see store/sealed.py."""
+    write_json(path, sealed(facts))
+
+
 def read_json(path: str | Path) -> Any:
     """Return the value of a JSON file. Raises FileNotFoundError, or ValueError where it is not JSON."""
     return json.loads(present(path).read_bytes())
@@ -138,16 +142,21 @@ def write_table(path: str | Path, table: pa.Table) -> None:
 def map_table(path: str | Path) -> pa.Table:
     """Return the table of an Arrow IPC file as a memory map: columns are views of the file.
 
+    Its content is believed: see `checked_table`.
+
     Raises:
         DamagedArtifact: the file is missing or torn.
     """
     try:
         with pa.memory_map(str(present(path)), "r") as source:
             return pa.ipc.open_file(source).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DamagedArtifact(
-            f"{path}: not a readable Arrow file ({error}); delete it and run the step again"
-        ) from error
+    except (OSError, pa.ArrowException) as error:
+        raise damage(path, f"not a readable Arrow file ({error})") from error
+
+
+def checked_table(path: str | Path, sha256: str) -> pa.Table:
+    """Return the mapped table of a file whose content is the committed one. Raises DamagedArtifact."""
+    return map_table(check_file(path, sha256))
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,7 @@ class Receipt:
     bytes: int
     rows: int
     details: Mapping[str, Any]  # failures, timings, counts: anything JSON
+    columns: Mapping[str, str] = field(default_factory=dict)  # plain number column -> sha256 of its values
 
 
 class ShardStore:
@@ -178,7 +188,8 @@ class ShardStore:
             write_table(self.folder / name, table)
             digest = hash_file(self.folder / name)
         size = (self.folder / name).stat().st_size if name else 0
-        receipt = Receipt(key, name, digest, size, 0 if table is None else table.num_rows, dict(details))
+        rows, columns = (0, {}) if table is None else (table.num_rows, column_digests(table))
+        receipt = Receipt(key, name, digest, size, rows, dict(details), columns)
         if self._write_receipt(receipt):
             return receipt
         if name:
@@ -189,9 +200,11 @@ class ShardStore:
         if key in self._known:
             return self._known[key]
         try:
-            found = Receipt(**read_json(self._receipt_path(key)))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
+            facts = read_sealed(self._receipt_path(key))
+            facts.pop("schema")
+            found = Receipt(**facts)
+        except (FileNotFoundError, NotADirectoryError, ArtifactMismatch, TypeError):
+            return None  # not there, damaged or foreign: its shard is to be made again
         if found.file and not _plain_name(found.file):
             return None  # it may not lead out of the folder
         if location_of(self.folder) is not None:
@@ -205,15 +218,19 @@ class ShardStore:
             self.forget(key)  # torn or foreign
             return None
         path = self.folder / receipt.file
-        if receipt.file and (not present(path, anew=True).exists() or hash_file(path) != receipt.sha256):
+        if receipt.file and (not present(path, anew=True).exists() or not is_whole(path, receipt.sha256)):
             self.forget(key)
+            set_aside(path)
             return None
         return receipt
 
     def forget(self, key: str) -> None:
         """Delete the receipt of `key`, so that it is to be made again."""
         self._known.pop(key, None)
-        remove(self._receipt_path(key))
+        path = self._receipt_path(key)
+        if path.is_dir():  # someone put it there
+            set_aside(path)
+        remove(path)
 
     def sweep(self, keep: set[str]) -> None:
         """Delete every file and receipt that does not belong to a key of `keep`."""
@@ -225,7 +242,7 @@ class ShardStore:
             if path.stem not in keep:
                 remove(path)
         for path in (*self.folder.glob(".*.tmp"), *self.folder.glob(f"{RECEIPTS}/.*.tmp")):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def freeze(self, keys: list[str], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest over the receipts of `keys`, in that order, and return it."""
@@ -237,7 +254,8 @@ class ShardStore:
         manifest = {
             **facts,
             "parts": [
-                {name: getattr(r, name) for name in ("key", "file", "sha256", "bytes", "rows")} for r in receipts
+                {name: getattr(r, name) for name in ("key", "file", "sha256", "bytes", "rows", "columns")}
+                for r in receipts
             ],
             "rows": sum(r.rows for r in receipts),
         }
@@ -248,7 +266,7 @@ class ShardStore:
     def _write_receipt(self, receipt: Receipt) -> bool:
         """Write a receipt where its key has none; return whether it was written."""
         path = self._receipt_path(receipt.key)
-        data = json.dumps(receipt.__dict__, sort_keys=True, default=dict).encode()
+        data = json.dumps(sealed(receipt.__dict__), sort_keys=True).encode()
         if location_of(path) is not None:
             if self.receipt(receipt.key) is not None:
                 return False
@@ -271,35 +289,64 @@ class ShardStore:
 
 
 def write_manifest(folder: str | Path, facts: Mapping[str, Any]) -> None:
-    """Commit an artifact: after this it exists, with `facts` and the schema number as its manifest."""
-    write_json(local(folder) / MANIFEST, {"schema": SCHEMA, **facts})
+    """Commit an artifact: after this it exists, with `facts` as its sealed manifest."""
+    write_sealed(local(folder) / MANIFEST, facts)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """Return the manifest of an artifact, or None where there is none.
 
     Raises:
-        ArtifactMismatch: it is not JSON or of another schema, or names a part outside the folder.
+        DamagedArtifact: it is not what was written.
+        ArtifactMismatch: it is of another schema, or names a part outside the folder.
     """
     path = local(folder) / MANIFEST
     try:
-        manifest = read_json(path)
+        manifest = read_sealed(path)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ArtifactMismatch(f"{path}: not JSON ({error}); delete {path.parent} and run the step again") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ArtifactMismatch(
-            f"{path}: schema {found}, this version reads {SCHEMA}; run the step again in a new run_dir"
-        )
-    for part in manifest.get("parts", ()):
+    for part in (part for name in FILES for part in manifest.get(name, ())):
         if part["file"] and not _plain_name(part["file"]):
             raise ArtifactMismatch(
                 f"{path}: a part is called {part['file']!r}, which is no file of this folder; whoever wrote it may "
                 f"want others to be read: delete {path.parent} and run the step again"
             )
     return manifest
+
+
+def column_digests(table: pa.Table) -> dict[str, str]:
+    """Return the sha256 of the values of each column of plain numbers, by name.
+
+    A reader of one such column checks it alone, and not the file of which it is a thousandth.
+    """
+    plain = [
+        field.name for field in table.schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+    ]
+    return {name: column_digest(table, name) for name in plain if not table[name].null_count}
+
+
+def column_digest(table: pa.Table, name: str) -> str:
+    """Return the sha256 of the values of a column of plain numbers."""
+    return hash_bytes(*(np.ascontiguousarray(chunk.to_numpy()).view(np.uint8).data for chunk in table[name].chunks))
+
+
+def describe(folder: str | Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return what a manifest says of files: file, sha256 and bytes of each."""
+    paths = [Path(folder) / name for name in names]
+    return [{"file": path.name, "sha256": hash_file(path), "bytes": path.stat().st_size} for path in paths]
+
+
+def committed_file(folder: str | Path, name: str, step: str) -> Path:
+    """Return the path of a file that the manifest of an artifact tells of, once it is found to be what was committed.
+
+    Raises:
+        ArtifactMismatch: there is no such artifact; `step` makes it.
+        DamagedArtifact: the file is not what was committed.
+    """
+    digests = {file: sha256 for file, sha256, _ in committed_files(require_manifest(folder, step))}
+    if name not in digests:
+        raise ArtifactMismatch(f"{folder}: holds no {name}; run `influray {step}` again")
+    return check_file(local(folder) / name, digests[name])
 
 
 def _plain_name(name: Any) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, AttributionSource, DataError
-from influray.store.artifact import ShardStore, hash_file, map_table, require_manifest, write_table
+from influray.store.artifact import ShardStore, checked_table, describe, require_manifest, write_table
 from influray.store.mirror import local
 from influray.store.moments import (
     ColumnMoments,
@@ -68,7 +68,8 @@ class Attribution:
         self.folder = local(folder)
         self.mapper: Mapper = mapper or Threads()
         self.manifest = require_manifest(self.folder, "score")
-        targets = map_table(self.folder / TARGETS)
+        digests = {one["file"]: one["sha256"] for one in self.manifest["beside"]}
+        targets = checked_table(self.folder / TARGETS, digests[TARGETS])
         self.target_ids: tuple[str, ...] = tuple(targets["id"].to_pylist())
         self.groups: tuple[str, ...] = tuple(targets["task"].to_pylist())
         self.target_rows: np.ndarray = targets["row"].to_numpy()  # -1 where a column is not one target's
@@ -141,7 +142,11 @@ class Attribution:
     def _parts(self) -> list[ScorePart]:
         parts = self.manifest["parts"]
         width = len(self.groups)
-        return [ScorePart(self.folder / part["file"], part["rows"], width) for part in parts if part["file"]]
+        return [
+            ScorePart(self.folder / part["file"], part["rows"], width, part["sha256"], part["columns"]["row"])
+            for part in parts
+            if part["file"]
+        ]
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -272,21 +277,20 @@ def commit_attribution(
             receipt = store.receipt(key)
             assert receipt is not None, f"shard {key} has no receipt"
             if receipt.file and receipt.rows:
-                row_B, block_BT = _scores(store.folder / receipt.file, len(tasks))
+                row_B, block_BT = _scores(store.folder / receipt.file, receipt.sha256, len(tasks))
                 assert row_B[0] > last, "shards must come in ascending rows"
                 assert (np.diff(row_B) > 0).all(), "rows of a shard must ascend"
                 last = int(row_B[-1])
                 yield row_B, block_BT
 
     write_targets(store.folder, target_rows, target_ids, tasks, column_moments(blocks()))
-    path = store.folder / TARGETS
-    beside = {"file": TARGETS, "sha256": hash_file(path), "bytes": path.stat().st_size}
-    return store.freeze(list(keys), {**facts, "targets": len(tasks), "beside": [beside]})
+    beside = describe(store.folder, [TARGETS])
+    return store.freeze(list(keys), {**facts, "targets": len(tasks), "beside": beside})
 
 
-def _scores(path: Path, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def _scores(path: Path, sha256: str, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (row_B, A_BT) of a part, views of the file."""
-    table = map_table(path)
+    table = checked_table(path, sha256)
     width = table.schema.field("score").type.list_size
     if width != columns:
         raise ArtifactMismatch(f"{path}: {width} columns, but {TARGETS} names {columns}; run `influray score` again")

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, FeatureBlock, SparseRows
-from influray.store.artifact import fingerprint, map_table, part_paths, require_manifest
+from influray.store.artifact import checked_table, column_digest, fingerprint, map_table, require_manifest
+from influray.store.checks import check_ahead, damage
 from influray.store.encodings import as_column, decoded, encoded_rows
 from influray.store.mirror import local
 
@@ -93,20 +94,62 @@ class PartBuilder:
 
 
 class Datastore:
-    """A committed datastore. `manifest` tells how it was made; rows that failed are not in it."""
+    """A committed datastore. `manifest` tells how it was made; rows that failed are not in it.
+
+    A part is checked as a whole when its features are first read; a plain column that is read alone, by its own digest.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = local(folder)
         self.manifest = require_manifest(self.folder, "featurize")
         self.dimension: int = self.manifest["dimension"]
+        self._parts = [part for part in self.manifest["parts"] if part["file"]]
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])
 
+    @property
+    def part_lengths(self) -> list[int]:
+        """Rows of each part that has a file."""
+        return [part["rows"] for part in self._parts]
+
+    @property
+    def content(self) -> list[str]:
+        """The sha256 of each shard's part, "" where it left none."""
+        return [part["sha256"] for part in self.manifest["parts"]]
+
+    def check_ahead(self) -> None:
+        """Begin to check all parts in the background."""
+        check_ahead((self.folder / part["file"], part["sha256"]) for part in self._parts)
+
+    def part(self, number: int) -> pa.Table:
+        """Return the mapped table of a part that has a file. Raises DamagedArtifact."""
+        return checked_table(self.folder / self._parts[number]["file"], self._parts[number]["sha256"])
+
     def parts(self) -> Iterator[pa.Table]:
-        """Yield the mapped table of each part, rows ascending."""
-        for path in part_paths(self.folder, self.manifest):
-            yield map_table(path)
+        """Yield the mapped table of each part, rows ascending. Raises DamagedArtifact."""
+        return map(self.part, range(len(self._parts)))
+
+    def plain(self, number: int, name: str) -> np.ndarray:
+        """Return a plain column of a part, a view of the file, of which nothing else is read.
+
+        Raises:
+            ArtifactMismatch: it has no such column.
+            DamagedArtifact: it is not what was committed.
+        """
+        part = self._parts[number]
+        if name not in part["columns"]:
+            _require(self.part(number), name, self.folder)
+        path = self.folder / part["file"]
+        table = map_table(path)
+        try:
+            table[name].validate()
+            right = len(table) == part["rows"] and column_digest(table, name) == part["columns"][name]
+        except (KeyError, ValueError, TypeError, pa.ArrowException):
+            right = False
+        if not right:
+            raise damage(path, f"not what was committed (its column {name})")
+        return table[name].to_numpy()
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (row_B int64, feature_BD float16), rows ascending; views of the files where nothing is to decode."""
@@ -119,7 +162,7 @@ class Datastore:
         Raises:
             ArtifactMismatch: a datastore of this featurizer has no such column.
         """
-        found = [plain_of(table, name, self.folder) for table in self.parts()]
+        found = [self.plain(number, name) for number in range(len(self._parts))]
         return np.concatenate(found or [np.zeros(0, np.int64 if name == "row" else np.float32)])
 
     def features(self) -> np.ndarray:

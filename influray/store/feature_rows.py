@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 
 from influray.protocols import ArtifactMismatch, DataError
-from influray.store.artifact import map_table, part_paths
 from influray.store.attribution import Attribution, as_array
-from influray.store.checks import check_file
 from influray.store.datastore import Datastore
 from influray.store.encodings import decoded
 
@@ -47,11 +45,10 @@ class StoredFeatures:
 
     def __init__(self, stores: Sequence[Datastore], weights: Sequence[float]) -> None:
         self._weights = list(weights)
-        self._paths = [list(part_paths(store.folder, store.manifest)) for store in stores]
-        self._digests = [[part["sha256"] for part in store.manifest["parts"] if part["file"]] for store in stores]
-        self._dimensions = [store.dimension for store in stores]
+        self._stores = list(stores)
         self._last = [
-            np.array([map_table(path)["row"][-1].as_py() for path in paths], np.int64) for paths in self._paths
+            np.array([store.plain(number, "row")[-1] for number in range(len(store.part_lengths))], np.int64)
+            for store in stores
         ]
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
@@ -60,23 +57,21 @@ class StoredFeatures:
         Raises:
             DataError: a checkpoint has no feature of a row.
         """
-        found = [self._of_checkpoint(k, np.asarray(rows, np.int64)) for k in range(len(self._paths))]
+        found = [self._of_checkpoint(k, np.asarray(rows, np.int64)) for k in range(len(self._stores))]
         return joined(found, self._weights)
 
     def _of_checkpoint(self, k: int, rows: np.ndarray) -> np.ndarray:
-        out_BD = np.empty((len(rows), self._dimensions[k]), np.float32)
+        store = self._stores[k]
+        out_BD = np.empty((len(rows), store.dimension), np.float32)
         part_B = np.searchsorted(self._last[k], rows)
         for part in np.unique(part_B):
             here_B = part_B == part
-            table = None
-            if part < len(self._paths[k]):
-                check_file(self._paths[k][part], self._digests[k][part])
-                table = map_table(self._paths[k][part])
+            table = store.part(int(part)) if part < len(store.part_lengths) else None
             known = table["row"].to_numpy() if table is not None else np.zeros(0, np.int64)
             place_B = np.searchsorted(known, rows[here_B])
             if table is None or not np.array_equal(known[np.minimum(place_B, len(known) - 1)], rows[here_B]):
                 raise DataError(f"features: a row of {rows[here_B].tolist()[:3]} has no feature at checkpoint {k + 1}")
-            found = [decoded(table, self._dimensions[k], place, place + 1) for place in place_B.tolist()]
+            found = [decoded(table, store.dimension, place, place + 1) for place in place_B.tolist()]
             out_BD[here_B] = np.concatenate(found)
         return out_BD
 

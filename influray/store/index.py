@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import numpy as np
 
 from influray.protocols import ArtifactMismatch
 from influray.store.arrays import arrays_of, arrays_table
-from influray.store.artifact import fingerprint, hash_file, map_table, require_manifest, write_table
+from influray.store.artifact import checked_table, describe, fingerprint, hash_file, require_manifest, write_table
+from influray.store.checks import check_ahead, check_file, damage, damaged
 from influray.store.exact_query import Answers, BestRows, Vectors, check_queries, exact_query
 from influray.store.index_gpu import GPU_MOST, device_for, to_gpu
 from influray.store.index_kinds import Setting, apply_setting, faiss_module
-from influray.store.mirror import present, publish, sizes
+from influray.store.mirror import present, publish
 from influray.store.query_moments import QueryMoments, moments_from
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
@@ -39,11 +40,13 @@ Candidates = Callable[[np.ndarray, int, Setting], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of the index: the positions [start, stop) of the pool's vectors."""
+    """A file of the index: the positions [start, stop) of the pool's vectors. `sha256` is "" until it is made."""
 
     file: str
     start: int
     stop: int
+    sha256: str = ""
+    bytes: int = 0
 
 
 class _OpenShard:
@@ -52,7 +55,7 @@ class _OpenShard:
     def __init__(self, shard: Shard, folder: Path, device: str) -> None:
         self.shard = shard
         self._path = folder / shard.file
-        opened = open_file(self._path)
+        opened = open_file(self._path, shard.sha256)
         self._gpu, self._cpu = (to_gpu(opened), None) if device == "gpu" else (None, opened)
 
     def prepared(self, count: int, setting: Setting) -> tuple[Any, int]:
@@ -60,7 +63,7 @@ class _OpenShard:
         rows = self.shard.stop - self.shard.start
         wide, index = min(count * setting.depth, rows), self._gpu
         if index is None or max(wide, setting.nprobe) > GPU_MOST:
-            index = self._cpu = self._cpu or open_file(self._path)
+            index = self._cpu = self._cpu or open_file(self._path, self.shard.sha256)
         else:
             # A GPU rounds otherwise than what ranks its candidates: the last answer may not be its last one.
             wide = max(wide, min(2 * count, GPU_MOST, rows))
@@ -104,14 +107,24 @@ class IndexShards:
 
 
 class FlatVectors:
-    """The vectors of the pool as the files of a flat index hold them: float32, mapped into memory and read in place."""
+    """The vectors of the pool as the files of a flat index hold them: float32, mapped into memory and read in place.
+
+    The files are checked in the background meanwhile: what they say counts only once `check` has returned.
+    """
 
     block_bytes = 2**30  # nothing is copied
 
     def __init__(self, vectors: PoolVectors, folder: Path, shards: Sequence[Shard]) -> None:
         self.rows, self.dimension = vectors.rows, vectors.dimension
         self._starts = np.array([shard.start for shard in shards])
-        self._parts_BF = [map_flat(folder / shard.file) for shard in shards]
+        self._files = [(folder / shard.file, shard.sha256) for shard in shards]
+        check_ahead(self._files)
+        self._parts_BF = [map_flat(path) for path, _ in self._files]
+
+    def check(self) -> None:
+        """Return once every file is found to be what was committed. Raises DamagedArtifact."""
+        for path, sha256 in self._files:
+            check_file(path, sha256)
 
     def block(self, start: int, space_BF: np.ndarray) -> np.ndarray:
         """Return the vectors at the positions from `start`; `space_BF` is used where they are of two files."""
@@ -140,22 +153,27 @@ class PoolIndex:
         self.manifest = index_manifest(directory, self.vectors)
         self.kind: str = self.manifest["kind"]
         self.setting = Setting(**self.manifest["setting"])
-        shards = [Shard(**shard) for shard in self.manifest["shards"]]
+        shards = shards_of(self.manifest)
+        self._flat: FlatVectors | None = None
         self._all: Vectors | None = None
         if self.kind == "exact":
             self._all = self.vectors
             return
-        device = "cpu" if candidates else device_for(self.kind, sum(self.manifest["bytes"]))
+        device = "cpu" if candidates else device_for(self.kind, sum(shard.bytes for shard in shards))
         if self.kind == "flat" and candidates is None and device == "cpu":
-            self._all = FlatVectors(self.vectors, directory.index, shards)
+            self._all = self._flat = FlatVectors(self.vectors, directory.index, shards)
         else:
             self._candidates = candidates or IndexShards(self.vectors, directory.index, shards, device).candidates
-            self._moments = moments_from(arrays_of(map_table(directory.index / MOMENTS)))
+            sha256 = self.manifest["beside"][0]["sha256"]
+            self._moments = moments_from(arrays_of(checked_table(directory.index / MOMENTS, sha256)))
 
     def search(self, query_QF: np.ndarray, k: int) -> Answers:
         """Return the answers to queries [Q, F]. True `exact`: kinds flat and exact. Raises as `exact_query`."""
         if self._all is not None:
-            return exact_query(self._all, query_QF, k)
+            answers = exact_query(self._all, query_QF, k)
+            if self._flat is not None:
+                self._flat.check()
+            return answers
         query_QF = check_queries(query_QF, self.vectors.dimension, len(self.vectors.rows))
         return answers_of(self.vectors, self._moments, self._candidates, query_QF, k, self.setting, self.kind == "flat")
 
@@ -207,19 +225,15 @@ def index_manifest(directory: RunDirectory, vectors: PoolVectors) -> dict[str, A
         raise ArtifactMismatch(
             f"{directory.index}: was built of other features or weights than the run has; run `influray index` again"
         )
-    torn = torn_files(directory.index, manifest)
+    torn = damaged(directory.index, manifest)
     if torn:
-        raise ArtifactMismatch(
-            f"{directory.index / torn[0]}: not there or not whole; delete {directory.index} and run `influray index`"
-        )
+        raise damage(directory.index / torn[0], "not there or not whole")
     return manifest
 
 
-def torn_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Return the files of an index that are missing or of another size; on object storage none is fetched for it."""
-    found = sizes(folder)
-    wanted = zip(manifest["shards"], manifest["bytes"], strict=True)
-    return [shard["file"] for shard, size in wanted if found.get(shard["file"]) != size]
+def shards_of(manifest: Mapping[str, Any]) -> list[Shard]:
+    """Return the shards that the manifest of an index tells of."""
+    return [Shard(**shard) for shard in manifest["parts"]]
 
 
 def index_fingerprint(vectors: PoolVectors, asked: str, recipe: Mapping[str, object]) -> str:
@@ -227,10 +241,16 @@ def index_fingerprint(vectors: PoolVectors, asked: str, recipe: Mapping[str, obj
     return fingerprint(["index", vectors.digest, asked, faiss_module().__version__, dict(recipe)])
 
 
-def build_shard(vectors: PoolVectors, folder: Path, trained: Path, shard: Shard, block_bytes: int = BLOCK_BYTES) -> int:
-    """Fill a copy of the trained index with the vectors of a shard, block by block, write it and return its bytes."""
+def build_shard(
+    vectors: PoolVectors, folder: Path, trained: Path, shard: Shard, block_bytes: int = BLOCK_BYTES
+) -> Shard:
+    """Fill a copy of the trained index with the vectors of a shard, block by block, and write it.
+
+    Return the shard with the content and the bytes of its file.
+    """
     if shard.file.endswith(FLAT):
-        return write_flat(folder / shard.file, vectors, shard, block_bytes)
+        write_flat(folder / shard.file, vectors, shard, block_bytes)
+        return _made(folder, shard)
     faiss = faiss_module()
     index = open_file(trained)
     threads = faiss.omp_get_max_threads()
@@ -241,11 +261,17 @@ def build_shard(vectors: PoolVectors, folder: Path, trained: Path, shard: Shard,
             index.add(block_BF)
     finally:
         faiss.omp_set_num_threads(threads)
-    return write_file(folder / shard.file, index)
+    write_file(folder / shard.file, index)
+    return _made(folder, shard)
 
 
-def write_file(path: Path, index: Any) -> int:
-    """Write a faiss index so that `path` holds all of it or nothing new, and return its bytes."""
+def _made(folder: Path, shard: Shard) -> Shard:
+    path = folder / shard.file
+    return replace(shard, sha256=hash_file(path), bytes=path.stat().st_size)
+
+
+def write_file(path: Path, index: Any) -> None:
+    """Write a faiss index so that `path` holds all of it or nothing new."""
     faiss = faiss_module()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -254,11 +280,10 @@ def write_file(path: Path, index: Any) -> int:
         os.fsync(file.fileno())
     publish(temporary, path)
     os.replace(temporary, path)
-    return path.stat().st_size
 
 
-def write_flat(path: Path, vectors: PoolVectors, shard: Shard, block_bytes: int) -> int:
-    """Write the vectors of a shard as a float32 array of numpy and return the bytes of the file.
+def write_flat(path: Path, vectors: PoolVectors, shard: Shard, block_bytes: int) -> None:
+    """Write the vectors of a shard as a float32 array of numpy.
 
     Not as faiss writes them, from byte 45 on: mapped into memory, no number would be aligned.
     """
@@ -273,21 +298,22 @@ def write_flat(path: Path, vectors: PoolVectors, shard: Shard, block_bytes: int)
         os.fsync(file.fileno())
     publish(temporary, path)
     os.replace(temporary, path)
-    return path.stat().st_size
 
 
 def map_flat(path: Path) -> np.ndarray:
-    """Return the vectors of a file of a flat index, mapped into memory. Raises ArtifactMismatch where it is torn."""
+    """Return the vectors of a file of a flat index, mapped into memory. Raises DamagedArtifact where it is torn."""
     try:
         # What is written to it, if anything, stays here; of "r" torch warns.
         return np.load(present(path), mmap_mode="c", allow_pickle=False)
-    except ValueError as error:
-        raise _unreadable(path) from error
+    except (ValueError, OSError) as error:
+        raise damage(path, "not a readable index") from error
 
 
-def open_file(path: Path) -> Any:
-    """Return the faiss index of a file. Raises ArtifactMismatch where it is torn."""
+def open_file(path: Path, sha256: str = "") -> Any:
+    """Return the faiss index of a file, of the content `sha256` where that is known. Raises DamagedArtifact."""
     faiss = faiss_module()
+    if sha256:
+        check_file(path, sha256)
     if path.name.endswith(FLAT):
         row_BF = map_flat(path)
         index = faiss.IndexFlatIP(row_BF.shape[1])
@@ -296,14 +322,10 @@ def open_file(path: Path) -> Any:
     try:
         return faiss.read_index(str(present(path)))
     except RuntimeError as error:
-        raise _unreadable(path) from error
+        raise damage(path, "not a readable index") from error
 
 
-def _unreadable(path: Path) -> ArtifactMismatch:
-    return ArtifactMismatch(f"{path}: not a readable index; delete {path.parent} and run `influray index`")
-
-
-def write_moments(folder: Path, moments: QueryMoments) -> str:
-    """Write the moments beside the index and return the hash of the file."""
+def write_moments(folder: Path, moments: QueryMoments) -> list[dict[str, Any]]:
+    """Write the moments beside the index and return what its manifest says of them."""
     write_table(folder / MOMENTS, arrays_table(moments.arrays()))
-    return hash_file(folder / MOMENTS)
+    return describe(folder, [MOMENTS])

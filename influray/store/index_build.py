@@ -17,6 +17,7 @@ import numpy as np
 
 from influray.store import index_kinds
 from influray.store.artifact import read_manifest, write_manifest
+from influray.store.checks import broken
 from influray.store.exact_query import Answers, exact_query
 from influray.store.index import (
     BLOCK_BYTES,
@@ -27,7 +28,6 @@ from influray.store.index import (
     answers_of,
     build_shard,
     index_fingerprint,
-    torn_files,
     write_file,
     write_moments,
 )
@@ -58,8 +58,8 @@ RECALL_AT = 100
 WANTED = 0.95
 ROUNDING = 2.0**-20  # of the largest score: what two float32 products of equal vectors may differ by
 
-# Builds shards from (the trained index' file, the shards) and returns their bytes in order.
-Builder = Callable[[Path, Sequence[Shard]], list[int]]
+# Builds shards from (the trained index' file, the shards) and returns them as they are then, in order.
+Builder = Callable[[Path, Sequence[Shard]], list[Shard]]
 
 
 def build_index(
@@ -88,7 +88,7 @@ def build_index(
     choice = choose_kind(asked, len(vectors), vectors.dimension, memory)
     made = index_fingerprint(vectors, asked if asked != "auto" else f"auto {choice.kind}", recipe())
     before = read_manifest(directory.index)
-    if before is not None and before["fingerprint"] == made and not torn_files(directory.index, before):
+    if before is not None and before["fingerprint"] == made and not broken(directory.index, before):
         return before, True
     logger.info("index: %s (%s)", choice.kind, choice.reason)
     sample = training_positions(len(vectors), vectors.dimension)
@@ -100,18 +100,22 @@ def build_index(
 
     def build_kind(kind: str) -> _Built:
         if kind == "exact":
-            return _Built(kind, [], [])
+            return _Built(kind, [])
         shards = plan_shards(len(vectors), vectors.dimension, shard_bytes, made, FLAT if kind == "flat" else ".faiss")
         index = train(kind, sample_SF, len(vectors))
         write_file(trained, index)
-        sizes = build(trained, shards)
+        shards = build(trained, shards)
         remove(trained)
         if kind == "flat":
-            return _Built(kind, shards, sizes)
+            return _Built(kind, shards)
         k = min(RECALL_AT, len(vectors))
         tried = settings(kind, len(vectors), list_count(index), k, far=kind == asked)
-        found = finder(shards) if finder else _found_here(vectors, directory, shards, device_for(kind, sum(sizes)))
-        return _Built(kind, shards, sizes, *tune(vectors, moments, found, query_QF, tried))
+        found = (
+            finder(shards)
+            if finder
+            else _found_here(vectors, directory, shards, device_for(kind, sum(shard.bytes for shard in shards)))
+        )
+        return _Built(kind, shards, *tune(vectors, moments, found, query_QF, tried))
 
     built, reason = _first_that_finds_enough(choice, build_kind)
     facts = {
@@ -125,9 +129,8 @@ def build_index(
         "setting": dict(built.setting.__dict__),
         "recall": built.recall,
         "std": "exact" if moments.sample_SF is None else f"of a sample of {len(moments.sample_SF)} rows",
-        "moments": write_moments(directory.index, moments),
-        "shards": [shard.__dict__ for shard in built.shards],
-        "bytes": built.sizes,
+        "parts": [shard.__dict__ for shard in built.shards],
+        "beside": write_moments(directory.index, moments),
         "faiss": faiss_module().__version__,
     }
     write_manifest(directory.index, facts)
@@ -139,7 +142,6 @@ def build_index(
 class _Built:
     kind: str
     shards: list[Shard]
-    sizes: list[int]
     setting: Setting = ALL
     recall: dict[str, Any] | None = None  # None: it finds all
 

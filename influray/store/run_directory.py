@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from influray.protocols import ConfigError
-from influray.store.artifact import SCHEMA, read_json, write_bytes, write_json
+from influray.store.artifact import MANIFEST, hash_bytes, write_bytes, write_sealed
+from influray.store.checks import MADE_BY, damage, set_aside
 from influray.store.claim import require_ours
 from influray.store.lease import leased, shown
 from influray.store.mirror import address_of, flush, local, location_of, present
+from influray.store.sealed import read_sealed
 
+FILE_ENDINGS = {".json", ".jsonl", ".yaml", ".arrow", ".parquet", ".html", ".safetensors", ".faiss", ".npy", ".sha256"}
+CHOSEN = ("selection", "tune", "evaluation")  # folders of a folder for each selection
+FOLDERS = ("pool", "target", "test", "adapter", "_receipts", "texts")
 VERSIONED = ("influray", "torch", "transformers", "peft", "ray", "pyarrow", "numpy", "tokenizers")
 
 
@@ -106,7 +111,7 @@ class RunDirectory:
     def begin(self) -> None:
         """Write an empty run.json where there is none: the mark by which the folder is known from now on."""
         if not present(self.path / "run.json").exists():
-            write_json(self.path / "run.json", {"schema": SCHEMA, "steps": {}})
+            write_sealed(self.path / "run.json", {"steps": {}})
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -133,17 +138,19 @@ class RunDirectory:
             lease.truncate()
             json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}, lease)
             lease.flush()
+            if location is None:
+                self._clear_the_way()
             if location is not None:
                 stack.enter_context(leased(location, self.path / "lease.json", now()))
                 stack.callback(flush, self.path)
             yield
 
     def read(self) -> dict[str, Any]:
-        """Return run.json, or its empty form where there is none yet."""
+        """Return run.json, or its empty form where there is none yet. Raises as `read_sealed` otherwise."""
         try:
-            return read_json(self.path / "run.json")
+            return read_sealed(self.path / "run.json")
         except FileNotFoundError:
-            return {"schema": SCHEMA, "steps": {}}
+            return {"steps": {}}
 
     def record_step(self, name: str, **facts: Any) -> None:
         """Set the facts of a step (fingerprint, status, seconds, counts) and those of the host."""
@@ -151,10 +158,79 @@ class RunDirectory:
         run["steps"][name] = facts
         run["versions"] = versions()
         run["host"] = {"name": socket.gethostname(), "system": platform.platform(), "cpus": os.cpu_count() or 0}
-        write_json(self.path / "run.json", run)
+        write_sealed(self.path / "run.json", run)
+
+    def record_outdated(self, step: str) -> None:
+        """Note in run.json that part of what a step made was deleted, since what it was made from has changed."""
+        run = self.read()
+        if step in run["steps"]:
+            run["steps"][step]["status"] = "outdated"
+            write_sealed(self.path / "run.json", run)
+
+    def require_made(self, *steps: str) -> None:
+        """See that what run.json says these steps have made is there; none of it is read.
+
+        Raises:
+            DamagedArtifact: something is gone, and which step makes it again; or run.json is, and there is a catalogue.
+        """
+        record = self.path / "run.json"
+        if not present(record).exists() and present(self.data("pool") / MANIFEST).exists():
+            raise damage(record, "gone")
+        recorded = self.read()["steps"]
+        for step in steps:
+            facts = recorded.get(step, {})
+            for name in facts.get("artifacts", ()) if facts.get("status") == "done" else ():
+                if ".." not in name.split("/") and not present(self.path / name).is_file():
+                    raise damage(self.path / name, "gone, though run.json says that it was made")
 
     def write_config(self, text: str) -> None:
+        """Write config.yaml, and to run.json what it is, so that another one is not taken for it."""
         write_bytes(self.config_path, text.encode())
+        run, digest = self.read(), hash_bytes(text.encode())
+        if run.get("config") != digest:
+            write_sealed(self.path / "run.json", {**run, "config": digest})
+
+    def check_config(self) -> Path:
+        """Return the path of config.yaml, once it is found to be the one that the run was carried out with.
+
+        Where run.json does not say which one that was, there need not even be one.
+
+        Raises:
+            DamagedArtifact: it was changed since, or is gone.
+        """
+        path, expected = present(self.config_path), self.read().get("config")
+        if expected is None:
+            return path
+        try:
+            same = hash_bytes(path.read_bytes()) == expected
+        except FileNotFoundError:
+            raise damage(path, "gone") from None
+        except OSError as error:
+            raise damage(path, f"cannot be read ({error})") from error
+        if not same:
+            raise damage(path, "not the config that the run was carried out with (run.json)")
+        return path
+
+    def _clear_the_way(self) -> None:
+        """Set aside folders that stand where files belong, and files where folders do."""
+        for name in ("config.yaml", "run.json", *MADE_BY, "logs"):
+            path = self.path / name
+            if path.exists() and path.is_dir() == (path.suffix in FILE_ENDINGS):
+                set_aside(path)
+        for name in MADE_BY:
+            for folder, folders, files in os.walk(self.path / name):
+                folders[:] = [one for one in folders if not one.startswith(".")]
+                chosen = Path(folder).name in CHOSEN  # people choose what is in it, dots included
+                wrong = [] if chosen else [one for one in folders if Path(one).suffix in FILE_ENDINGS]
+                wrong += [one for one in files if _is_folder(Path(folder) / one)]
+                for one in wrong:
+                    set_aside(Path(folder) / one)
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether what is called so in a run directory is a folder, when all is well."""
+    named = path.parent.name in CHOSEN and not path.name.startswith(".")
+    return named or path.name in FOLDERS or path.name.rstrip("0123456789") in ("checkpoint-", "seed-")
 
 
 def versions() -> dict[str, str]:

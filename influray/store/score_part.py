@@ -15,29 +15,43 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from influray.protocols import ArtifactMismatch, DamagedArtifact
+from influray.protocols import ArtifactMismatch
+from influray.store.artifact import hash_bytes
+from influray.store.checks import check_file, damage
 from influray.store.mirror import present
 
 
 class ScorePart:
     """`rows` lines of (row int64, score float32[T]) in one uncompressed record batch of an Arrow IPC file.
 
-    Reading raises ArtifactMismatch where the file is missing, torn or of another form.
+    `sha256` is that of the file, `row_sha256` that of its row numbers. The file is checked as a whole when scores are
+    first read, and of the row numbers alone only they are.
+
+    Reading raises ArtifactMismatch where the file is missing, damaged or of another form.
     """
 
-    def __init__(self, path: Path, rows: int, width: int) -> None:
+    def __init__(self, path: Path, rows: int, width: int, sha256: str, row_sha256: str) -> None:
         self.path = path
         self.rows = rows
         self._width = width
+        self._sha256, self._row_sha256 = sha256, row_sha256
 
     def row_numbers(self, start: int, stop: int) -> np.ndarray:
         """Return the row numbers of lines [start, stop), int64."""
-        out_B = np.empty(stop - start, np.int64)
-        self._read(out_B, self._layout[0] + 8 * start)
+        return self._rows[start:stop]
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        out_B = np.empty(self.rows, np.int64)
+        self._read(out_B, self._layout[0])
+        if hash_bytes(out_B.view(np.uint8).data) != self._row_sha256:
+            raise damage(self.path, "not what was committed (its row numbers)")
+        out_B.flags.writeable = False
         return out_B
 
     def scores(self, start: int, stop: int) -> np.ndarray:
         """Return lines [start, stop), [B, T] float32."""
+        check_file(self.path, self._sha256)
         out_BT = np.empty((stop - start, self._width), np.float32)
         self._read(out_BT, self._layout[1] + 4 * self._width * start)
         return out_BT
@@ -60,13 +74,10 @@ class ScorePart:
                 while done < len(view):
                     got = os.preadv(file.fileno(), [view[done:]], offset + done)
                     if not got:
-                        raise DamagedArtifact(
-                            f"{self.path}: ends {len(view) - done} bytes too early; "
-                            "delete it and run `influray score` again"
-                        )
+                        raise damage(self.path, f"ends {len(view) - done} bytes too early")
                     done += got
         except OSError as error:
-            raise DamagedArtifact(f"{self.path}: cannot be read ({error}); run `influray score` again") from error
+            raise damage(self.path, f"cannot be read ({error})") from error
 
     @cached_property
     def _layout(self) -> tuple[int, int]:
@@ -76,10 +87,7 @@ class ScorePart:
                 whole = source.read_buffer()
                 reader = pa.ipc.open_file(source)
                 if reader.num_record_batches != 1:
-                    raise ArtifactMismatch(
-                        f"{self.path}: {reader.num_record_batches} record batches, expected one; "
-                        "delete it and run `influray score` again"
-                    )
+                    raise damage(self.path, f"{reader.num_record_batches} record batches, expected one")
                 batch = reader.get_batch(0)
                 schema, lines = batch.schema, batch.num_rows
                 width = schema.field("score").type.list_size
@@ -88,18 +96,17 @@ class ScorePart:
                 ends = (offsets[0] + 8 * lines, offsets[1] + 4 * lines * width)
                 size = whole.size
                 right = row.type == pa.int64() and score.type == pa.float32() and row.offset == score.offset == 0
-        except (OSError, pa.ArrowInvalid, KeyError, AttributeError) as error:
-            raise DamagedArtifact(
-                f"{self.path}: not a readable Arrow file ({error}); delete it and run `influray score` again"
-            ) from error
+        except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
+            raise damage(self.path, f"not a readable Arrow file ({error})") from error
         if width != self._width:
             raise ArtifactMismatch(
                 f"{self.path}: {width} columns, but targets.arrow names {self._width}; run `influray score` again"
             )
         if lines != self.rows or not right or min(offsets) < 0 or max(ends) > size:
-            raise ArtifactMismatch(
-                f"{self.path}: {lines} rows of {schema.field('score').type}, but the manifest tells of {self.rows} of "
-                f"{width} uncompressed float32; delete it and run `influray score` again"
+            raise damage(
+                self.path,
+                f"{lines} rows of {schema.field('score').type}, but the manifest tells of {self.rows} of {width} "
+                "uncompressed float32",
             )
         return offsets[0], offsets[1]
 

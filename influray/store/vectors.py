@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, DataError
-from influray.store.artifact import fingerprint, map_table, part_paths, require_manifest
+from influray.store.artifact import fingerprint, require_manifest
 from influray.store.datastore import Datastore, common_rows, features_digest, plain_of
 from influray.store.encodings import decoded, decoded_at
 from influray.store.run_directory import RunDirectory
@@ -66,6 +66,11 @@ class SplitVectors:
     @cached_property
     def _rows(self) -> np.ndarray:
         return common_rows([store.rows for store in self._stores])
+
+    def check_ahead(self) -> None:
+        """Begin to check all datastores in the background, for who is about to read all of them."""
+        for store in self._stores:
+            store.check_ahead()
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (position of the first row, float32 [B, F]) over the positions [start, stop), B = `size` but the last.
@@ -168,11 +173,10 @@ class _StoredRows:
         self._store = Datastore(folder)
         self._with_norm = with_norm
         self.dimension = self._store.dimension
-        self._paths = list(part_paths(folder, self._store.manifest))
-        filled = [part["rows"] for part in self._store.manifest["parts"] if part["file"]]
-        self._starts = np.cumsum([0, *filled])
+        self._starts = np.cumsum([0, *self._store.part_lengths])
+        self.check_ahead = self._store.check_ahead
         self._open: dict[int, pa.Table] = {}
-        if self._paths and "feature" not in self._part(0).column_names:
+        if self._store.part_lengths and "feature" not in self._part(0).column_names:
             raise ArtifactMismatch(
                 f"{folder}: holds no feature vectors, and so none to ask; "
                 "take features.featurizer: gradient or representation"
@@ -181,7 +185,7 @@ class _StoredRows:
     @property
     def content(self) -> list[str]:
         """The content of each part."""
-        return [part["sha256"] for part in self._store.manifest["parts"]]
+        return self._store.content
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -211,7 +215,7 @@ class _StoredRows:
 
     def _part(self, number: int) -> pa.Table:
         if number not in self._open:
-            self._open[number] = map_table(self._paths[number])
+            self._open[number] = self._store.part(number)
         return self._open[number]
 
 

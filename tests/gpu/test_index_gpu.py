@@ -28,7 +28,7 @@ def test_every_kind_is_built_and_asked_on_a_machine_with_a_gpu(tmp_path, kind):
     run = random_run(tmp_path, rows=6000, dimension=96, targets=12)
     assert (device_for(kind, 2**20) == "gpu") == (kind in GPU_KINDS)
     manifest, _ = build_index(run, kind, shard_bytes=4 * 192 * 2500)
-    assert len(manifest["shards"]) == 3
+    assert len(manifest["parts"]) == 3
     query_QF = target_vectors(run)[1]
     found, truth = PoolIndex(run).search(query_QF, 50), exact_query(PoolVectors(run), query_QF, 50)
     if kind == "flat":
@@ -47,7 +47,7 @@ def test_scores_on_a_gpu_are_those_of_the_cpu_and_more_candidates_than_it_takes_
     run = random_run(tmp_path, rows=3 * GPU_MOST, dimension=32)
     manifest, _ = build_index(run, kind)
     vectors, query_QF = PoolVectors(run), target_vectors(run)[1]
-    shards = [Shard(**shard) for shard in manifest["shards"]]
+    shards = [Shard(**shard) for shard in manifest["parts"]]
     lists = manifest["setting"].get("nprobe", 0)
     for count in (10, GPU_MOST // 2, GPU_MOST):
         setting = Setting(2, nprobe=lists)

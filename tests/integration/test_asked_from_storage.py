@@ -84,18 +84,18 @@ def test_an_index_is_built_by_two_machines_asked_by_a_third_and_replaced_by_a_fo
     place = copied(store, disk, "indexed")
     here = open_run(shutil.copytree(disk.directory.path, tmp_path / "here"))
 
-    def build(trained: Path, shards: list[Shard]) -> list[int]:
-        names, sizes = address_of(trained), []
+    def build(trained: Path, shards: list[Shard]) -> list[Shard]:
+        names, made = address_of(trained), []
         for i, shard in enumerate(shards):
             machine(f"builder-{i % 2}")
             own = RunDirectory(place)
-            sizes.append(build_shard(PoolVectors(own), own.index, local(names), shard))
+            made.append(build_shard(PoolVectors(own), own.index, local(names), shard))
         machine("first")
-        return sizes
+        return made
 
     made, _ = build_index(RunDirectory(place), "sq8", shard_bytes=SHARD_BYTES, builder=build)
     wanted, _ = build_index(here.directory, "sq8", shard_bytes=SHARD_BYTES)
-    files = [shard["file"] for shard in wanted["shards"]]
+    files = [shard["file"] for shard in wanted["parts"]]
     assert len(files) == 3
     assert made == wanted
     assert store.names("indexed/index") == {"manifest.json", "moments.arrow", *files}
@@ -124,7 +124,7 @@ def test_an_index_is_built_by_two_machines_asked_by_a_third_and_replaced_by_a_fo
 def test_an_index_whose_file_went_from_the_storage_is_refused_and_built_again(store, disk, machine):
     place = copied(store, disk, "torn")
     manifest, _ = build_index(RunDirectory(place), "flat")
-    name = manifest["shards"][0]["file"]
+    name = manifest["parts"][0]["file"]
     store.content.delete_file(f"bucket/torn/index/{name}")
     for one in ("first", "second"):  # with a copy of it, and without
         machine(one)

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from influray.resolved_run import Run
-from influray.store.artifact import read_json, write_json
+from influray.store.artifact import read_sealed, write_sealed
 from tests.unit.asked_run import build_asked_run
 
 pytestmark = pytest.mark.ray
@@ -97,13 +97,13 @@ async def storm(address: str, run: Run) -> tuple[list[int], bool]:
 
 def test_a_model_that_is_not_the_runs_ends_the_command_with_2(run, tmp_path):
     checkpoint = run.directory.checkpoint(1) / "state.json"
-    before = read_json(checkpoint)
-    write_json(checkpoint, {**before, "schema": 0})
+    before = read_sealed(checkpoint)
+    write_sealed(checkpoint, {**before, "schema": 0})
     try:
         command = [sys.executable, "-m", "influray.cli", "serve", str(run.directory.path), "--port", "0"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ))
     finally:
-        write_json(checkpoint, before)
+        write_sealed(checkpoint, before)
     assert done.returncode == 2, done.stderr
-    assert "state.json: not of schema" in done.stderr
+    assert "state.json: schema 0" in done.stderr
     assert "Traceback" not in done.stderr

@@ -29,9 +29,9 @@ def test_one_and_three_actors_build_and_find_the_same(tmp_path):
             finder=lambda shards, spread=spread: spread.open(shards).candidates,
         )
         index = PoolIndex(run, spread.candidates)
-        assert len(index.manifest["shards"]) == 5
+        assert len(index.manifest["parts"]) == 5
         found.append(index.search(query_QF, 40))
-        files.append([(run.index / Shard(**shard).file).read_bytes() for shard in index.manifest["shards"]])
+        files.append([(run.index / Shard(**shard).file).read_bytes() for shard in index.manifest["parts"]])
         spread.close()
         if actors == 3:
             found.append(PoolIndex(run).search(query_QF, 40))

@@ -5,7 +5,6 @@ Every source has rows that help one task; text of the pool tries to break the pa
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.files import resolve_files
 from influray.selectors.output import select_and_write
-from influray.store.artifact import ShardStore
+from influray.store.artifact import ShardStore, write_sealed
 from influray.store.attribution import attribution_table, commit_attribution
 from influray.store.run_directory import RunDirectory
 from tests.tiny import byte_tokenizer, chat, target_rows, write_jsonl
@@ -134,6 +133,4 @@ def _evaluations(run: RunDirectory, seed: int) -> None:
                 found = float(loss + generator.normal(0, 0.05))
                 exact = None if task == "facts" else float(np.clip(1.1 - found + generator.normal(0, 0.05), 0, 1))
                 tasks[task] = {"loss": found, "exact_match": exact, "n": 40}
-            path = run.evaluation(name, s)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"tasks": tasks}))
+            write_sealed(run.evaluation(name, s), {"tasks": tasks})

@@ -104,7 +104,7 @@ def test_freezing_keeps_the_named_shards_and_sweeps_the_rest(tmp_path):
 def test_a_manifest_of_another_schema_is_refused(tmp_path):
     write_manifest(tmp_path, {"x": 1})
     assert read_manifest(tmp_path) == {"schema": SCHEMA, "x": 1}
-    (tmp_path / "manifest.json").write_text('{"schema": 99}')
+    write_manifest(tmp_path, {"schema": 99})
     with pytest.raises(ArtifactMismatch, match="schema 99"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("{")

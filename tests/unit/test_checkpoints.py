@@ -24,7 +24,8 @@ from influray.model.checkpoints import (
 )
 from influray.model.loading import attach_adapter
 from influray.model.optimizer_state import read_moments, strip_wrappers, write_moments
-from influray.protocols import ArtifactMismatch, ConfigError
+from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact
+from influray.store.artifact import hash_file, write_sealed
 from tests.tiny import tiny_llama
 
 
@@ -111,6 +112,10 @@ def test_digest_is_of_content_and_not_of_paths_or_losses(tmp_path):
     again = save(tmp_path / "b", model, losses=[9.0])
     path = again.adapter / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "elsewhere"}))
+    with pytest.raises(DamagedArtifact, match=r"adapter_config\.json: not what was committed"):
+        load_checkpoint(tmp_path / "b")
+    files = {**again.state["files"], "adapter/adapter_config.json": hash_file(path)}
+    write_sealed(again.folder / "state.json", {**again.state, "files": files})
     assert load_checkpoint(tmp_path / "b").digest == first.digest
     assert save(tmp_path / "c", model, mean_learning_rate=2e-4).digest != first.digest
     assert save(tmp_path / "d", adapted(seed=1)).digest != first.digest

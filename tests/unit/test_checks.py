@@ -1,4 +1,4 @@
-"""Files after their commit: what is torn, gone or changed is found, set aside and named; what is whole is hashed once."""
+"""Files after their commit: what is torn, gone or changed is found and named; what is whole is hashed once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact
 from influray.scorers.rows import RangeReader
 from influray.store import checks
 from influray.store.artifact import ShardStore, naming_full_disk, part_paths
-from influray.store.checks import check_file, check_files, damaged
+from influray.store.checks import broken, check_ahead, check_file, damaged, set_aside, step_of
 from influray.store.datastore import Datastore
 from tests.unit.synthetic_features import random_run
 
@@ -29,11 +29,11 @@ def frozen(store):
     return store.freeze([letter * 20 for letter in "abc"], {})
 
 
-def test_a_whole_artifact_is_not_damaged_and_its_bytes_are_counted(store):
+def test_a_whole_artifact_is_neither_damaged_nor_broken(store):
     manifest = frozen(store)
     assert damaged(store.folder, manifest) == []
-    sizes = [path.stat().st_size for path in part_paths(store.folder, manifest)]
-    assert check_files(store.folder, manifest) == {"bytes": sum(sizes)}
+    assert broken(store.folder, manifest) == []
+    assert all(path.exists() for path in part_paths(store.folder, manifest))
 
 
 @pytest.mark.parametrize("how", ["torn", "grown", "gone"])
@@ -47,7 +47,7 @@ def test_a_file_of_another_size_is_named_without_reading_it(store, how):
     assert damaged(store.folder, manifest) == [path.name]
 
 
-def test_a_flipped_bit_is_found_by_its_hash_and_the_file_is_set_aside_and_swept(store):
+def test_a_flipped_bit_is_found_by_its_hash_and_the_driver_sets_the_file_aside(store):
     manifest = frozen(store)
     path = next(part_paths(store.folder, manifest))
     content = bytearray(path.read_bytes())
@@ -55,7 +55,9 @@ def test_a_flipped_bit_is_found_by_its_hash_and_the_file_is_set_aside_and_swept(
     path.write_bytes(content)
     assert damaged(store.folder, manifest) == []
     with pytest.raises(DamagedArtifact, match="was committed"):
-        check_files(store.folder, manifest)
+        check_file(path, manifest["parts"][0]["sha256"])
+    assert path.exists(), "a reader changes nothing"
+    assert broken(store.folder, manifest) == [path.name]
     assert damaged(store.folder, manifest) == [path.name], "it would be believed again"
     assert store.valid_receipt("a" * 20) is None
     assert store.valid_receipt("b" * 20) is not None
@@ -75,14 +77,73 @@ def test_a_file_is_hashed_once_a_process_unless_it_is_another_one(tmp_path, monk
     path.write_bytes(b"other")
     with pytest.raises(DamagedArtifact):
         check_file(path, digest)
-    with pytest.raises(DamagedArtifact, match="cannot be read"):
+    path.unlink()
+    with pytest.raises(DamagedArtifact, match="gone"):
         check_file(path, digest)
 
 
+@pytest.mark.parametrize("how", ["whole", "changed", "gone"])
+def test_what_is_hashed_ahead_is_told_by_who_reads(tmp_path, how):
+    paths = [tmp_path / str(i) for i in range(4)]
+    for path in paths:
+        path.write_bytes(os.urandom(2**16))
+    digests = [checks.hash_file(path) for path in paths]
+    if how == "changed":
+        paths[2].write_bytes(b"other")
+    elif how == "gone":
+        paths[2].unlink()
+    check_ahead(zip(paths, digests, strict=True))
+    for i, (path, digest) in enumerate(zip(paths, digests, strict=True)):
+        if i == 2 and how != "whole":
+            with pytest.raises(DamagedArtifact, match="not what was committed" if how == "changed" else "gone"):
+                check_file(path, digest)
+        else:
+            assert check_file(path, digest) == path
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("folder", "a folder where a file belongs"), ("empty", "an empty file"), ("above", "a file where")],
+)
+def test_what_stands_in_the_place_of_a_file_is_named_and_can_be_set_aside(tmp_path, what, said):
+    path = tmp_path / "index" / "shard.faiss"
+    path.parent.mkdir()
+    if what == "folder":
+        (path / "x").mkdir(parents=True)
+    elif what == "empty":
+        path.touch()
+    else:
+        path.parent.rmdir()
+        path.parent.touch()
+    with pytest.raises(DamagedArtifact, match=f"{said}.*delete it: `influray index` makes it again") as caught:
+        check_file(path, "0" * 64)
+    set_aside(caught.value.address)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("data/pool/manifest.json", "data"),
+        ("features/pool/checkpoint-1/part-x.arrow", "featurize"),
+        ("selection/index/selection.json", "select"),
+        ("evaluation/data/seed-0.json", "evaluate"),
+        ("tune/warmup/seed-0/adapter/adapter_model.safetensors", "tune"),
+        ("quarantine.jsonl", "data"),
+        ("run.json", ""),
+    ],
+)
+def test_a_file_belongs_to_the_step_that_its_place_tells_whatever_names_are_chosen(tmp_path, name, step):
+    root = tmp_path / "index"
+    root.mkdir()
+    (root / "config.yaml").touch()
+    assert step_of(root / name) == step
+
+
 def test_damage_crosses_processes_as_what_it_is():
-    error = pickle.loads(pickle.dumps(DamagedArtifact("part: torn")))
+    error = pickle.loads(pickle.dumps(DamagedArtifact("part: torn", "s3://bucket/run#part")))
     assert isinstance(error, ArtifactMismatch)
-    assert str(error) == "part: torn"
+    assert (str(error), error.address) == ("part: torn", "s3://bucket/run#part")
 
 
 def test_a_full_disk_is_named_with_its_folder_and_other_errors_stay_what_they_are(tmp_path):
@@ -100,5 +161,5 @@ def test_a_flipped_bit_anywhere_in_features_is_told_as_damage(tmp_path):
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(bytes([*whole[:place], whole[place] ^ 1 << place % 8, *whole[place + 1 :]]))
-        with pytest.raises(DamagedArtifact, match="was committed; it is set aside"):
+        with pytest.raises(DamagedArtifact, match="not what was committed|not a readable Arrow"):
             RangeReader(Datastore(folder)).read(0, 12)

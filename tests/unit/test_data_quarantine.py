@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import json
+import hashlib
 
 import pytest
 
 from influray.data.quarantine import entry, read_quarantine, write_quarantine
-from influray.protocols import ArtifactMismatch
+from influray.protocols import DamagedArtifact
 
 
 def test_a_stage_that_runs_again_replaces_its_own_entries_and_no_others(tmp_path):
@@ -47,10 +47,16 @@ def test_odd_ids_survive_the_file(tmp_path):
     assert len(path.read_bytes().splitlines()) == 4
 
 
-def test_a_file_that_is_no_quarantine_is_an_error_with_its_line(tmp_path):
+def test_a_quarantine_that_was_changed_or_is_gone_is_told_and_sha256sum_agrees_with_its_seal(tmp_path):
     path = tmp_path / "quarantine.jsonl"
-    good = json.dumps(entry("pool", "read", "r"))
-    for wrong in ("{", "[]", "{}"):
-        path.write_text(f"{good}\n{wrong}\n")
-        with pytest.raises(ArtifactMismatch, match=r"quarantine\.jsonl:2: not an entry"):
+    write_quarantine(path, "pool", "read", [entry("pool", "read", "r")])
+    good = path.read_bytes()
+    seal = (tmp_path / "quarantine.sha256").read_text()
+    assert seal == f"{hashlib.sha256(good).hexdigest()}  quarantine.jsonl\n"
+    for wrong in (good + b"{", good.replace(b'"r"', b'"s"'), b""):
+        path.write_bytes(wrong)
+        with pytest.raises(DamagedArtifact, match=r"quarantine\.jsonl: (not what was written|an empty file)"):
             read_quarantine(path)
+    path.unlink()
+    with pytest.raises(DamagedArtifact, match=r"quarantine\.sha256: tells of quarantine\.jsonl, which is gone"):
+        read_quarantine(path)

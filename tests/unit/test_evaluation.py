@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders
 
 from influray.evaluation.answer_loss import answer_losses, score_answers, teacher_forced_match
 from influray.evaluation.exact_match import end_tokens, greedy_decode, greedy_exact_match, matches, prompt_of
 from influray.evaluation.summary import over_seeds, summarise
+from influray.model.loading import tokenizer_digest, writing_digest
 from influray.protocols import TokenizedExample
 from tests.reference.finetune_loop import example_loss
 from tests.reference.greedy import greedy
@@ -205,3 +207,18 @@ def test_seeds_are_averaged_task_by_task_and_their_spread_is_of_the_macro_averag
     }
     assert over_seeds([one(1.0, 2.0)])["seeds"]["loss"]["std"] is None
     assert not math.isnan(result["spread"]["loss"])
+
+
+@pytest.mark.parametrize("what", ["decoder", "cleaned up", "special", "nothing"])
+def test_how_a_tokenizer_writes_is_part_of_what_exact_match_depends_on(what):
+    tokenizer, other = byte_tokenizer(), byte_tokenizer()
+    if what == "decoder":
+        other.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    elif what == "cleaned up":
+        other.clean_up_tokenization_spaces = not tokenizer.clean_up_tokenization_spaces
+    elif what == "special":
+        other.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]}, replace_extra_special_tokens=True)
+        other.add_special_tokens({"additional_special_tokens": ["<0>"]})
+    assert (writing_digest(tokenizer) == writing_digest(other)) == (what == "nothing")
+    if what in ("cleaned up", "nothing"):
+        assert tokenizer_digest(tokenizer) == tokenizer_digest(other), "tokens are the same: no row is encoded again"

@@ -26,7 +26,7 @@ from influray.report.explorer.rows import open_chosen
 from influray.report.explorer.sample import sample_rows
 from influray.report.page import write_report
 from influray.selectors.output import TABLE, read_selection
-from influray.store.artifact import ShardStore, write_json, write_manifest
+from influray.store.artifact import ShardStore, describe, write_json, write_manifest
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
 from tests.unit.synthetic_run import HOSTILE, HOSTILE_SOURCE, TASKS, build_run
@@ -147,8 +147,9 @@ def test_a_selection_of_another_pool_is_refused(run, tmp_path):
     mine = RunDirectory(tmp_path / "copy")
     table = pq.read_table(mine.selection("bids") / TABLE)
     beyond = pa.array(np.full(len(table), 10**6))
-    pq.write_table(table.set_column(1, "row", beyond), mine.selection("bids") / TABLE)
-    write_manifest(mine.selection("bids"), {"fingerprint": "other"})
+    folder = mine.selection("bids")
+    pq.write_table(table.set_column(1, "row", beyond), folder / TABLE)
+    write_manifest(folder, {"fingerprint": "other", "beside": describe(folder, [TABLE])})
     with pytest.raises(ArtifactMismatch, match="not those of"):
         chosen_rows(mine.path, "bids")
 
@@ -289,7 +290,8 @@ def large_run(folder: Path, rows: int) -> RunDirectory:
     folder.mkdir(parents=True)
     pq.write_table(table, folder / TABLE)
     write_json(folder / "selection.json", {"method": "bids"})
-    write_manifest(folder, {"fingerprint": "f", "rows": rows})
+    files = describe(folder, [TABLE, "selection.json"])
+    write_manifest(folder, {"fingerprint": "f", "rows": rows, "beside": files})
     return run
 
 

@@ -120,7 +120,7 @@ def test_what_shards_find_together_is_what_one_finds(tmp_path, monkeypatch):
     answers = []
     for shards in (1, 4):
         manifest, _ = build_index(run, "flat", shard_bytes=-(-4 * 32 * len(PoolVectors(run)) // shards))
-        assert len(manifest["shards"]) == shards
+        assert len(manifest["parts"]) == shards
         answers.append(PoolIndex(run).search(query_QF, 30))
         for block_bytes in (64, 10**4):  # blocks that end within a shard and across two
             monkeypatch.setattr(FlatVectors, "block_bytes", block_bytes)
@@ -251,7 +251,7 @@ def test_a_stale_torn_or_unknown_index_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match="--kind pq: needs 256 rows"):
         build_index(run, "pq")
     manifest, _ = build_index(run, "flat")
-    file = run.index / manifest["shards"][0]["file"]
+    file = run.index / manifest["parts"][0]["file"]
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
     with pytest.raises(ArtifactMismatch, match="not whole"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,6 +21,7 @@ from influray.report.evaluations import tuned
 from influray.report.examples import extreme
 from influray.report.figures import Interval, Line, Series, bullet, dots, heat_map, intervals, lines, ticks
 from influray.report.page import render, write_report
+from influray.store.artifact import read_sealed, write_sealed
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
 from tests.unit.synthetic_run import HOSTILE, HOSTILE_SOURCE, TASKS, build_run
@@ -279,10 +279,10 @@ def test_results_are_means_over_tasks_and_then_seeds():
 def test_teacher_forced_matches_stand_in_where_nothing_was_generated(run, tmp_path):
     copy = copy_of(run, tmp_path)
     for path in (copy.path / "evaluation").glob("*/*.json"):
-        tree = json.loads(path.read_text())
+        tree = read_sealed(path)
         for results in tree["tasks"].values():
             results.update(exact_match=None, teacher_forced=0.25)
-        path.write_text(json.dumps(tree))
+        write_sealed(path, tree)
     data = collect(copy.path)
     assert {one.exact_metric for one in data.tuned} == {"teacher_forced"}
     assert data.tuned[0].macro_exact.mean == 0.25
@@ -291,7 +291,7 @@ def test_teacher_forced_matches_stand_in_where_nothing_was_generated(run, tmp_pa
 
 def test_an_evaluation_of_other_tasks_is_refused(run, tmp_path):
     copy = copy_of(run, tmp_path)
-    copy.evaluation("bids", 1).write_text(json.dumps({"tasks": {"another": {"loss": 1.0}}}))
+    write_sealed(copy.evaluation("bids", 1), {"tasks": {"another": {"loss": 1.0}}})
     with pytest.raises(ArtifactMismatch, match="influray evaluate"):
         collect(copy.path)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,14 @@ import yaml
 from influray import pipeline
 from influray.config import parse_config
 from influray.protocols import ArtifactMismatch, ConfigError
-from influray.store.artifact import ShardStore, part_paths, read_manifest, write_json, write_manifest
+from influray.store.artifact import (
+    ShardStore,
+    part_paths,
+    read_manifest,
+    read_sealed,
+    write_manifest,
+    write_sealed,
+)
 from influray.store.attribution import Attribution
 from influray.store.datastore import Datastore
 from tests.unit.test_artifact import KEY, table
@@ -87,7 +93,7 @@ def test_a_receipt_cannot_lead_out_of_its_folder_and_is_made_again(name, tmp_pat
     store = ShardStore(tmp_path / "store")
     receipt = store.commit(KEY, table(), {})
     path = tmp_path / "store" / "_receipts" / f"{KEY}.json"
-    write_json(path, {**json.loads(path.read_text()), "file": name})
+    write_sealed(path, {**read_sealed(path), "file": name})
     assert store.receipt(KEY) is None
     assert store.valid_receipt(KEY) is None
     store.sweep(set())

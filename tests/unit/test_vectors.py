@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from influray.protocols import ArtifactMismatch, DataError
 from influray.store import exact_query as module
-from influray.store.artifact import read_json
+from influray.store.artifact import read_sealed, write_sealed
 from influray.store.attribution import Attribution
 from influray.store.exact_query import BestRows, exact_query, group_moments
 from influray.store.moments import merge_in_order
@@ -284,14 +283,14 @@ def test_what_cannot_be_asked_is_refused_by_name(tmp_path):
 def test_a_matrix_of_another_scorer_or_of_other_features_is_refused(tmp_path):
     run = random_run(tmp_path)
     path = run.attribution / "manifest.json"
-    manifest = read_json(path)
-    path.write_text(json.dumps({**manifest, "scorer": "datainf"}))
+    manifest = read_sealed(path)
+    write_sealed(path, {**manifest, "scorer": "datainf"})
     with pytest.raises(ArtifactMismatch, match="scorer datainf.*inner_product can"):
         PoolVectors(run)
-    path.write_text(json.dumps({name: fact for name, fact in manifest.items() if name != "scorer"}))
+    write_sealed(path, {name: fact for name, fact in manifest.items() if name != "scorer"})
     with pytest.raises(ArtifactMismatch, match="run `influray score` again"):
         PoolVectors(run)
-    path.write_text(json.dumps(manifest))
+    write_sealed(path, manifest)
     PoolVectors(run)
     features = run.features("pool", 2)
     write_store(features, np.arange(60), np.ones((60, 16), np.float16) / 4, seed=77)

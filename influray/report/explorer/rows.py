@@ -9,6 +9,8 @@ Shape suffixes: n chosen rows.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import uuid
@@ -20,7 +22,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from influray.config import load_config
 from influray.data.catalogue import Catalogue
@@ -28,9 +29,9 @@ from influray.data.records import Record
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.selections import committed
 from influray.selectors.options import near
-from influray.selectors.output import TABLE
+from influray.selectors.output import read_table
 from influray.store.artifact import fingerprint, require_manifest
-from influray.store.mirror import present
+from influray.store.checks import set_aside
 from influray.store.run_directory import RunDirectory
 
 SORTS = ("rank", "merit", "row", "source")
@@ -38,7 +39,6 @@ MAX_TEXT = 4000  # characters of a row that a page shows
 MAX_LIMIT = 500  # rows of a page
 MAX_SEARCH = 1000  # characters
 TEXTS_AT_ONCE = 4096
-_KEY = b"influray.made_from"
 
 
 class ChosenRows:
@@ -49,12 +49,7 @@ class ChosenRows:
         self.folder = run.selection(name)
         self.catalogue = Catalogue(run.data("pool"))
         columns = ["rank", "row", "id", "source", "merit", "target_id", "task"]
-        try:
-            table = pq.read_table(present(self.folder / TABLE), columns=columns).sort_by("rank")
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise ArtifactMismatch(
-                f"{self.folder}: not a readable selection ({error}); run `influray select` again"
-            ) from error
+        table = read_table(self.folder, columns)
         self.row_n = table["row"].to_numpy()
         if not len(self.row_n) or self.row_n.max() >= len(self.catalogue):
             raise ArtifactMismatch(
@@ -66,7 +61,9 @@ class ChosenRows:
         self.task_n = _encoded(table["task"])
         self.target_n = _encoded(table["target_id"])
         self._texts_path = run.report.parent / "texts" / f"{name}.arrow"
-        self._key = fingerprint([require_manifest(self.folder, "select"), self.catalogue.digest]).encode()
+        self._seal_path = self._texts_path.with_suffix(".json")
+        self._texts_version: tuple[int, ...] | None = None
+        self._key = fingerprint([require_manifest(self.folder, "select"), self.catalogue.digest])
         self._ordered = lru_cache(len(SORTS))(self._order)
         self._matching = lru_cache(16)(self._match)
 
@@ -132,14 +129,24 @@ class ChosenRows:
 
         The file is made when it is not there, about 20 us a row, and again when selection or pool are others.
         """
-        try:
-            table = self._mapped_texts()
-        except (OSError, pa.ArrowInvalid):  # not there, or torn
-            table = None
-        if table is None or (table.schema.metadata or {}).get(_KEY) != self._key:
+        if not self._texts_are_whole():
             self._write_texts()
-            table = self._mapped_texts()
-        return table["text"]
+        return self._mapped_texts()["text"]
+
+    def _texts_are_whole(self) -> bool:
+        """Return whether the file is there, of this selection and pool, and as it was written; it is only a copy."""
+        try:
+            facts = self._texts_path.stat()
+            version = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+            if version == self._texts_version:
+                return True
+            seal = json.loads(self._seal_path.read_bytes())
+            with open(self._texts_path, "rb") as file:
+                whole = seal == {"made_from": self._key, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        except (OSError, ValueError):
+            return False
+        self._texts_version = version if whole else None
+        return whole
 
     def _mapped_texts(self) -> pa.Table:
         # Not `map_table`: of a run on object storage this file is the machine's own, and is not to be asked for there.
@@ -147,14 +154,20 @@ class ChosenRows:
             return pa.ipc.open_file(source).read_all()
 
     def _write_texts(self) -> None:
-        schema = pa.schema({"text": pa.large_string()}, metadata={_KEY: self._key})
+        schema = pa.schema({"text": pa.large_string()})
         self._texts_path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._texts_path.with_name(f".{self._texts_path.name}.{uuid.uuid4().hex}.tmp")
         try:
             with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
                 for batch in self._folded():
                     writer.write_batch(pa.record_batch([batch], schema=schema))
+            for path in (self._texts_path, self._seal_path):
+                if path.is_dir():
+                    set_aside(path)
+            with open(temporary, "rb") as file:
+                seal = {"made_from": self._key, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
             os.replace(temporary, self._texts_path)
+            self._seal_path.write_text(json.dumps(seal))
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -176,7 +189,8 @@ def open_chosen(run_dir: str | Path, selection: str) -> ChosenRows:
         ArtifactMismatch: its files cannot be read, or do not belong to the pool.
     """
     run = RunDirectory(run_dir)
-    known = committed(run, [selector.name for selector in load_config(present(run.config_path)).selectors])
+    known = committed(run, [selector.name for selector in load_config(run.check_config()).selectors])
+    run.require_made("data", "select")
     if selection not in known:
         hint = near(selection, dict.fromkeys(known))
         raise ConfigError(
