@@ -1,7 +1,7 @@
 """The command line: verbs onto the pipeline. What prints is here and in cli_query.
 
 Exit status: 0 done; 2 wrong config or data, one message; 1 a bug, with its traceback, or object storage that does not
-answer, one message; 130 interrupted.
+answer or a cluster that is gone, one message; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from rich.markup import escape
 
 from influray import cli_query
 from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, RunPath, Sets
-from influray.printing import err, out, print_tables, table
-from influray.protocols import USER_ERRORS, ConfigError, StorageError
+from influray.interrupts import interrupt_on_sigterm
+from influray.printing import err, guard_streams, out, print_tables, table
+from influray.protocols import USER_ERRORS, ConfigError, RunStopped, StorageError
 
 if TYPE_CHECKING:
     from influray.pipeline import Run
@@ -369,12 +370,14 @@ def _marked(text: str) -> str:
 
 def main() -> None:
     """Run the command line and exit with the status that the module's docstring lists."""
+    guard_streams()
     try:
-        app()
+        with interrupt_on_sigterm():  # from here on: a run spends seconds before there is a cluster
+            app()
     except USER_ERRORS as error:
         err.print(f"[bold]influray: {type(error).__name__}:[/bold] {escape(str(error))} (exit 2)")
         sys.exit(2)
-    except StorageError as error:
+    except (StorageError, RunStopped) as error:
         err.print(f"[bold]influray: {type(error).__name__}:[/bold] {escape(str(error))} (exit 1)")
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer turns the first into the second, with status 130

@@ -39,6 +39,13 @@ class StorageError(RuntimeError):
     """Object storage that does not answer: names the object and what to do. Nothing is lost; a later attempt may do."""
 
 
+class RunStopped(RuntimeError):
+    """A run that cannot go on although nothing is wrong with it: its cluster or its run directory was taken from it.
+
+    Nothing that is committed is lost; the same command goes on.
+    """
+
+
 USER_ERRORS = (ConfigError, DataError, ArtifactMismatch)
 
 
