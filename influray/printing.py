@@ -1,6 +1,6 @@
 """What the command line prints with: two consoles, and tables in which nothing is taken for markup.
 
-Nothing that is printed steers the terminal but the consoles' own colours: see influray.visible.
+Nothing that is printed steers the terminal but the consoles' own colours: see report.formatting.visible.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
 
-from influray.visible import shown
+from influray.report.formatting import visible
 
 if TYPE_CHECKING:
     from influray.report.sheet import Table as SheetTable
@@ -26,18 +26,18 @@ class Screen(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         # Here too: of a string, rich drops some of them before it is rendered.
-        super().print(*(shown(one) if isinstance(one, str) else one for one in objects), **options)
+        super().print(*(visible(one) if isinstance(one, str) else one for one in objects), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(shown(segment.text), segment.style)
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 out = Screen(highlight=False, soft_wrap=True)
 err = Screen(stderr=True, highlight=False, soft_wrap=True)
 
 
-class _Shown:
+class _Visible:
     """A stream of text on which they are shown, for all that is not printed by a console: tracebacks, other packages.
 
     On a terminal a carriage return stays: progress bars of other packages are drawn with it.
@@ -48,8 +48,8 @@ class _Shown:
 
     def write(self, text: str) -> int:
         if not self._stream.isatty():
-            return self._stream.write(shown(text))
-        return self._stream.write("\r".join(shown(part) for part in text.split("\r")))
+            return self._stream.write(visible(text))
+        return self._stream.write("\r".join(visible(part) for part in text.split("\r")))
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -62,7 +62,7 @@ class _Shown:
 def guard_streams() -> None:
     """Let this process print nothing that steers a terminal; the consoles keep the streams as they were."""
     out.file, err.file = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Shown(sys.stdout), _Shown(sys.stderr)
+    sys.stdout, sys.stderr = _Visible(sys.stdout), _Visible(sys.stderr)
 
 
 def print_tables(tables: Sequence[SheetTable], names: Sequence[str]) -> None:
@@ -72,13 +72,13 @@ def print_tables(tables: Sequence[SheetTable], names: Sequence[str]) -> None:
     clear = [
         replace(
             one,
-            title=shown(one.title, lines=False),
-            columns=tuple(shown(head, lines=False) for head in one.columns),
-            rows=tuple(tuple(shown(cell, lines=False) for cell in row) for row in one.rows),
+            title=visible(one.title, lines=False),
+            columns=tuple(visible(head, lines=False) for head in one.columns),
+            rows=tuple(tuple(visible(cell, lines=False) for cell in row) for row in one.rows),
         )
         for one in tables
     ]
-    fitted, short = fit(clear, out.width, [shown(name, lines=False) for name in names])
+    fitted, short = fit(clear, out.width, [visible(name, lines=False) for name in names])
     for table in fitted:
         drawn = Table(box=None, pad_edge=False, header_style="bold")
         for place, (head, right) in enumerate(zip(table.columns, table.numeric, strict=True)):
@@ -97,5 +97,5 @@ def table(*columns: str, rows: Any) -> Table:
     """Return a plain table of texts."""
     drawn = Table(*(escape(column) for column in columns), box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        drawn.add_row(*(escape(shown(str(cell), lines=False)) for cell in row))
+        drawn.add_row(*(escape(visible(str(cell), lines=False)) for cell in row))
     return drawn

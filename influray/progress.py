@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from influray.report.formatting import visible
 from influray.store.mirror import follow
-from influray.visible import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,7 @@ class ShownFormatter(logging.Formatter):
     """Log lines in which characters that steer a terminal are shown: logs are read in one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
+        return visible(super().format(record))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +276,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        self._console.print(f"{prefix}{shown(record.getMessage())}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(f"{prefix}{visible(record.getMessage())}", markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bars:

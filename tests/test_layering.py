@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "influray"
 # From the bottom up. A part may import from its own line and from those above it in this list.
 LAYERS = [
     {"protocols"},
-    {"registry", "interrupts", "visible"},
+    {"registry", "interrupts"},
     {"config_messages"},
     {"config"},
     {"planning"},
