@@ -136,7 +136,7 @@ class HttpServer:
             def __init__(self, *arguments: Any, **options: Any) -> None:
                 super().__init__(connections, *arguments, **options)
 
-        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a request that is none is its sender's matter
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # bad requests are their sender's matter, not ours
         config = uvicorn.Config(
             application,
             http=Protocol,
