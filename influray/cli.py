@@ -15,7 +15,8 @@ from rich.markup import escape
 
 from influray import cli_query
 from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, RunPath, Sets
-from influray.printing import err, out, print_tables, table
+from influray.interrupts import interrupt_on_sigterm
+from influray.printing import err, guard_streams, out, print_tables, table
 from influray.protocols import USER_ERRORS, ConfigError, RunStopped, StorageError
 from influray.store.run_directory import RunDirectory
 
@@ -369,8 +370,10 @@ def _marked(text: str) -> str:
 
 def main() -> None:
     """Run the command line and exit with the status that the module's docstring lists."""
+    guard_streams()
     try:
-        app()
+        with interrupt_on_sigterm():  # from here on: a run spends seconds before there is a cluster
+            app()
     except USER_ERRORS as error:
         err.print(f"[bold]influray: {type(error).__name__}:[/bold] {escape(str(error))} (exit 2)")
         sys.exit(2)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from influray.data.inspection import View
+    from influray.progress import StepProgress
     from influray.report.data import CurveFacts
     from influray.steps.plan import Plan
     from influray.steps.preflight import Subject
@@ -130,12 +131,13 @@ def _carry_out(
 def _timed(name: str, carry_out: Callable[..., Any], context: Any) -> None:
     """Carry out one step and write its facts to run.json; a step that did nothing keeps its old facts."""
     started, clock = now(), time.perf_counter()
-    with context.progress.step(name):
+    with context.progress.step(name) as counted:
         try:
             result = carry_out(context)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             facts = {"status": status, "started": started, "seconds": round(time.perf_counter() - clock, 3)}
+            facts |= _memory_facts(counted)
             try:
                 context.directory.record_step(name, **facts, message=f"{type(error).__name__}: {error}"[:2000])
             except OSError as other:  # a full disk, say: what went wrong first is what counts
@@ -148,10 +150,17 @@ def _timed(name: str, carry_out: Callable[..., Any], context: Any) -> None:
         return
     seconds = time.perf_counter() - clock
     facts = {"fingerprint": result.fingerprint, "started": started, "seconds": round(seconds, 3), **result.facts}
+    facts |= _memory_facts(counted)
     for unit in ("rows", "tokens"):
         if isinstance(result.facts.get(unit), int) and seconds > 0 and not result.skipped:
             facts[f"{unit}_per_second"] = round(result.facts[unit] / seconds, 1)
     context.directory.record_step(name, status="done", artifacts=list(result.artifacts), **facts)
+
+
+def _memory_facts(counted: StepProgress) -> dict[str, int | None]:
+    """Return what a step has to say of workers that were killed for memory, nothing where none was."""
+    now = counted.snapshot()
+    return {"memory_kills": now.memory_kills, "side_by_side": now.side_by_side} if now.memory_kills else {}
 
 
 def curves(

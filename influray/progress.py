@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from influray.report.formatting import visible
 from influray.store.mirror import follow
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ INTERVAL_SECONDS = 10.0
 METRICS = "metrics.jsonl"
 DRIVER_LOG = "driver.log"
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class ShownFormatter(logging.Formatter):
+    """Log lines in which characters that steer a terminal are shown: logs are read in one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,8 @@ class Snapshot:
     eta_seconds: float | None
     workers: dict[str, float]  # name -> rows a second while it computed
     note: str
+    memory_kills: int = 0  # workers that were killed because the machine ran out of memory
+    side_by_side: int | None = None  # how many may run since then
 
     def line(self) -> str:
         """Return the numbers as one line for people; what is zero or unknown is left out."""
@@ -61,6 +71,8 @@ class Snapshot:
             parts.append(f"{self.tokens_per_second:.0f} tokens/s")
         if self.retries:
             parts.append(f"{self.retries} {'retry' if self.retries == 1 else 'retries'}")
+        if self.memory_kills:
+            parts.append(f"{self.side_by_side} at a time after {self.memory_kills} kills for memory")
         if self.note:
             parts.append(self.note)
         parts.append(f"{clock(self.seconds)} so far" if self.eta_seconds is None else f"ETA {clock(self.eta_seconds)}")
@@ -79,6 +91,7 @@ class StepProgress:
         self._before = self._done = self._rows = self._tokens = self._retries = 0
         self._workers: dict[str, tuple[int, float]] = {}  # rows, seconds
         self._note = ""
+        self._memory_kills, self._side_by_side = 0, None
 
     def expect(self, total: int, unit: str = "shards", done: int = 0) -> None:
         """Announce the work: `total` units, `done` of which were there before and count in no rate."""
@@ -112,11 +125,16 @@ class StepProgress:
         if event.kind in ("retry", "shrunk"):
             with self._lock:
                 self._retries += 1
+        elif event.kind == "memory":
+            with self._lock:
+                self._memory_kills, self._side_by_side = self._memory_kills + 1, event.side_by_side
 
     def on_status(self, status: Any) -> None:
         """Show what the selection driver is at."""
         with self._lock:
             self._done = self._before + len(status.done)
+            if status.memory_kills:
+                self._memory_kills, self._side_by_side = status.memory_kills, status.side_by_side
             parts = [f"{status.running} for {clock(status.seconds)}"] if status.running else []
             if status.running and status.budget:
                 parts.append(f"{status.chosen}/{status.budget} rows chosen, {status.rows_per_second:.0f} rows/s")
@@ -145,6 +163,8 @@ class StepProgress:
                 eta_seconds=eta,
                 workers={name: rows / max(seconds, 1e-9) for name, (rows, seconds) in sorted(self._workers.items())},
                 note=self._note,
+                memory_kills=self._memory_kills,
+                side_by_side=self._side_by_side,
             )
 
 
@@ -231,7 +251,7 @@ def _report(progress: Progress, plain: bool, interval: float, stop: threading.Ev
 def _logging(logs: Path, console: Console | None) -> Iterator[None]:
     ours = logging.getLogger("influray")
     handlers: list[logging.Handler] = [logging.FileHandler(logs / DRIVER_LOG, encoding="utf-8")]
-    handlers[0].setFormatter(logging.Formatter(LOG_FORMAT))
+    handlers[0].setFormatter(ShownFormatter(LOG_FORMAT))
     if console is not None:
         handlers.append(_ConsoleHandler(console))
     level = ours.level
@@ -256,7 +276,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        self._console.print(f"{prefix}{record.getMessage()}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(f"{prefix}{visible(record.getMessage())}", markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bars:

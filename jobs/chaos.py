@@ -38,7 +38,10 @@ from influray.store.artifact import hash_file
 from jobs.chaos_drivers import Disk, Drivers
 from jobs.local_cluster import LocalCluster, Node, ended, unavailable
 
-KINDS = {"actor": 3, "driver": 2, "sigterm": 2, "node": 1, "disk": 2, "truncate": 2}  # how often, in proportion
+# How often, in proportion. "memory": Ray's monitor kills workers of a node whose memory looks full; "raylet": the
+# process of Ray's that a node lives by is killed, and its workers with it; "node": the cable is pulled.
+KINDS = {"actor": 3, "driver": 2, "sigterm": 2, "node": 1, "disk": 2, "truncate": 2, "memory": 2, "raylet": 1}
+MEMORY_SECONDS = 5.0  # for the monitor to see that memory is full; it looks four times a second
 STEPS = {
     "featurize": ("FeatureWorker",),
     "score": ("ScoreWorker",),
@@ -262,6 +265,17 @@ class Chaos:
         node, actor, name = draw.choice(found)
         if (run / "fit").is_dir() and not (run / "fit" / "manifest.json").exists() and name == "ScoreWorker":
             name = "ScoreWorker in a pass"
+        if kind in ("node", "raylet") and len(self._alive()) < 2:
+            return ""  # without a node there is nothing to go on with
+        if kind == "memory":
+            return f"{name} for memory" if self._starve(node, actor) else ""
+        if kind == "raylet":
+            for pid in self.cluster.pids(node):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet":
+                        os.kill(pid, signal.SIGKILL)
+            self._cut.append(node)
+            return f"raylet of {name}"
         if kind == "actor":
             with contextlib.suppress(ProcessLookupError):
                 os.kill(actor, signal.SIGKILL)
@@ -269,6 +283,15 @@ class Chaos:
         self.cluster.cut(node)
         self._cut.append(node)
         return f"node with {name}"
+
+    def _starve(self, node: Node, actor: int) -> bool:
+        """Let a node's memory look full until an actor there is killed for it; return whether it was."""
+        self.cluster.fill_memory(node, True)
+        deadline = time.monotonic() + MEMORY_SECONDS
+        while not ended(actor) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.cluster.fill_memory(node, False)
+        return ended(actor)
 
     def _alive(self) -> list[Node]:
         return [node for node in self.cluster.nodes.values() if node is not self.cluster.head and node not in self._cut]
@@ -394,7 +417,7 @@ def chaos(nodes: int = 3, say: Any = print) -> Iterator[Chaos]:
     # Before the nodes: each sees the mounts that there were when it was started.
     with (
         contextlib.closing(Disk(folder / "disk")) as disk,
-        LocalCluster(environment, ["--num-cpus=0", "--include-dashboard=false"]) as cluster,
+        LocalCluster(environment, ["--num-cpus=0", "--include-dashboard=false"], memory=True) as cluster,
     ):
         cluster.add_nodes(nodes, 1)
         one = Chaos(cluster, folder, disk, say)

@@ -44,8 +44,14 @@ class Node:
 class LocalCluster:
     """A head and any number of nodes, which may come and go. `close` ends everything that was started here."""
 
-    def __init__(self, environment: Mapping[str, str] | None = None, head: Sequence[str] = ()) -> None:
-        """Start the head: `environment` is added to every process, `head` are more arguments of its `ray start`."""
+    def __init__(
+        self, environment: Mapping[str, str] | None = None, head: Sequence[str] = (), memory: bool = False
+    ) -> None:
+        """Start the head: `environment` is added to every process, `head` are more arguments of its `ray start`.
+
+        With `memory` a file stands for each node's /proc/meminfo, so that one can look full (`fill_memory`).
+        """
+        self._memory = memory
         self._token = secrets.token_hex(3)  # names of namespaces and cables are of the whole machine
         self._count = 0
         self._folder = Path(tempfile.mkdtemp(prefix="ir-", dir="/tmp"))  # Ray needs short paths
@@ -105,6 +111,19 @@ class LocalCluster:
         """Put the cable back. Ray does not take back a node that it has given up: kill it and add another."""
         _ip("-n", self._switch, "link", "set", _cable(node.namespace), "up")
 
+    def fill_memory(self, node: Node, full: bool) -> None:
+        """Let a node's memory look full, or mostly free: Ray's monitor reads it there, and kills."""
+        self._write_meminfo(node.name, full)
+
+    def _write_meminfo(self, name: str, full: bool) -> None:
+        total = 16 * 2**20  # KiB
+        free = total // (100 if full else 2)
+        lines = {"MemTotal": total, "MemFree": free, "MemAvailable": free}
+        lines |= dict.fromkeys(("Buffers", "Cached", "SwapTotal", "SwapFree", "Shmem", "SReclaimable"), 0)
+        path = self._meminfo(name)
+        with open(path, "r+" if path.exists() else "w") as file:  # the same inode: it is mounted
+            file.write("".join(f"{key + ':':<16}{value:>12} kB\n" for key, value in lines.items()))
+
     def pids(self, node: Node) -> list[int]:
         """Return the processes of a node, those that it runs for drivers among them."""
         found = subprocess.run(["ip", "netns", "pids", node.namespace], capture_output=True, text=True, check=True)
@@ -151,6 +170,11 @@ class LocalCluster:
         argv = [RAY, "start", "--block", f"--node-ip-address={address}", f"--temp-dir={folder}", *options]
         # A log monitor passes on what workers print, which a run writes to its own logs: 2 s of CPU a node.
         argv += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats", "--include-log-monitor=false"]
+        if self._memory:
+            # `ip netns exec` gives a process a mount namespace of its own: nobody else sees the file.
+            self._write_meminfo(name, full=False)
+            mount = f'mount --bind "{self._meminfo(name)}" /proc/meminfo && exec "$@"'
+            argv = ["sh", "-c", mount, "sh", *argv]
         with open(self._log(name), "wb") as log:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", namespace, *argv],
@@ -163,6 +187,9 @@ class LocalCluster:
         node = Node(name, namespace, address, folder, process)
         self.nodes[name] = node
         return node
+
+    def _meminfo(self, name: str) -> Path:
+        return self._folder / f"{name}.meminfo"
 
     def _log(self, name: str) -> Path:
         return self._folder / f"{name}.log"

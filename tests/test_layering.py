@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "influray"
 LAYERS = [
     {"protocols"},
     {"plugins"},
-    {"registry"},
+    {"registry", "interrupts"},
     {"config_messages", "config_yaml"},
     {"config_base"},
     {"config_data"},

@@ -8,17 +8,24 @@ import re
 MINUS = "\u2212"
 ABSENT = "\u2013"
 
-# What no page may carry as it is: controls, surrogates and noncharacters are not HTML, and the marks that steer the
-# direction of text can make a record read as something it is not. All of them become their code point in brackets.
+# What no page, terminal or log may carry as it is: controls steer a terminal; they, surrogates and noncharacters are
+# not HTML; marks that steer the direction of text make a record read as something it is not; letters without width are
+# read by nobody (but U+200C and U+200D, which scripts and emoji are written with). All become their code point.
 UNSAFE = (
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _UNSAFE = re.compile(UNSAFE)
+_LINES = re.compile("[\t\n]")
 
 
-def visible(text: str) -> str:
-    """Return `text` with every control, direction mark and lone surrogate written out, such as [U+202E]."""
-    return _UNSAFE.sub(lambda match: f"[U+{ord(match[0]):04X}]", text.replace("\r\n", "\n"))
+def visible(text: str, lines: bool = True) -> str:
+    """Return `text` with every control, direction mark and lone surrogate written out, such as [U+202E].
+
+    Without `lines`, for what must stay one line, the ends of lines and tabs too.
+    """
+    text = _UNSAFE.sub(_named, text.replace("\r\n", "\n"))
+    return text if lines else _LINES.sub(_named, text)
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -98,3 +105,7 @@ def moment(value: str) -> str:
 def listed(items: list[str]) -> str:
     """Return "a", "a and b", "a, b and c"."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def _named(found: re.Match[str]) -> str:
+    return f"[U+{ord(found[0]):04X}]"

@@ -11,19 +11,19 @@ import logging
 import math
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
 from influray.config import ResourcesConfig
+from influray.interrupts import interrupt_between, interrupt_on_sigterm, restore_sigterm
 from influray.protocols import USER_ERRORS, ConfigError
+from influray.runtime.scratch import ScratchFolder
 from influray.runtime.startup import connecting, require_ray, scratch_parent, starting
+from influray.runtime.watch import watched
 
 logger = logging.getLogger(__name__)
 
@@ -154,52 +154,6 @@ def one_core_each(resources: ResourcesConfig, resolved: ResolvedResources, clust
 
 
 @contextlib.contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt while the block runs; only the main thread can, others change nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt("SIGTERM")
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        _restore_sigterm(before)
-
-
-@contextlib.contextmanager
-def interrupt_between() -> Iterator[Callable[[], None]]:
-    """Yield a function to call where an interruption can be borne: it raises KeyboardInterrupt if one was asked for.
-
-    SIGINT and SIGTERM wait for it while the block runs, so that no statement is torn in two; the second signal does
-    not wait. Outside the main thread, which gets all signals, it never raises.
-    """
-    asked: list[int] = []
-
-    def check() -> None:
-        if asked:
-            raise KeyboardInterrupt(signal.Signals(asked[0]).name)
-
-    def note(signum: int, frame: object) -> None:
-        asked.append(signum)
-        if len(asked) > 1:
-            check()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield check
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
-
-
-@contextlib.contextmanager
 def _private_cluster() -> Iterator[None]:
     # Ray's ports listen on every interface whatever address it is given (measured with 2.60), and who reaches them can
     # run code: hence a token, made here so that none is written to the home folder. Ray 2.59 and later ask for one by
@@ -210,11 +164,11 @@ def _private_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    folder = tempfile.mkdtemp(prefix="influray-", dir=scratch_parent())
+    folder, kept = ScratchFolder(Path(scratch_parent())), False
     before = signal.getsignal(signal.SIGTERM)
     try:
         # Ray loses sight of processes that it is just starting; blocked signals they would inherit.
-        with interrupt_between() as check_interrupt, _no_handlers_of_ray(), starting(folder):
+        with interrupt_between() as check_interrupt, _no_handlers_of_ray(), starting(str(folder.path)):
             ray.init(
                 address="local",
                 namespace=NAMESPACE,
@@ -222,20 +176,22 @@ def _private_cluster() -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=folder,
+                _temp_dir=str(folder.path),
             )
             check_interrupt()
-        yield
+        with watched() as leave:
+            try:
+                yield
+            finally:
+                leave()
+                ray.shutdown()
     except BaseException as error:
-        if isinstance(error, Exception) and not isinstance(error, USER_ERRORS):
-            logger.info("Ray's own logs are kept in %s", folder)
-            folder = ""
+        kept = isinstance(error, Exception) and not isinstance(error, USER_ERRORS)
         raise
     finally:
         ray.shutdown()
-        _restore_sigterm(before)
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+        restore_sigterm(before)
+        folder.close(keep=kept)
 
 
 @contextlib.contextmanager
@@ -270,12 +226,12 @@ def _attached(address: str, named: str) -> Iterator[None]:
         try:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
         finally:
-            _restore_sigterm(before)
+            restore_sigterm(before)
     try:
         yield
     finally:
         ray.shutdown()  # of the connection; the cluster stays
-        _restore_sigterm(before)
+        restore_sigterm(before)
 
 
 def _require_same(address: str | None) -> None:
@@ -336,8 +292,3 @@ def _describe(owned: bool) -> ClusterInfo:
 def room_on(node: Mapping[str, float], each: Mapping[str, float]) -> int:
     """Return how many workers fit on one node; what a worker takes none of does not count."""
     return min(math.floor(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each.items() if amount)
-
-
-def _restore_sigterm(handler: Any) -> None:
-    if threading.current_thread() is threading.main_thread() and handler is not None:
-        signal.signal(signal.SIGTERM, handler)

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
 from influray.protocols import USER_ERRORS, StorageError
 from influray.runtime.process import prepare_process
+from influray.runtime.retries import Loss, RayError, SideBySide, loss_of, need_memory
+from influray.runtime.watch import end_actor
 from influray.store.attribution import Attribution
 from influray.store.mirror import address_of
 from influray.store.ranges import RangeCall, Threads
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 LARGE_BYTES = 2**31  # read by one thread in a second or two, as long as workers take to start
 AHEAD = 2  # ranges a worker has before it
 MAX_LOSSES = 3  # of one range, with the worker that had it
+LOWER = "the number of targets, or of selectors that read the whole matrix"  # what a range's memory goes with
 START_SECONDS = 60.0  # without a single worker, until the ranges are read here
 
 
@@ -48,18 +50,20 @@ class ColumnWorkers:
         self._starting: dict[Any, Any] = {}  # what its `ready` returns -> actor
         self._load: dict[Any, int] = {}  # actor -> ranges it has
         self._patience = 0.0  # the time from when on no worker is waited for; 0 = one is there
+        self.side_by_side = SideBySide()
 
     def map(self, source: Attribution, calls: Iterable[RangeCall]) -> Iterator[Any]:
         """Yield the result of every call, in order. A lost worker is replaced and its ranges are given out again.
 
         Raises:
             ConfigError, DataError, ArtifactMismatch, StorageError: a call raised it; unchanged.
-            RayActorError: one range lost its worker more than MAX_LOSSES times.
+            TooLittleMemory: one range was killed for memory more than MAX_LOSSES times, alone.
+            RuntimeError: one range lost its worker more than MAX_LOSSES times.
         """
         folder = address_of(source.folder.resolve())
         todo, again = iter(enumerate(calls)), deque[tuple[int, RangeCall]]()
         results: dict[int, Any] = {}
-        running: dict[Any, tuple[int, RangeCall, Any]] = {}
+        running: dict[Any, tuple[int, RangeCall, Any, float]] = {}
         losses: dict[int, int] = {}
         given, yielded, last = 0, 0, False
         try:
@@ -73,7 +77,7 @@ class ColumnWorkers:
                         last = True
                         break
                     given = max(given, item[0] + 1)
-                    running[worker.run.remote(folder, item[1])] = (*item, worker)
+                    running[worker.run.remote(folder, item[1])] = (*item, worker, time.monotonic())
                     self._load[worker] += 1
                 if not running and not self._load and time.monotonic() > self._patience:
                     item = again.popleft() if again else next(todo, None)
@@ -96,46 +100,63 @@ class ColumnWorkers:
                 if last and not running and not again and yielded == given:
                     return
         finally:  # an error, or a reader who has seen enough
-            for _, _, worker in running.values():
+            for _, _, worker, _ in running.values():
                 self._relieve(worker)
 
     def close(self) -> None:
         """End the workers."""
         for actor in [*self._load, *self._starting.values()]:
-            ray.kill(actor)
+            end_actor(actor)
         self._load.clear()
         self._starting.clear()
 
     def _take(
         self,
         reference: Any,
-        running: dict[Any, tuple[int, RangeCall, Any]],
+        running: dict[Any, tuple[int, RangeCall, Any, float]],
         results: dict[int, Any],
         again: deque[tuple[int, RangeCall]],
         losses: dict[int, int],
     ) -> None:
-        number, call, worker = running.pop(reference)
+        number, call, worker, since = running.pop(reference)
         try:
             results[number] = _own(ray.get(reference))
-        except RayTaskError as error:
-            results[number] = error.cause if isinstance(error.cause, (*USER_ERRORS, StorageError)) else error
-            self._relieve(worker)
-        except RayActorError as error:
-            losses[number] = losses.get(number, 0) + 1
-            if losses[number] > MAX_LOSSES:
-                raise
-            logger.warning("a column worker was lost at rows %d-%d: %s", call.start, call.stop - 1, _first(error))
+        except RayError as error:
+            try:
+                loss = loss_of(error)
+            except (*USER_ERRORS, StorageError) as raised:
+                loss = Loss(str(raised), raised)
+            if loss.cause is not None:  # raised in its turn, see `map`; a bug with the worker's traceback
+                results[number] = loss.cause if isinstance(loss.cause, (*USER_ERRORS, StorageError)) else error
+                self._relieve(worker)
+                return
+            first = self._load.pop(worker, None) is not None  # of the ranges that it had
             again.append((number, call))
-            self._load.pop(worker, None)
+            logger.warning("a column worker was lost at rows %d-%d: %s", call.start, call.stop - 1, loss.reason)
+            if self._counts(loss, since, first):
+                losses[number] = losses.get(number, 0) + 1
+            if losses.get(number, 0) > MAX_LOSSES:
+                what = f"rows {call.start}-{call.stop - 1} of the attribution matrix"
+                if loss.memory:
+                    raise need_memory(what, self.side_by_side.kills, LOWER, loss.reason) from error
+                raise RuntimeError(f"{what}: lost {losses[number]} workers: {loss.reason}") from error
         else:
             self._relieve(worker)
+
+    def _counts(self, loss: Loss, since: float, first: bool = True) -> bool:
+        """Return whether a lost worker counts against its range; one of several that was killed for memory does not."""
+        if not loss.memory or not first:
+            return not loss.memory
+        alone = self.side_by_side.killed(since, len(self._load))
+        logger.warning("column workers: %s", self.side_by_side.told())
+        return alone
 
     def _relieve(self, worker: Any) -> None:
         if worker in self._load:  # not lost meanwhile
             self._load[worker] -= 1
 
     def _staff(self) -> None:
-        missing = self._workers - len(self._load) - len(self._starting)
+        missing = self.side_by_side.limit(self._workers) - len(self._load) - len(self._starting)
         if not self._load and not self._patience:
             self._patience = time.monotonic() + START_SECONDS
         for _ in range(missing):
@@ -150,8 +171,10 @@ class ColumnWorkers:
             actor = self._starting.pop(reference)
             try:
                 ray.get(reference)
-            except RayActorError as error:
-                logger.warning("a column worker died before it began: %s", _first(error))
+            except RayError as error:
+                loss = loss_of(error)
+                logger.warning("a column worker died before it began: %s", loss.reason)
+                self._counts(loss, self._patience)
             else:
                 self._load[actor], self._patience = 0, 0.0
 
@@ -176,10 +199,6 @@ class ColumnWorker:
         if self._source is None or address_of(self._source.folder) != folder:
             self._source = Attribution(folder, Threads(1))
         return call.on(self._source)
-
-
-def _first(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _own(value: Any) -> Any:

@@ -41,7 +41,7 @@ class DataCrew:
         on_receipt: Callable[[ShardTask, Receipt], None] = lambda task, receipt: None,
     ) -> None:
         self.workers = resources.room(0.0) if resources.follows else resources.workers
-        self._pool = make_pool(DataWorker, (config, run_dir), resources, 0.0)
+        self._pool = make_pool(DataWorker, (config, run_dir), resources, 0.0, lower="data.max_tokens")
         self._expect = expect
         self._on_event = on_event
         self._on_receipt = on_receipt

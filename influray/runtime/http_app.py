@@ -22,6 +22,7 @@ from influray.data.question import Question
 from influray.protocols import USER_ERRORS, ArtifactMismatch, DataError
 from influray.report.explorer.data import chosen_rows, overview
 from influray.report.explorer.page import explorer_page
+from influray.runtime.admission import Busy
 from influray.runtime.explain import Explainer
 from influray.runtime.http_guard import page_policy
 from influray.runtime.query import Asked, UnknownId
@@ -31,12 +32,7 @@ from influray.store.run_directory import RunDirectory
 MAX_ROWS = 500  # of an answer, at each end
 MAX_TEXT = 64 * 2**10  # characters of a prompt or an answer
 QUERY_SECONDS = 60.0
-RETRY_AFTER = 2  # seconds, where too many ask
 Ask = Callable[[Asked], Awaitable[dict[str, Any]]]
-
-
-class Busy(Exception):
-    """More queries wait than the queue holds."""
 
 
 class QueryRequest(BaseModel):
@@ -213,7 +209,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy) -> JSONResponse:
         body = {"code": "busy", "detail": "too many queries wait; ask again in a moment"}
-        return JSONResponse(body, status_code=503, headers={"retry-after": str(RETRY_AFTER)})
+        return JSONResponse(body, status_code=503, headers={"retry-after": str(error.retry_after)})
 
     @app.exception_handler(TimeoutError)
     async def late(request: Request, error: TimeoutError) -> JSONResponse:

@@ -65,7 +65,10 @@ class Guard:
         scope.setdefault("state", {})["nonce"] = nonce
         sealed = _sealed(send)
         refusal = self._refusal(scope)
-        body = None if refusal else await _body(receive)
+        try:
+            body = None if refusal else await _body(receive)
+        except ConnectionError:
+            return
         if refusal is None and body is None:
             refusal = 413, "too_large", f"the body is larger than {MAX_BODY} bytes", {}
         if refusal is not None:
@@ -148,12 +151,12 @@ def _sealed(send: Send) -> Send:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """Return the whole body, or None where it is too large."""
+    """Return the whole body, or None where it is too large. Raises ConnectionError where its sender has gone."""
     parts, size = [], 0
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return b"".join(parts)  # the client has gone
+            raise ConnectionError
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > MAX_BODY:

@@ -22,6 +22,7 @@ from influray.runtime.tasks import (
 )
 
 if TYPE_CHECKING:
+    from influray.runtime.retries import Loss
     from influray.store.artifact import Receipt
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Item:
     deaths: int = 0  # those among them that ended with the process
     doubted: bool = False  # a process has died that had this shard and another one in hand
     unanswered: bool = False  # the last failed attempt, by object storage
+    starved: bool = False  # the last failed attempt was killed for memory
     hunt: Hunt | None = None  # for the row that kills it
     hunted: bool = False  # in vain
     without: tuple[int, ...] = ()
@@ -145,6 +147,7 @@ class PoolRun:
     longest: float = 0.0  # of them
     retries: int = 0
     workers_lost: int = 0
+    memory_kills: int = 0
     speculated: int = 0
     shrunk: list[str] = field(default_factory=list)
     starts_failed: int = 0  # in a row
@@ -182,13 +185,14 @@ class PoolRun:
         self.longest = max(self.longest, seconds)
         self.on_receipt(item.task, receipt)
 
-    def attempt_failed(self, item: Item, reason: str, cause: Exception | None) -> None:
+    def attempt_failed(self, item: Item, loss: Loss) -> None:
         """Count a failed attempt, by an exception or by the end of its process, and see to the next one."""
         if not item.open:
             return
         item.tries += 1
-        item.deaths += cause is None
-        item.unanswered = isinstance(cause, StorageError)
+        reason = loss.reason if loss.cause is not None else f"worker lost: {loss.reason}"
+        item.deaths += loss.cause is None
+        item.unanswered, item.starved = isinstance(loss.cause, StorageError), loss.memory
         item.reasons.append(f"attempt {item.tries}: {reason}")
         if item.copies:
             return  # another copy may still commit it
@@ -203,13 +207,15 @@ class PoolRun:
             self.left -= 1
             self.tell(PoolEvent("failed", f"{label(item.task)}: given up: {reason}", item.task.key))
 
+    def once_more(self, item: Item, reason: str) -> None:
+        """Try a shard again that had no part in what ended its process."""
+        if item.open and not item.copies:
+            self.again(item, PoolEvent("retry", f"{label(item.task)}: {reason}", item.task.key))
+
     def doubt(self, item: Item, reason: str) -> None:
         """Count no attempt of a shard whose process died: it may have been the other one. The next one will tell."""
-        if not item.open:
-            return
-        item.doubted = True
-        if not item.copies:
-            self.again(item, PoolEvent("retry", f"{label(item.task)}: {reason}", item.task.key))
+        item.doubted |= item.open
+        self.once_more(item, reason)
 
     def probed(self, item: Item, died: bool) -> None:
         """Take in one answer of the hunt for a row; once it is over, try the shard again, without the row."""
@@ -257,6 +263,7 @@ class PoolRun:
             receipts=tuple(item.receipt for item in self.items if item.receipt is not None),
             retries=self.retries,
             workers_lost=self.workers_lost,
+            memory_kills=self.memory_kills,
             speculated=self.speculated,
             token_budget=token_budget,
             shrunk=tuple(self.shrunk),

@@ -16,11 +16,10 @@ import ray
 import threadpoolctl
 
 from influray.plugins import permit, permitted
+from influray.progress import LOG_FORMAT, ShownFormatter
 from influray.store.mirror import flush, follow, local
 
 logger = logging.getLogger(__name__)
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def prepare_process(logs: str | Path, threads: int) -> str:
@@ -39,7 +38,7 @@ def prepare_process(logs: str | Path, threads: int) -> str:
     log = logs / f"worker-{process_name()}.log"
     follow(log)
     handler = logging.FileHandler(log, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    handler.setFormatter(ShownFormatter(LOG_FORMAT))
     logging.getLogger().addHandler(handler)
     logging.getLogger("influray").setLevel(logging.INFO)
     logger.info("%s is up, %d threads", process_name(), threads)

@@ -56,7 +56,8 @@ def score(
     arguments = (config, str(run_dir), stores, number, state)
     ordered = sorted(todo, key=lambda task: task.start)
     # Bound by reading the datastores, so it takes no GPU away from anyone.
-    return run_pool(ScoreWorker, arguments, ordered, resources, 0.0, on_event, on_receipt)
+    lower = "features.rows_per_shard, or features.projector.dimension"
+    return run_pool(ScoreWorker, arguments, ordered, resources, 0.0, on_event, on_receipt, lower)
 
 
 class ScoreWorker:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
 
-from influray.protocols import USER_ERRORS, StorageError
-from influray.runtime.cluster import NAMESPACE, interrupt_on_sigterm
-from influray.runtime.columns import ColumnWorkers
+from influray.interrupts import interrupt_on_sigterm
+from influray.protocols import StorageError
+from influray.runtime.cluster import NAMESPACE
+from influray.runtime.columns import LOWER, ColumnWorkers
 from influray.runtime.process import inheriting, logged, prepare_process
+from influray.runtime.retries import RayError, loss_of, need_memory
+from influray.runtime.watch import end_actor
 from influray.store.artifact import naming_full_disk, read_json, write_json
 from influray.store.mirror import address_of, local, present, remove_folder
 from influray.store.ranges import Mapper, Threads
@@ -54,6 +56,8 @@ class SelectionStatus:
     chosen: int = 0  # rows of the running one, where its method chooses one by one
     budget: int = 0
     rows_per_second: float = 0.0  # since it began, or went on
+    memory_kills: int = 0  # of column workers
+    side_by_side: int = 0  # how many of them may run after that
 
 
 class SelectionError(RuntimeError):
@@ -98,8 +102,7 @@ def run_selection(
         with interrupt_on_sigterm():
             return _follow(driver, list(jobs), on_status)
     finally:
-        if ray.is_initialized():
-            ray.kill(driver, no_restart=True)
+        end_actor(driver)
         remove_folder(marks)
 
 
@@ -125,13 +128,16 @@ def _follow(driver: Any, jobs: list[SelectionJob], on_status: Callable[[Selectio
             asked = None
     try:
         return ray.get(running)
-    except RayTaskError as error:
-        if isinstance(error.cause, (*USER_ERRORS, StorageError)):
-            raise error.cause from None
-        raise
     except RayError as error:
+        loss = loss_of(error)
+        if isinstance(loss.cause, StorageError):
+            raise loss.cause from None
+        if loss.cause is not None:
+            raise  # a bug, with the actor's traceback
+        if loss.memory:
+            raise need_memory("the selection driver", MAX_RESTARTS + 1, LOWER, loss.reason) from error
         raise SelectionError(
-            f"the selection driver died more than {MAX_RESTARTS} times; the last time: {error}"
+            f"the selection driver died more than {MAX_RESTARTS} times; the last time: {loss.reason}"
         ) from error
 
 
@@ -141,7 +147,7 @@ class SelectionDriver:
     def __init__(self, marks: str, logs: str, threads: int, workers: int = 0, cpus_per_worker: float = 1.0) -> None:
         prepare_process(logs, threads)
         self._marks = local(marks)
-        many = workers > 1
+        many, self._workers_wanted = workers > 1, workers
         self._workers = ColumnWorkers(workers, cpus_per_worker, logs, threads) if many else None
         self._mapper: Mapper = self._workers or Threads(threads)
         self._done: list[str] = []
@@ -176,7 +182,11 @@ class SelectionDriver:
         seconds = time.monotonic() - self._since if self._running else 0.0
         first, began, chosen, budget, now = self._rows
         rate = (chosen - first) / (now - began) if now > began else 0.0
-        return SelectionStatus(tuple(self._done), self._running, seconds, chosen, budget, rate)
+        beside = None if self._workers is None else self._workers.side_by_side
+        if beside is None or not beside.kills:
+            return SelectionStatus(tuple(self._done), self._running, seconds, chosen, budget, rate)
+        left = beside.limit(self._workers_wanted)
+        return SelectionStatus(tuple(self._done), self._running, seconds, chosen, budget, rate, beside.kills, left)
 
     def _begin(self) -> None:
         self._rows = (0, 0.0, 0, 0, 0.0)  # rows chosen and the time when it was first heard of, rows, budget, time

@@ -1,7 +1,7 @@
-"""influray serve: a run over HTTP, by Ray Serve on a private cluster of this machine.
+"""influray serve: a run over HTTP, with engines of Ray Serve on a private cluster of this machine.
 
-Two deployments: engines hold the model and answer queries that came together in one batch; the front holds the HTTP
-application with all that reads files only, so that a page of rows never waits for a gradient.
+Engines hold the model and answer queries that came together in one batch. The HTTP application, with all that reads
+files only, is served by this process, so that a page of rows never waits for a gradient.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import socket
-import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from influray.config import Config, parse_config
 from influray.plugins import permit, permitted
 from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError
+from influray.runtime.admission import Admission
 from influray.runtime.cluster import connect, resolve_resources
 from influray.runtime.query import Asked, QueryEngine
 from influray.store.run_directory import RunDirectory
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 APPLICATION, ENGINE = "influray", "Engine"
 BATCH, BATCH_SECONDS = 32, 0.01  # most queries put together, and how long the first waits for others
-WAITING = 64  # queries that wait for an engine; one more is told to come again
-REQUEST_SECONDS = 90.0  # until the proxy gives up; the application itself does before
 LEAST_TOKEN = 16  # characters
 # A query takes seconds at most, so little is worth waiting for; with Serve's own values stopping takes 14 s.
 _STOPPING: dict[str, Any] = {"graceful_shutdown_wait_loop_s": 0.1, "graceful_shutdown_timeout_s": 5.0}
@@ -76,9 +74,11 @@ def serve(
             f"--host: {place.host} can be reached from other machines; name a --token-file, which they must know"
         )
     _require_serve()
+    from influray.runtime.http_server import HttpServer, listen
+
     QueryEngine(directory, config)  # before anything is started: that there is a run to ask
-    port = _free_port(place.host, place.port)
-    with connect(config.resources) as cluster:
+    listener = listen(place.host, place.port)
+    with contextlib.closing(listener), connect(config.resources) as cluster:
         if not cluster.owned:
             raise ConfigError(
                 "influray serve: found a Ray cluster that others share (RAY_ADDRESS, or one that this process is "
@@ -88,22 +88,36 @@ def serve(
         from ray import serve as ray_serve
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        ray_serve.start(proxy_location="Disabled")
+        engine = _engine(directory.address, config.model_dump(mode="json"), workers, gpus)
+        handle: Any = ray_serve.run(engine.bind(), name=APPLICATION, route_prefix=None)
+        _require_ready(handle.refused.remote().result())
+        server = HttpServer(_application(directory, config, place, handle, workers), listener)
+        server.start()
         try:
-            options = {"host": place.host, "port": port, "request_timeout_s": REQUEST_SECONDS}
-            ray_serve.start(proxy_location="HeadOnly", http_options=options)
-            application = _application(directory.address, config.model_dump(mode="json"), place, workers, gpus)
-            ray_serve.run(application, name=APPLICATION, route_prefix="/")
-            _require_ready(ray_serve.get_deployment_handle(ENGINE, APPLICATION).refused.remote().result())
-            on_ready(f"http://{_in_url(place.host)}:{port}/")
+            on_ready(f"http://{_in_url(place.host)}:{listener.getsockname()[1]}/")
             with contextlib.suppress(KeyboardInterrupt):  # how the service is meant to end
-                threading.Event().wait()
+                server.wait()
         finally:
-            # Queries under way are finished. The rest ends with the cluster: serve.shutdown() takes 5 s more, and the
-            # front's subscriptions print that their controller died.
-            ray_serve.delete(APPLICATION)
+            server.close()  # queries under way are finished; the rest ends with the cluster
 
 
-def _application(run_dir: str, config: dict[str, Any], place: Place, workers: int, gpus: float) -> Any:
+def _application(directory: RunDirectory, config: Config, place: Place, handle: Any, workers: int) -> Any:
+    from influray.runtime.http_app import build_app
+    from influray.runtime.http_guard import Access, Guard
+
+    admission = Admission(workers)
+
+    async def ask(asked: Asked) -> dict[str, Any]:
+        with admission.admitted():
+            found = await handle.ask.remote(asked)
+        admission.answered(*found.pop("batch"))
+        return found
+
+    return Guard(build_app(directory, config, ask), Access((*place.hosts, _in_url(place.host)), place.token))
+
+
+def _engine(run_dir: str, config: dict[str, Any], workers: int, gpus: float) -> Any:
     from ray import serve as ray_serve
 
     threads = config["resources"]["threads_per_worker"]
@@ -114,7 +128,6 @@ def _application(run_dir: str, config: dict[str, Any], place: Place, workers: in
         num_replicas=workers,
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus},
         max_ongoing_requests=2 * BATCH,
-        max_queued_requests=WAITING,
         **_STOPPING,
     )
     class Engine:
@@ -139,44 +152,19 @@ def _application(run_dir: str, config: dict[str, Any], place: Place, workers: in
         async def ask(self, asked: list[Asked]) -> list[dict[str, Any]]:
             from influray.runtime.http_app import error_of
 
-            plain = []
-            for found in await asyncio.to_thread(self._engine.ask_many, asked):
+            began = time.perf_counter()
+            answers = await asyncio.to_thread(self._engine.ask_many, asked)
+            batch = time.perf_counter() - began, len(asked)
+            plain: list[dict[str, Any]] = []
+            for found in answers:
                 if isinstance(found, Exception):
                     status, body = error_of(found)
-                    plain.append({"status": status, "error": body})
+                    plain.append({"status": status, "error": body, "batch": batch})
                 else:
-                    plain.append({"answer": found.as_plain()})
+                    plain.append({"answer": found.as_plain(), "batch": batch})
             return plain
 
-    def front() -> Any:
-        from influray.runtime.http_app import Busy, build_app
-        from influray.runtime.http_guard import Access, Guard
-
-        handle: Any = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
-
-        async def ask(asked: Asked) -> dict[str, Any]:
-            from ray.serve.exceptions import BackPressureError
-
-            try:
-                return await handle.ask.remote(asked)
-            except BackPressureError:
-                raise Busy from None
-
-        hosts = (*place.hosts, _in_url(place.host))
-        return Guard(build_app(RunDirectory(run_dir), parse_config(config), ask), Access(hosts, place.token))
-
-    from influray.runtime.http_app import RETRY_AFTER
-
-    entrance: Any = ray_serve.deployment(
-        ray_serve.ingress(front)(),
-        name="Front",
-        ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=4 * WAITING,
-        max_queued_requests=4 * WAITING,
-        backpressure_config={"retry_after_s": RETRY_AFTER},
-        **_STOPPING,
-    )
-    return entrance.bind(Engine.bind())
+    return Engine
 
 
 def _require_ready(refused: tuple[str, str]) -> None:
@@ -191,18 +179,6 @@ def _require_serve() -> None:
         import ray.serve  # noqa: F401
     except ImportError as error:
         raise ConfigError(f'influray serve: {error}; pip install "influray[serve]"') from error
-
-
-def _free_port(host: str, port: int) -> int:
-    """Return the port, or a free one for 0. Raises ConfigError where nothing can listen there."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--port: nothing can listen at {host} port {port}: {error}") from error
 
 
 def _is_loopback(host: str) -> bool:

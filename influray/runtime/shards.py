@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import errno
 import logging
 import math
 import statistics
@@ -19,11 +18,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
 
-from influray.protocols import USER_ERRORS, StorageError
-from influray.runtime.cluster import interrupt_between
+from influray.interrupts import interrupt_between
+from influray.protocols import StorageError
 from influray.runtime.pool_state import Item, PoolRun, Worker, Write
+from influray.runtime.retries import Loss, RayError, SideBySide, loss_of, need_memory
 from influray.runtime.tasks import (
     Attempt,
     Computed,
@@ -37,7 +36,7 @@ from influray.runtime.tasks import (
     WorkerStartError,
     label,
 )
-from influray.store.artifact import full_disk
+from influray.runtime.watch import end_actor, lost
 
 if TYPE_CHECKING:
     from influray.store.artifact import Receipt
@@ -82,6 +81,7 @@ class ShardPool:
         speculate_after: float = 3.0,  # times the median shard
         drain_seconds: float = 2.0,  # `ray job stop` kills a driver 3 s after its SIGTERM
         isolate: bool = False,  # a shard that always kills its process is narrowed down to the row that does it
+        lower: str = "resources.workers",  # what of the config makes a worker need less memory
     ) -> None:
         assert max_attempts >= 1
         self._make_worker = make_worker
@@ -92,6 +92,8 @@ class ShardPool:
         self._speculate_after = speculate_after
         self._drain_seconds = drain_seconds
         self._isolate = isolate
+        self._lower = lower
+        self._side_by_side = SideBySide()
         self._workers: list[Worker] = []
         self._token_budget: int | None = None
 
@@ -111,6 +113,7 @@ class ShardPool:
 
         Raises:
             ConfigError, DataError, ArtifactMismatch: a worker raised it; unchanged, and the rest is not begun.
+            TooLittleMemory: shards were killed for memory in every attempt, alone on their machine.
             PoolError: shards failed in every attempt; all others are committed.
             StorageError: as PoolError, where each failed at last because object storage did not answer.
             WorkerStartError: workers die before they can compute.
@@ -139,13 +142,16 @@ class ShardPool:
                 for worker, _ in busy:
                     self._drop(worker)  # it computes what nobody waits for
                 # Until they are gone they may write beside what the caller is about to commit.
-                ended = [ref for _, refs in busy for ref in refs if ray.is_initialized()]
+                ended = [ref for _, refs in busy for ref in refs if ray.is_initialized() and not lost()]
                 if ended:
                     ray.wait(ended, num_returns=len(ended), timeout=END_SECONDS)
         report = run.report(started, self._token_budget)
-        if report.failures:
+        if failed := [item for item in items if item.failed]:
+            if memory := next((item for item in failed if item.starved), None):
+                what = label(memory.task)
+                raise need_memory(what, self._side_by_side.kills, self._lower, memory.reasons[-1])
             error = PoolError(report)
-            raise StorageError(str(error)) if all(i.unanswered for i in items if i.failed) else error
+            raise StorageError(str(error)) if all(item.unanswered for item in failed) else error
         return report
 
     def close(self) -> None:
@@ -157,7 +163,7 @@ class ShardPool:
         """Start workers up to the size, or to the open shards where those are fewer."""
         if time.monotonic() - self._asked > SIZE_SECONDS:
             self._size, self._asked = max(1, self._ask_size() - self._given_up), time.monotonic()
-        wanted = min(self._size, run.left)
+        wanted = self._side_by_side.limit(min(self._size, run.left))
         while len(self._workers) < wanted:
             handle = self._make_worker()
             # Calls run in order: the first is answered once the worker has a place, which may be hours from now.
@@ -216,7 +222,7 @@ class ShardPool:
                 worker.placed, worker.since = None, time.monotonic()
             reason = run.overdue(worker)
             if reason:
-                self._lost(run, worker, reason)
+                self._lost(run, worker, Loss(reason))
         slow = run.slow_first(self._workers)
         if slow:
             run.tell(PoolEvent("waiting", slow))
@@ -235,10 +241,12 @@ class ShardPool:
         write = worker.write_of(ref)
         try:
             answer = ray.get(ref)
-        except RayTaskError as error:
-            self._raised(run, worker, write, error)
-        except RayError as error:  # the actor, its node or its answer is gone
-            self._lost(run, worker, f"worker lost: {_first_lines(error)}")
+        except RayError as error:
+            loss = loss_of(error)
+            if loss.cause is None:  # the actor, its node or its answer is gone
+                self._lost(run, worker, loss)
+            else:
+                self._raised(run, worker, write, loss)
         else:
             self._answered(run, worker, write, answer)
 
@@ -262,53 +270,57 @@ class ShardPool:
         elif item.open:
             run.committed(item, answer, time.monotonic() - worker.since)
 
-    def _raised(self, run: PoolRun, worker: Worker, write: Write | None, error: RayTaskError) -> None:
-        cause = error.cause
-        if isinstance(cause, USER_ERRORS):
-            raise cause from None
-        if (
-            isinstance(cause, OSError) and cause.errno == errno.ENOSPC
-        ):  # of a log, say; commits name the disk themselves
-            raise full_disk(cause.filename or "the run directory") from cause
-        reason = f"{type(cause).__name__}: {cause}"[:500]
+    def _raised(self, run: PoolRun, worker: Worker, write: Write | None, loss: Loss) -> None:
+        cause = loss.cause
         if write is not None:
             worker.written(write)
-            run.attempt_failed(write.item, reason, cause)
+            run.attempt_failed(write.item, loss)
         elif isinstance(cause, ShardOutOfMemory) and worker.item is not None:
             item = worker.computed()
             if cause.divisible and cause.token_budget > 1:
                 run.shrink(item, cause)
             else:
-                run.attempt_failed(item, reason, cause)
+                run.attempt_failed(item, loss)
         else:
             # An unknown error leaves a process in an unknown state (a CUDA context, say): the next attempt gets a new
             # one.
-            self._lost(run, worker, reason, cause)
+            self._lost(run, worker, loss)
 
-    def _lost(self, run: PoolRun, worker: Worker, reason: str, cause: Exception | None = None) -> None:
-        """Drop a worker that died or hung, or that raised `cause`, and see to its shards."""
+    def _lost(self, run: PoolRun, worker: Worker, loss: Loss) -> None:
+        """Drop a worker that died or hung, or that raised, and see to its shards."""
         computing, writing = worker.item, [write.item for write in worker.writes]
+        began = min((since for _, since in worker.in_hand()), default=worker.since)
         self._drop(worker)
         run.workers_lost += 1
-        run.tell(PoolEvent("lost", f"{worker.info.name if worker.info else 'a new worker'}: {reason}"))
-        if worker.info is None:
-            self._start_failed(run, reason, cause)
-        elif cause is not None:
-            assert computing is not None
-            run.attempt_failed(computing, reason, cause)
-            for item in writing:  # which had no part in it
-                if item.open and not item.copies:
-                    text = f"{label(item.task)}: not written before {reason}"
-                    run.again(item, PoolEvent("retry", text, item.task.key))
-        elif len(held := [*writing, *([] if computing is None else [computing])]) > 1:
+        run.tell(PoolEvent("lost", f"{worker.info.name if worker.info else 'a new worker'}: {loss.reason}"))
+        held = [*writing, *([] if computing is None else [computing])]
+        if loss.memory and not self._killed_alone(run, began):
             for item in held:
-                run.doubt(item, reason)
+                run.once_more(item, loss.reason)
+        elif worker.info is None:
+            self._start_failed(run, loss)
+        elif loss.cause is not None:
+            assert computing is not None
+            run.attempt_failed(computing, loss)
+            for item in writing:  # which had no part in it
+                run.once_more(item, f"not written before {loss.reason}")
+        elif len(held) > 1:
+            for item in held:
+                run.doubt(item, loss.reason)
         elif computing is not None and computing.hunt is not None:
             run.probed(computing, died=True)
         else:
-            run.attempt_failed(held[0], reason, None)
+            run.attempt_failed(held[0], loss)
 
-    def _start_failed(self, run: PoolRun, reason: str, cause: Exception | None) -> None:
+    def _killed_alone(self, run: PoolRun, began: float) -> bool:
+        """Let fewer workers run side by side after a kill for memory; return whether there were none beside it."""
+        others = sum(worker.info is not None or worker.placed is None for worker in self._workers)
+        alone = self._side_by_side.killed(began, others)
+        run.memory_kills += 1
+        run.tell(PoolEvent("memory", self._side_by_side.told(), side_by_side=self._side_by_side.limit(self._size)))
+        return alone
+
+    def _start_failed(self, run: PoolRun, loss: Loss) -> None:
         run.starts_failed += 1
         if run.starts_failed < self._max_attempts:
             return
@@ -316,16 +328,17 @@ class ShardPool:
             self._given_up += 1  # a bad GPU or node, say: the others can do without it
             self._size = max(1, self._size - 1)
             run.starts_failed = 0
-            run.tell(PoolEvent("lost", f"no worker comes up in its place; going on with {self._size}: {reason}"))
-        elif run.starts_failed >= self._max_attempts * self._size:
-            kind = StorageError if isinstance(cause, StorageError) else WorkerStartError
-            raise kind(f"{run.starts_failed} workers died while starting; the last one: {reason}")
+            run.tell(PoolEvent("lost", f"no worker comes up in its place; going on with {self._size}: {loss.reason}"))
+        elif run.starts_failed >= self._max_attempts * self._side_by_side.limit(self._size):
+            if loss.memory:
+                raise need_memory("a worker that was starting", self._side_by_side.kills, self._lower, loss.reason)
+            kind = StorageError if isinstance(loss.cause, StorageError) else WorkerStartError
+            raise kind(f"{run.starts_failed} workers died while starting; the last one: {loss.reason}")
 
     def _drop(self, worker: Worker) -> None:
         self._workers.remove(worker)
         worker.give_back()
-        if ray.is_initialized():
-            ray.kill(worker.handle, no_restart=True)
+        end_actor(worker.handle)
 
     def _drain(self, run: PoolRun, interrupted: bool) -> None:
         """Hand out nothing more and let what is written, and after an interrupt what is computed, still commit.
@@ -336,7 +349,7 @@ class ShardPool:
         run.queue.clear()
         if interrupted:
             run.tell(PoolEvent("waiting", "interrupted: shards in flight may still commit"))
-        while ray.is_initialized() and (left := deadline - time.monotonic()) > 0:
+        while ray.is_initialized() and not lost() and (left := deadline - time.monotonic()) > 0:
             busy = [worker for worker in self._workers if worker.info is not None]
             waiting = {ref: w for w in busy for ref in (w.refs() if interrupted else [write.ref for write in w.writes])}
             if not waiting:
@@ -354,8 +367,3 @@ class ShardPool:
                         worker.ref = None
                 else:
                     self._answered(run, worker, write, answer)
-
-
-def _first_lines(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:500]

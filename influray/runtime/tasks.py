@@ -51,9 +51,10 @@ class WorkerInfo:
 class PoolEvent:
     """Something that people should hear of, in one line."""
 
-    kind: Literal["started", "lost", "retry", "shrunk", "speculated", "isolated", "failed", "waiting"]
+    kind: Literal["started", "lost", "retry", "shrunk", "speculated", "isolated", "failed", "waiting", "memory"]
     text: str
     key: str = ""
+    side_by_side: int = 0  # of "memory": how many workers may run from now on
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class PoolReport:
     receipts: tuple[Receipt, ...]
     retries: int = 0  # attempts beyond the first, smaller token budgets included, copies for stragglers not
     workers_lost: int = 0
+    memory_kills: int = 0  # of them, killed because their machine ran out of memory
     speculated: int = 0
     token_budget: int | None = None  # padded tokens a batch, of all shards but those in `shrunk`
     shrunk: tuple[str, ...] = ()  # keys of shards that needed a smaller one

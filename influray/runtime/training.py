@@ -12,15 +12,17 @@ import collections
 import contextlib
 import logging
 import os
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
 
+from influray.runtime.retries import RayError, SideBySide, loss_of, need_memory
+from influray.runtime.tasks import PoolEvent
 from influray.runtime.training_worker import (
     EvaluationJob,
     Job,
@@ -30,11 +32,15 @@ from influray.runtime.training_worker import (
     manifest_of,
     working_in,
 )
+from influray.runtime.watch import end_actor
 from influray.store.mirror import local, location_of, remove_folder
 
 __all__ = ["EvaluationJob", "Layout", "TrainingJob", "plan_layout", "run_evaluation", "run_training"]
 
 logger = logging.getLogger(__name__)
+
+
+Listener = Callable[[PoolEvent], None]
 
 
 class Resources(Protocol):
@@ -79,31 +85,39 @@ def _single_process(jobs: int, resources: Resources, cluster_gpus: float) -> Lay
     return Layout(1, min(jobs, room), gpus)
 
 
-def run_training(jobs: TrainingJob | Sequence[TrainingJob], resources: Resources) -> list[dict[str, Any]]:
+def run_training(
+    jobs: TrainingJob | Sequence[TrainingJob], resources: Resources, on_event: Listener = lambda event: None
+) -> list[dict[str, Any]]:
     """Carry out trainings and return their manifests, in order; those that are committed already are not repeated.
 
     Ray must be initialised. `resources` is what cluster.resolve_resources returns.
 
     Raises:
         ConfigError, DataError, ArtifactMismatch: what the user can mend, as it was raised in the worker.
+        TooLittleMemory: a job's worker was killed for memory `max_attempts` times, with no other beside it.
         RuntimeError: a job's worker was lost `max_attempts` times.
     """
     jobs = [jobs] if isinstance(jobs, TrainingJob) else list(jobs)
     gpus = ray.cluster_resources().get("GPU", 0.0)
     if all(job.imports for job in jobs):
-        return _run(jobs, resources, _single_process(len(jobs), resources, gpus), through_train=False)
+        layout = _single_process(len(jobs), resources, gpus)
+        return _run(jobs, resources, layout, on_event, through_train=False)
     layout = plan_layout(len(jobs), resources, gpus)
-    return _run(jobs, resources, layout, through_train=layout.ranks > 1)
+    return _run(jobs, resources, layout, on_event, through_train=layout.ranks > 1)
 
 
-def run_evaluation(jobs: EvaluationJob | Sequence[EvaluationJob], resources: Resources) -> list[dict[str, Any]]:
+def run_evaluation(
+    jobs: EvaluationJob | Sequence[EvaluationJob], resources: Resources, on_event: Listener = lambda event: None
+) -> list[dict[str, Any]]:
     """Carry out evaluations, one process each, and return their manifests, in order. Raises as `run_training`."""
     jobs = [jobs] if isinstance(jobs, EvaluationJob) else list(jobs)
     layout = _single_process(len(jobs), resources, ray.cluster_resources().get("GPU", 0.0))
-    return _run(jobs, resources, layout, through_train=False)
+    return _run(jobs, resources, layout, on_event, through_train=False)
 
 
-def _run(jobs: Sequence[Job], resources: Resources, layout: Layout, through_train: bool) -> list[dict[str, Any]]:
+def _run(
+    jobs: Sequence[Job], resources: Resources, layout: Layout, on_event: Listener, through_train: bool
+) -> list[dict[str, Any]]:
     outs = [str(local(job.out).resolve()) for job in jobs]
     assert len(set(outs)) == len(outs), "two jobs write to one place"
     manifests = {index: found for index, job in enumerate(jobs) if (found := committed(job)) is not None}
@@ -111,13 +125,16 @@ def _run(jobs: Sequence[Job], resources: Resources, layout: Layout, through_trai
     if waiting:
         logger.info("%d of %d jobs to do, %d at a time", len(waiting), len(jobs), layout.slots)
         todo = [jobs[index] for index in waiting]
-        done = _through_train(todo, resources, layout) if through_train else _through_actors(todo, resources, layout)
+        if through_train:
+            done = _through_train(todo, resources, layout)
+        else:
+            done = _Slots(todo, resources, layout, on_event).run()
         manifests.update(zip(waiting, done, strict=True))
     return [manifests[index] for index in range(len(jobs))]
 
 
 def _through_train(jobs: Sequence[Job], resources: Resources, layout: Layout) -> list[dict[str, Any]]:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
     class InterruptibleTrainer(TorchTrainer):
@@ -148,9 +165,14 @@ def _through_train(jobs: Sequence[Job], resources: Resources, layout: Layout) ->
         except KeyboardInterrupt:
             if trainer.controller is not None:
                 # Aborting ends the controller itself, in the middle of this call.
-                with contextlib.suppress(RayActorError, GetTimeoutError):
+                with contextlib.suppress(RayError):
                     ray.get(trainer.controller.abort.remote(), timeout=30)
             raise
+        except WorkerGroupError as error:
+            given_up = _given_up(jobs, error, error.worker_failures.values(), resources.max_attempts)
+            if given_up is error:
+                raise
+            raise given_up from error
         finally:
             remove_folder(storage)
     manifests = [manifest_of(outcome) for outcome in outcomes]  # the first error, where there is one, is the last
@@ -187,52 +209,97 @@ class _Worker:
             return attempt(job, self.device, _device_map(job), self.threads)
 
 
-def _through_actors(jobs: Sequence[Job], resources: Resources, layout: Layout) -> list[dict[str, Any]]:
-    """Hand jobs out to one actor per slot. A lost actor is replaced and its job goes first again."""
-    actor_class: Any = ray.remote(_Worker)
-    actor_class = actor_class.options(
-        num_cpus=resources.cpus_per_worker, num_gpus=layout.gpus, max_restarts=0, max_task_retries=0
-    )
-    queue = collections.deque(range(len(jobs)))
-    manifests: dict[int, dict[str, Any]] = {}
-    lost: collections.Counter[int | None] = collections.Counter()  # job (None = while starting) -> times
-    busy: dict[ray.ObjectRef, tuple[Any, int | None]] = {}
+class _Slots:
+    """Jobs handed out to one actor per slot. A lost actor is replaced and its job goes first again.
 
-    def start() -> None:
-        actor = actor_class.remote(os.getcwd(), layout.gpus, resources.threads_per_worker)
-        busy[actor.ready.remote()] = (actor, None)
+    Where actors are killed for memory there are fewer slots from then on.
+    """
 
-    try:
-        for _ in range(min(layout.slots, len(jobs))):
-            start()
-        while len(manifests) < len(jobs):
-            (done,), _ = ray.wait(list(busy), num_returns=1)
-            actor, index = busy.pop(done)
-            try:
-                outcome = ray.get(done)
-            except RayActorError as error:
-                lost[index] += 1
-                what = "a worker that was starting" if index is None else jobs[index].out
-                if lost[index] >= resources.max_attempts:
-                    raise RuntimeError(f"{what}: its worker was lost {lost[index]} times: {error}") from error
-                logger.warning("%s: its worker was lost, trying again", what)
-                ray.kill(actor)
+    def __init__(self, jobs: Sequence[Job], resources: Resources, layout: Layout, on_event: Listener) -> None:
+        self._jobs, self._resources, self._layout, self._on_event = jobs, resources, layout, on_event
+        actor: Any = ray.remote(_Worker)
+        self._actor = actor.options(
+            num_cpus=resources.cpus_per_worker, num_gpus=layout.gpus, max_restarts=0, max_task_retries=0
+        )
+        self._queue = collections.deque(range(len(jobs)))
+        self._side_by_side = SideBySide()
+        self._lost: collections.Counter[int | None] = collections.Counter()  # job (None = while starting) -> times
+        self._busy: dict[Any, tuple[Any, int | None, float]] = {}  # answer -> actor, job, since when
+
+    def run(self) -> list[dict[str, Any]]:
+        """Carry out the jobs and return their manifests, in order."""
+        manifests: dict[int, dict[str, Any]] = {}
+        try:
+            while len(manifests) < len(self._jobs):
+                self._staff(len(self._jobs) - len(manifests))
+                (done,), _ = ray.wait(list(self._busy), num_returns=1)
+                actor, index, since = self._busy.pop(done)
+                try:
+                    outcome = ray.get(done)
+                except RayError as error:
+                    end_actor(actor)
+                    self._again(index, since, error)
+                    continue
                 if index is not None:
-                    queue.appendleft(index)
-                start()
-                continue
-            if index is not None:
-                manifests[index] = manifest_of(outcome)
-                logger.info("%d of %d jobs done: %s", len(manifests), len(jobs), jobs[index].out)
-            if queue:
-                following = queue.popleft()
-                busy[actor.run.remote(jobs[following])] = (actor, following)
-            else:
-                ray.kill(actor)
-    finally:
-        for actor, _ in busy.values():
-            ray.kill(actor)
-    return [manifests[index] for index in range(len(jobs))]
+                    manifests[index] = manifest_of(outcome)
+                    logger.info("%d of %d jobs done: %s", len(manifests), len(self._jobs), self._jobs[index].out)
+                if self._queue:
+                    following = self._queue.popleft()
+                    self._busy[actor.run.remote(self._jobs[following])] = (actor, following, time.monotonic())
+                else:
+                    end_actor(actor)
+        finally:
+            for actor, _, _ in self._busy.values():
+                end_actor(actor)
+        return [manifests[index] for index in range(len(self._jobs))]
+
+    def _staff(self, left: int) -> None:
+        """Start actors up to the slots, or to the jobs that are left where these are fewer."""
+        while len(self._busy) < self._side_by_side.limit(min(self._layout.slots, left)):
+            actor = self._actor.remote(os.getcwd(), self._layout.gpus, self._resources.threads_per_worker)
+            self._busy[actor.ready.remote()] = (actor, None, time.monotonic())
+
+    def _again(self, index: int | None, since: float, error: RayError) -> None:
+        """Put the job of a lost actor back, or raise where it was lost too often."""
+        what = "a worker that was starting" if index is None else str(self._jobs[index].out)
+        loss = loss_of(error)
+        if loss.cause is not None:
+            raise error  # of the job itself, with the worker's traceback
+        if index is not None:
+            self._queue.appendleft(index)
+        logger.warning("%s: its worker was lost, trying again: %s", what, loss.reason)
+        self._on_event(PoolEvent("retry", f"{what}: {loss.reason}"))
+        if loss.memory:
+            alone = self._side_by_side.killed(since, len(self._busy))
+            left = self._side_by_side.limit(self._layout.slots)
+            logger.warning("%s", self._side_by_side.told())
+            self._on_event(PoolEvent("memory", self._side_by_side.told(), side_by_side=left))
+            if not alone:
+                return
+        self._lost[index] += 1
+        if self._lost[index] >= self._resources.max_attempts:
+            if loss.memory:
+                raise need_memory(what, self._side_by_side.kills, _lower(self._jobs), loss.reason) from error
+            raise RuntimeError(f"{what}: its worker was lost {self._lost[index]} times: {loss.reason}") from error
+
+
+def _given_up(jobs: Sequence[Job], error: Exception, failures: Iterable[Exception], attempts: int) -> Exception:
+    """Return what to raise where the ranks of a Train run were lost in every attempt; a bug stays what it is."""
+    losses = [loss_of(failure) for failure in failures if isinstance(failure, RayError)]
+    if not losses or any(loss.cause for loss in losses):
+        return error
+    what, reason = str(jobs[0].out), "; ".join(loss.reason for loss in losses)
+    if any(loss.memory for loss in losses):
+        return need_memory(what, attempts, _lower(jobs), reason)
+    return RuntimeError(f"{what}: its workers were lost {attempts} times: {reason}")
+
+
+def _lower(jobs: Sequence[Job]) -> str:
+    """Return what of the config makes a job need less memory."""
+    job = jobs[0]
+    if isinstance(job, EvaluationJob):
+        return f"evaluation.token_budget (now {job.parsed.evaluation.token_budget})"
+    return f"{job.kind}.device_batch_size (now {job.section.device_batch_size})"
 
 
 def _device_map(job: Job) -> str | None:

@@ -61,7 +61,8 @@ def featurize(
     reads = featurizer_reads(config["features"]["featurizer"])
     gpus = 0.0 if reads == "records" else resources.gpus_per_worker
     arguments = (config, str(run_dir), token_budget)
-    return run_pool(FeatureWorker, arguments, ordered, resources, gpus, on_event, on_receipt, isolate=True)
+    lower = f"features.token_budget (now {token_budget or config['features']['token_budget']})"
+    return run_pool(FeatureWorker, arguments, ordered, resources, gpus, on_event, on_receipt, lower, isolate=True)
 
 
 def run_pool(
@@ -72,20 +73,27 @@ def run_pool(
     gpus: float,
     on_event: Callable[[PoolEvent], None],
     on_receipt: Callable[[ShardTask, Receipt], None],
+    lower: str,
     isolate: bool = False,
 ) -> PoolReport:
     """Compute `todo` by actors `worker(*arguments, threads)` and return the report. Raises as `ShardPool.run`.
 
-    `isolate`: a row that kills its process may be left out of its shard.
+    `lower` names what of the config makes a worker need less memory. `isolate`: a row that kills its process may be
+    left out of its shard.
     """
     if not todo:
         return PoolReport(())
-    with make_pool(worker, arguments, resources, gpus, isolate) as pool:
+    with make_pool(worker, arguments, resources, gpus, lower, isolate) as pool:
         return run_tasks(pool, todo, on_event, on_receipt)
 
 
 def make_pool(
-    worker: type[Any], arguments: tuple[Any, ...], resources: ResolvedResources, gpus: float, isolate: bool = False
+    worker: type[Any],
+    arguments: tuple[Any, ...],
+    resources: ResolvedResources,
+    gpus: float,
+    lower: str,
+    isolate: bool = False,
 ) -> ShardPool:
     """Return a pool of actors `worker(*arguments, threads)`, none of which is there yet."""
     options: dict[str, Any] = {"num_cpus": resources.cpus_per_worker, "num_gpus": gpus}
@@ -100,7 +108,7 @@ def make_pool(
         return resources.room(gpus)
 
     size = room if resources.follows else resources.workers
-    return ShardPool(make_worker, size, max_attempts=resources.max_attempts, isolate=isolate)
+    return ShardPool(make_worker, size, max_attempts=resources.max_attempts, isolate=isolate, lower=lower)
 
 
 def run_tasks(

@@ -23,7 +23,8 @@ def index(context: StepContext, kind: str = "auto") -> StepResult:
 
         resources = context.resources
         spread = SpreadIndex(
-            context.directory, resources.workers, resources.cpus_per_worker, resources.threads_per_worker
+            *(context.directory, resources.workers, resources.cpus_per_worker),
+            *(resources.threads_per_worker, resources.max_attempts),
         )
     try:
         manifest, there = build_index(

@@ -57,7 +57,7 @@ def warmup(context: StepContext) -> StepResult:
 
         check_lora_targets(context.config.model)  # before a cluster is asked for anything
         assert context.cluster
-        (manifest,) = run_training(job, context.resources)
+        (manifest,) = run_training(job, context.resources, context.progress.current.on_event)
     elif drawn_from < rows:
         logger.info("warmup: kept; the pool has grown from %d to %d rows since", drawn_from, rows)
     require_moved(context.config, manifest)
@@ -94,7 +94,7 @@ def tune(context: StepContext) -> StepResult:
 
         assert context.cluster
         context.progress.current.note(f"{len(todo)} of {len(jobs)} fine-tunings")
-        run_training(jobs, context.resources)
+        run_training(jobs, context.resources, context.progress.current.on_event)
     manifests = [require_manifest(job.out, "tune") for job in jobs]
     facts = {"tunings": len(jobs), "carried_out": len(todo), "steps": [manifest["steps"] for manifest in manifests]}
     files = [f"tune/{name}/seed-{seed}/manifest.json" for name, seed in tuned(context)]
@@ -117,7 +117,7 @@ def evaluate(context: StepContext) -> StepResult:
 
         assert context.cluster
         context.progress.current.note(f"{len(todo)} of {len(jobs)} models")
-        run_evaluation(jobs, context.resources)
+        run_evaluation(jobs, context.resources, context.progress.current.on_event)
     facts = {"evaluations": len(jobs), "carried_out": len(todo)}
     files = [f"evaluation/{name}/seed-{seed}.json" for name, seed in evaluated(context)]
     return StepResult(fingerprint([job.fingerprint for job in jobs]), not todo, facts, files)

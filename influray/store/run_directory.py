@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import functools
-import json
 import os
 import platform
 import socket
@@ -19,7 +17,7 @@ from influray.protocols import ConfigError
 from influray.store.artifact import MANIFEST, hash_bytes, write_bytes, write_sealed
 from influray.store.checks import MADE_BY, damage, set_aside
 from influray.store.claim import require_ours
-from influray.store.lease import leased, shown
+from influray.store.lease import Holding, leased, locked
 from influray.store.mirror import address_of, flush, local, location_of, present
 from influray.store.sealed import read_sealed
 
@@ -38,6 +36,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = local(path).resolve()
+        self._holding: Holding | None = None  # while this process drives the run
 
     @property
     def address(self) -> str:
@@ -119,31 +118,22 @@ class RunDirectory:
 
         Raises:
             ConfigError: another driver holds it, and which one, or the folder cannot be made or is not a run's.
+            RunStopped: the directory was taken from this driver; `record_step` raises it too.
         """
         self.require_ours()
         location = location_of(self.path)
         # In a mirror the lock is between the processes of this machine, and the lease of the same name for all others.
         name = "lease.json" if location is None else ".lease.tmp"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lease = open(self.path / name, "a+")  # noqa: SIM115 - held open for the lock's life
-        except OSError as error:
-            raise ConfigError(f"run_dir: {self.path} cannot be written: {error}") from error
-        with lease, contextlib.ExitStack() as stack:
-            try:
-                fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(f"run_dir: {self.path} is in use by {_holder(lease)}; one driver at a time") from None
-            lease.seek(0)
-            lease.truncate()
-            json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}, lease)
-            lease.flush()
+        with locked(self.path, name, now()) as holding, contextlib.ExitStack() as stack:
             if location is None:
                 self._clear_the_way()
-            if location is not None:
-                stack.enter_context(leased(location, self.path / "lease.json", now()))
+            else:
+                stack.enter_context(leased(location, self.path / "lease.json", now(), holding))
                 stack.callback(flush, self.path)
+            self._holding = holding
+            stack.callback(setattr, self, "_holding", None)
             yield
+            holding.check()
 
     def read(self) -> dict[str, Any]:
         """Return run.json, or its empty form where there is none yet. Raises as `read_sealed` otherwise."""
@@ -154,6 +144,8 @@ class RunDirectory:
 
     def record_step(self, name: str, **facts: Any) -> None:
         """Set the facts of a step (fingerprint, status, seconds, counts) and those of the host."""
+        if self._holding is not None:
+            self._holding.check()
         run = self.read()
         run["steps"][name] = facts
         run["versions"] = versions()
@@ -251,11 +243,3 @@ def _versions() -> tuple[tuple[str, str], ...]:
 def now() -> str:
     """Return the time as ISO 8601, UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _holder(lease: Any) -> str:
-    lease.seek(0)
-    try:
-        return shown(json.load(lease))
-    except ValueError:
-        return shown({})

@@ -18,7 +18,8 @@ import pytest
 from influray.protocols import ConfigError
 from influray.resolved_run import Run
 from influray.runtime import http_app
-from influray.runtime.http_app import Busy, build_app, error_of
+from influray.runtime.admission import Busy
+from influray.runtime.http_app import build_app, error_of
 from influray.runtime.http_guard import MAX_BODY, Access, Guard
 from influray.runtime.query import Asked
 from influray.runtime.serving import Place, read_token, serve
@@ -238,7 +239,7 @@ def test_selections_are_listed_and_paged(run):
 
 def test_a_full_queue_says_when_to_come_again_and_a_late_answer_is_a_timeout(run, monkeypatch):
     async def busy(asked: Asked) -> dict[str, Any]:
-        raise Busy
+        raise Busy(2)
 
     answer = send(guarded(run, busy), "POST", "/query", json={"like": "sum-3"})
     assert (answer.status_code, answer.json()["code"]) == (503, "busy")
