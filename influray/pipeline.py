@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,7 @@ def run(
             )
         steps = tuple(step for step in steps if step not in ("tune", "evaluate"))
     check_names(this.config)
+    this = replace(this, config=settle_checkpoints(this.config))
     from influray.progress import open_progress
     from influray.steps import TABLE, StepContext
 
@@ -237,7 +239,7 @@ def plan(
 
     this = resolve(config, overrides, run_dir)
     check_names(this.config)
-    cfg = this.config
+    cfg = settle_checkpoints(this.config)
     reads = featurizer_reads(cfg.features.featurizer)
     tests = sum(1 for target in cfg.data.targets.values() if target.test)
     what = {
@@ -290,6 +292,19 @@ def inspect(
     from influray.model.loading import load_tokenizer
 
     return view(this.directory.data(split), load_tokenizer(this.config.model), row=row, identity=identity)
+
+
+def settle_checkpoints(config: Config) -> Config:
+    """Return the config with what imported checkpoints say of it, where the features read them.
+
+    Raises:
+        ConfigError: as `settle_imported`.
+    """
+    if featurizer_reads(config.features.featurizer) != "checkpoints":
+        return config
+    from influray.model.imported import settle_imported
+
+    return settle_imported(config)
 
 
 def check_names(config: Config) -> None:

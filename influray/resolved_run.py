@@ -132,7 +132,8 @@ def resolve(
     elif isinstance(config, Config):
         resolved = config
         if overrides:
-            resolved = load_config_tree(config.model_dump(mode="json"), overrides)
+            # Without what was left out: a default that nobody gave stands back behind imported adapters.
+            resolved = load_config_tree(config.model_dump(mode="json", exclude_unset=True), overrides)
     else:
         resolved = load_config_tree(copy.deepcopy(dict(config)), overrides or {})
     if is_uri(resolved.run_dir):
