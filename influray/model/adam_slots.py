@@ -20,15 +20,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 BITSANDBYTES = {"exp_avg": ("state1", "qmap1", "absmax1"), "exp_avg_sq": ("state2", "qmap2", "absmax2")}
 BLOCK_SIZES = (256, 2048)  # of bitsandbytes' block-wise optimizers, today and before 0.45
 ENOUGH_SIGNS = 64  # entries of a first moment; that none of so many is negative has the chance 2^-64
+ZERO_PARTS = ("_optim_states.pt", "_model_states.pt")  # how DeepSpeed ends the names of its files
 
 # What a slot holds beside or in place of the two moments -> the optimizer that keeps it.
 KEPT_BY = {
     "exp_avg_sq_row": "Adafactor",
     "exp_avg_sq_col": "Adafactor",
+    "row_var": "Adafactor",
+    "acc_delta": "Adadelta",
     "momentum_buffer": "SGD with momentum, or Muon",
     "square_avg": "RMSprop",
     "sum": "Adagrad",
-    "acc_delta": "Adadelta",
     "exp_inf": "Adamax",
     "mu_product": "NAdam",
     "max_exp_avg_sq": "Adam with amsgrad, which divides by another moment",
@@ -155,7 +157,7 @@ def refuse_shards(path: Path, key: str) -> None:
     """Raise ConfigError where a path is a sharded state of FSDP or DeepSpeed, with what makes one file of it."""
     if path.is_dir():
         inside = {entry.name for entry in path.iterdir()}
-        if "zero" in inside or any(name.startswith(("zero_pp_rank_", "bf16_zero_pp_rank_")) for name in inside):
+        if "zero" in inside or any(name.endswith(ZERO_PARTS) for name in inside):
             _refuse_deepspeed(path, key, universal="zero" in inside)
         if ".metadata" in inside:
             raise ConfigError(
@@ -170,7 +172,7 @@ def refuse_shards(path: Path, key: str) -> None:
             f"{key}: {path} is a folder, not a state; name the file in it (optimizer.pt, optimizer.bin or safetensors) "
             "- of FSDP's shards make one with torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
         )
-    if path.name.endswith(("_optim_states.pt", "_model_states.pt")):
+    if path.name.endswith(ZERO_PARTS):
         _refuse_deepspeed(path, key, universal=False)
 
 
