@@ -35,6 +35,7 @@ KEPT_BY = {
     "mu_product": "NAdam",
     "max_exp_avg_sq": "Adam with amsgrad, which divides by another moment",
     "GG": "SOAP, whose moments are rotated",
+    "unorm_vec": "LAMB or LARS",
     "projector": "GaLore, whose moments are projected",
     "z": "a schedule-free optimizer",
     "p0": "Prodigy",
@@ -43,26 +44,40 @@ KEPT_BY = {
     "max1": "an 8-bit optimizer of bitsandbytes that is not block-wise",
 }
 
+NESTED = "__bnb_optimizer_quant_state__"  # where bitsandbytes since 0.48 keeps all of a slot but its step
+
+
+def unnested(slots: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return the slots with what bitsandbytes nests in them a level higher, where older versions have it."""
+    found = {}
+    for name, slot in slots.items():
+        inner = slot.get(NESTED) if isinstance(slot, Mapping) else None
+        if isinstance(inner, Mapping):
+            slot = {**{key: value for key, value in slot.items() if key != NESTED}, **inner}
+        found[name] = slot
+    return found
+
 
 def require_adam(slots: Mapping[Any, Any], where: str) -> None:
     """Raise ConfigError where the slots are not those of Adam, with the optimizer that keeps such."""
     advice = "directions of the kind adam need Adam's moments: train with AdamW, or set features.direction to sgd"
-    for name, slot in slots.items():
+    for written, slot in slots.items():
+        name = f"parameter {written}" if isinstance(written, int) else repr(written)
         keys = {str(key) for key in slot} if isinstance(slot, Mapping) else set()
         for key, optimizer in KEPT_BY.items():
             if key in keys:
-                raise ConfigError(f"{where}: {name!r} has {key!r}, the state of {optimizer}; {advice}")
+                raise ConfigError(f"{where}: {name} has {key!r}, the state of {optimizer}; {advice}")
         if "exp_avg" in keys and "exp_avg_sq" not in keys:
-            raise ConfigError(f"{where}: {name!r} has 'exp_avg' alone, the state of Lion or a relative; {advice}")
+            raise ConfigError(f"{where}: {name} has 'exp_avg' alone, the state of Lion or a relative; {advice}")
         if "state1" in keys and "state2" not in keys:
             raise ConfigError(
-                f"{where}: {name!r} has 'state1' without 'state2', as Lion, SGD, RMSprop and Adagrad of bitsandbytes "
+                f"{where}: {name} has 'state1' without 'state2', as Lion, SGD, RMSprop and Adagrad of bitsandbytes "
                 f"have; {advice}"
             )
         unknown = keys - {"step", *MOMENTS, *(key for keys in BITSANDBYTES.values() for key in keys)}
         if unknown:
             raise ConfigError(
-                f"{where}: {name!r} has {min(unknown)!r} beside Adam's moments (it holds {sorted(keys)}), so what its "
+                f"{where}: {name} has {min(unknown)!r} beside Adam's moments (it holds {sorted(keys)}), so what its "
                 f"optimizer does with them is not known; {advice}"
             )
 

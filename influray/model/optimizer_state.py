@@ -22,6 +22,7 @@ from influray.model.adam_slots import (
     refuse_shards,
     require_adam,
     require_signs,
+    unnested,
     whole_step,
 )
 from influray.model.adapter_files import require_no_pointer
@@ -133,7 +134,7 @@ def _read_tree(path: Path, key: str) -> dict[Any, Any]:
             f"{key}: {path} holds no optimizer state (top-level keys: {sorted(map(str, tree))[:5]}), as plain SGD has "
             "none; directions of the kind adam need Adam's moments"
         )
-    return tree
+    return {**tree, "state": unnested(tree["state"])}
 
 
 def _read_torch(path: Path, key: str) -> dict[Any, Any]:

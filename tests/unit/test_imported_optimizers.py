@@ -53,6 +53,43 @@ def test_the_32_bit_states_of_bitsandbytes_are_adams_moments(tmp_path):
         assert torch.equal(found.exp_avg_sq[name], one["exp_avg_sq"])
 
 
+def test_states_that_bitsandbytes_nests_are_read_alike(tmp_path):
+    nested = [{"step": one.pop("step"), "__bnb_optimizer_quant_state__": one} for one in bitsandbytes()]
+    found = read(state(nested), tmp_path)
+    assert torch.equal(found.exp_avg[NAMES[1]], slots()[1]["exp_avg"])
+    del nested[0]["__bnb_optimizer_quant_state__"]["state2"]
+    with pytest.raises(ConfigError, match="parameter 0 has 'state1' without 'state2'"):
+        read(state(nested), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind", ["PagedAdamW32bit", "AdamW", "AdamW8bit", "PagedAdamW8bit", "Lion", "AdEMAMix", "LAMB"]
+)
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported")
+def test_what_bitsandbytes_itself_writes_is_read_or_refused(kind, tmp_path):
+    bnb = pytest.importorskip("bitsandbytes")
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for _, shape in PARAMETERS]
+    reference = [torch.nn.Parameter(p.detach().clone()) for p in parameters]
+    optimizer = getattr(bnb.optim, kind)(parameters, lr=1e-3)
+    plain = torch.optim.AdamW(reference, lr=1e-3)
+    for _ in range(3):
+        for p, q in zip(parameters, reference, strict=True):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        optimizer.step()
+        plain.step()
+    if "Adam" not in kind or kind == "AdEMAMix":
+        with pytest.raises(ConfigError, match=kind):
+            read(optimizer.state_dict(), tmp_path)
+        return
+    found = read(optimizer.state_dict(), tmp_path)
+    assert found.step == 3
+    tolerance = 0.02 if "8bit" in kind else 1e-6  # of the largest entry: what 8 bits keep
+    for name, p in zip(NAMES, reference, strict=True):
+        for moment, own in (("exp_avg", found.exp_avg[name]), ("exp_avg_sq", found.exp_avg_sq[name])):
+            assert (own - plain.state[p][moment]).abs().max() < tolerance * plain.state[p][moment].abs().max()
+
+
 def test_paged_states_are_read_as_the_tensors_they_are(tmp_path):
     states = bitsandbytes()
     for slot in states:
