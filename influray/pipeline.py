@@ -77,6 +77,7 @@ def run(
     if until not in UNTIL:
         raise ConfigError(f"until: no step is called {until!r} (known: {', '.join(UNTIL)})")
     this = resolve(config, overrides, run_dir)
+    this = replace(this, config=settle_checkpoints(this.config))
     from influray.progress import open_progress
     from influray.steps import TABLE, StepContext
     from influray.steps.preflight import Subject, check_config
@@ -260,7 +261,7 @@ def plan(
     from influray.steps.preflight import Subject, check_config, check_data
 
     this = resolve(config, overrides, run_dir)
-    cfg = this.config
+    cfg = settle_checkpoints(this.config)
     asked = tuple(step for step in STEPS if cfg.tune is not None or step not in ("tune", "evaluate"))
     subject = Subject(cfg, this.directory, asked)
     known = check_config(subject)
@@ -319,3 +320,16 @@ def inspect(
     from influray.model.loading import load_tokenizer
 
     return view(this.directory.data(split), load_tokenizer(this.config.model), row=row, identity=identity)
+
+
+def settle_checkpoints(config: Config) -> Config:
+    """Return the config with what imported checkpoints say of it, where the features read them.
+
+    Raises:
+        ConfigError: as `settle_imported`.
+    """
+    if featurizer_reads(config.features.featurizer) != "checkpoints":
+        return config
+    from influray.model.imported import settle_imported
+
+    return settle_imported(config)

@@ -143,7 +143,10 @@ def resolve(
     elif isinstance(config, Config):
         resolved = config
         if overrides:
-            resolved = load_config_tree(config.model_dump(mode="json"), overrides).made_in(config.run_directory)
+            # Without what was left out: a default that nobody gave stands back behind imported adapters.
+            resolved = load_config_tree(config.model_dump(mode="json", exclude_unset=True), overrides).made_in(
+                config.run_directory
+            )
     else:
         resolved = load_config_tree(copy.deepcopy(dict(config)), overrides)
     admit(resolved, resolved.run_directory, overrides)

@@ -10,7 +10,6 @@ A checkpoint is written beside its place and renamed into it, so one that is the
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influray.config import ImportedCheckpoint
+from influray.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFiles, read_adapter
+from influray.model.imported import require_one_step
 from influray.model.optimizer_state import AdamMoments, Parameters, read_moments, strip_wrappers, write_moments
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.store.artifact import (
@@ -50,8 +51,6 @@ __all__ = [
 ]
 
 ADAPTER = "adapter"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MOMENTS_FILE = "moments.safetensors"
 STATE = "state.json"
 
@@ -207,10 +206,11 @@ def import_checkpoint(
         ArtifactMismatch: a parameter is missing, left over or of another shape, with its name and both shapes.
     """
     source = Path(imported.adapter)
-    _check_adapter(source, parameters, f"{key}.adapter")
+    _check_adapter(read_adapter(source, f"{key}.adapter"), parameters, f"{key}.adapter")
     moments = None
     if imported.optimizer is not None:
         moments = read_moments(Path(imported.optimizer), parameters, f"{key}.optimizer")
+        require_one_step(imported, moments.step, key)
     with _replacing(Path(out_folder)) as work:
         (work / ADAPTER).mkdir()
         for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -222,20 +222,10 @@ def import_checkpoint(
     return load_checkpoint(out_folder)
 
 
-def _check_adapter(folder: Path, parameters: Parameters, key: str) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{key}: {folder} holds no {name}; a peft adapter saved as safetensors is needed")
-    try:
-        kind = json.loads((folder / ADAPTER_CONFIG).read_bytes()).get("peft_type")
-        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-            found = {strip_wrappers(n): tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
-    except (ValueError, AttributeError, SafetensorError, OSError) as error:
-        raise ConfigError(f"{key}: {folder} cannot be read as a peft adapter: {error}") from error
-    if kind != "LORA":
-        raise ConfigError(f"{key}: {folder} is an adapter of type {kind!r}; only LORA can be used")
+def _check_adapter(files: AdapterFiles, parameters: Parameters, key: str) -> None:
+    # Weights of the base that the file holds are compared with the base's where the adapter is attached.
+    found = {strip_wrappers(name): shape for name, shape in files.shapes.items() if ".lora_" in name}
+    folder = files.folder
     for name, shape in parameters:
         stored = found.pop(strip_wrappers(name), None)
         if stored is None:

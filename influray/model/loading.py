@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from influray.model.adapter_files import read_adapter
+from influray.model.adapter_weights import lora_config, require_covered, require_finite, require_the_same
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.store.artifact import fingerprint, hash_file
 
@@ -27,7 +29,6 @@ log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"  # as a LoRA target: every linear layer but the output head
 ADAPTER = "default"  # peft's name of the one adapter; part of the parameter names that moments are keyed by
-_WEIGHTS = "adapter_model.safetensors"
 
 
 def load_tokenizer(model_config: ModelConfig) -> PreTrainedTokenizerFast:
@@ -180,24 +181,34 @@ def attach_new_adapter(model: PreTrainedModel, lora_config: LoraConfig, seed: in
 def attach_adapter(model: PreTrainedModel, adapter_folder: str | Path) -> PeftModel:
     """Return the model with a saved LoRA adapter, frozen and in eval mode: dropout is off.
 
+    The base's weights are as before, bit for bit: peft's initialisations that change them are refused, and weights of
+    the base that an adapter's file holds are compared with the base's and not loaded.
+
     Raises:
         ConfigError: the folder holds no adapter in safetensors, or one that trains more than plain LoRA matrices.
         ArtifactMismatch: the adapter does not fit the model, with the first tensor that does not.
     """
     import peft
+    from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 
-    folder = Path(adapter_folder)
-    _require_plain_lora(folder)
+    files = read_adapter(adapter_folder)
     device = str(next(model.parameters()).device)
+    renamed = getattr(model, "_checkpoint_conversion_mapping", {})  # as from_pretrained: names of older transformers
+    tensors = load_peft_weights(str(files.folder), device=device, key_mapping=renamed)
+    frozen = {name: tensors.pop(name) for name in list(tensors) if ".lora_" not in name}
+    require_the_same(model, frozen, files.folder)
+    require_finite(tensors, files.folder)
     try:
-        adapted = peft.PeftModel.from_pretrained(
-            model, str(folder), adapter_name=ADAPTER, is_trainable=False, torch_device=device
-        )
-    except (RuntimeError, ValueError, KeyError) as error:
+        # The fields that were checked, and none of the file's others; the matrices are loaded, so that peft's plain
+        # initialisation stands in for any other that leaves the base alone.
+        adapted = peft.PeftModelForCausalLM(model, lora_config(files.facts), adapter_name=ADAPTER)
+        set_peft_model_state_dict(adapted, tensors, adapter_name=ADAPTER)
+    except (RuntimeError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise ArtifactMismatch(
-            f"{folder}: the adapter does not fit the base model ({_line(error)}); it needs the base it was trained on"
+            f"{files.folder}: the adapter does not fit the base model ({_line(error)}); it needs the base it was "
+            "trained on"
         ) from error
-    _require_covered(adapted, folder)
+    require_covered(adapted, tensors, files.folder)
     adapted.requires_grad_(False)
     return adapted.eval()
 
@@ -207,6 +218,27 @@ def swap_adapter(model: PeftModel, adapter_folder: str | Path) -> PeftModel:
     # Unloading first, and not loading beside: the adapter keeps its name, which the moments' keys contain, and two
     # checkpoints may differ in rank or targets.
     return attach_adapter(model.unload(), adapter_folder)
+
+
+def require_all_linear(model: PeftModel, lora_config: LoraConfig) -> None:
+    """Raise ConfigError where `model.lora.targets` names all linear layers and an attached adapter leaves some out."""
+    from peft.tuners.lora import LoraLayer
+    from transformers.pytorch_utils import Conv1D
+
+    if ALL_LINEAR not in lora_config.targets:
+        return
+    base: Any = model.get_base_model()
+    left = {name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            left = {one for one in left if not one.startswith(f"{name}.")}
+    head = base.get_output_embeddings()
+    left -= {name for name, module in base.named_modules() if module is head}
+    if left:
+        raise ConfigError(
+            f"model.lora.targets: {ALL_LINEAR!r}, and the imported adapter leaves out {min(left)}; give the adapter's "
+            "targets, or leave them out and they are taken from there"
+        )
 
 
 def model_digest(model_config: ModelConfig) -> str:
@@ -281,51 +313,6 @@ def _require_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
                 f"model.lora.targets: no linear layer of {type(model).__name__} is called {target!r}; there are "
                 f"{', '.join(endings)}, or {ALL_LINEAR!r} for all but the head"
             )
-
-
-def _require_plain_lora(folder: Path) -> None:
-    import peft
-
-    for name in ("adapter_config.json", _WEIGHTS):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder}: no {name}; an adapter is what peft's save_pretrained writes, in safetensors")
-    try:
-        config = peft.PeftConfig.from_pretrained(str(folder))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder}/adapter_config.json: not a peft config ({_line(error)})") from error
-    if not isinstance(config, peft.LoraConfig):
-        raise ConfigError(f"{folder}: an adapter of type {config.peft_type}; gradient features need LORA")
-    trained = {
-        "use_dora": config.use_dora,
-        "lora_bias": config.lora_bias,
-        "bias": config.bias != "none",
-        "modules_to_save": bool(config.modules_to_save),
-        "target_parameters": bool(config.target_parameters),
-        "trainable_token_indices": bool(config.trainable_token_indices),
-    }
-    for name, used in trained.items():
-        if used:
-            raise ConfigError(
-                f"{folder}: the adapter uses {name}={getattr(config, name)!r}; gradient features cover plain LoRA "
-                "matrices of linear layers only, so train it without"
-            )
-
-
-def _require_covered(model: PeftModel, folder: Path) -> None:
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-
-    with safe_open(folder / _WEIGHTS, framework="pt") as file:
-        saved = set(file.keys())
-    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if saved != wanted:
-        # peft only warns of these.
-        name = sorted(saved ^ wanted)[0]
-        where = "but not in the base model" if name in saved else "but not in the file"
-        there = "in the file" if name in saved else "in the base model"
-        raise ArtifactMismatch(
-            f"{folder}/{_WEIGHTS}: {name} is {there} {where}; the adapter needs the base it was trained on"
-        )
 
 
 def _line(error: BaseException) -> str:

@@ -9,11 +9,23 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from influray.model.adam_slots import (
+    MOMENTS,
+    read_moment,
+    read_step,
+    refuse_shards,
+    require_adam,
+    require_signs,
+    unnested,
+    whole_step,
+)
+from influray.model.adapter_files import require_no_pointer
 from influray.protocols import ArtifactMismatch, ConfigError
 
 if TYPE_CHECKING:
@@ -21,12 +33,16 @@ if TYPE_CHECKING:
 
 Parameters = Sequence[tuple[str, tuple[int, ...]]]  # (name, shape) in the order of named_parameters()
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 # What wrappers put into the dotted name of a parameter; none of it is part of the model.
 WRAPPERS = {"module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
 # The parameters that transformers' Trainer puts into its second group, without weight decay
 # (trainer.py, get_decay_parameter_names). No LoRA matrix of an attention or MLP layer is among them.
 NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+# What torch's restricted reader raises on files that are damaged or want more than tensors.
+_UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, AttributeError, TypeError),
+    *(OSError, OverflowError, AssertionError, ImportError, MemoryError, struct.error),
+)
 
 
 @dataclass(frozen=True)
@@ -77,20 +93,22 @@ def read_moments(path: Path, parameters: Parameters, key: str = "moments") -> Ad
         ArtifactMismatch: a parameter is missing, is not the model's, or has another shape.
     """
     tree = _read_tree(path, key)
+    where = f"{key}: {path}"
+    require_adam(tree["state"], where)
     slots, constants = _named_slots(tree, parameters, path, key)
     named = _match_names(slots, parameters, path, key)
     exp_avg, exp_avg_sq, steps = {}, {}, set()
     for name, shape in parameters:
         slot = named[name]
         for kind, out in zip(MOMENTS, (exp_avg, exp_avg_sq), strict=True):
-            out[name] = _checked(slot, kind, name, shape, path, key)
-        if "step" in slot:
-            steps.add(int(slot["step"]))
-    step = constants["step"] if constants.get("step") is not None else (max(steps) if steps else None)
-    if step is None:
-        raise ConfigError(f"{key}: {path} does not say after how many steps it was written ('step')")
-    beta1, beta2, epsilon = (float(constants[name]) for name in ("beta1", "beta2", "epsilon"))
-    return AdamMoments(exp_avg, exp_avg_sq, beta1, beta2, epsilon, int(step))
+            out[name] = read_moment(slot, kind, name, shape, where)
+        steps.add(read_step(slot, name, where))
+    require_signs(exp_avg, where)
+    told = constants["step"] if constants["step"] is not None else max(filter(None, steps), default=0)
+    step = whole_step(told, where)
+    if not step:
+        raise ConfigError(f"{where} does not say after how many steps it was written ('step')")
+    return AdamMoments(exp_avg, exp_avg_sq, constants["beta1"], constants["beta2"], constants["epsilon"], step)
 
 
 def strip_wrappers(name: str) -> str:
@@ -101,21 +119,22 @@ def strip_wrappers(name: str) -> str:
 
 def _read_tree(path: Path, key: str) -> dict[Any, Any]:
     """Return {"state": {key: slot}, "param_groups": [...]} of any form."""
-    if path.is_dir():
-        raise ConfigError(
-            f"{key}: {path} is a folder, as FSDP writes sharded states; make one file of it with "
-            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save and name that"
-        )
+    refuse_shards(path, key)
     if not path.is_file():
         raise ConfigError(f"{key}: {path}: no such file (wanted: optimizer.pt, optimizer.bin or safetensors)")
+    require_no_pointer(path, key)
     tree = _read_safetensors(path, key) if path.suffix == ".safetensors" else _read_torch(path, key)
-    if isinstance(tree.get("optimizer"), dict):
-        tree = tree["optimizer"]  # as dcp_to_torch_save and XLA nest it
+    for nest in ("optimizer", "optim", "optimizer_state_dict"):  # as dcp_to_torch_save, torchtune and XLA nest it
+        if isinstance(tree.get(nest), dict):
+            tree = tree[nest]
     if "state" not in tree:
         tree = _unflatten(tree)
     if not isinstance(tree.get("state"), dict) or not tree["state"]:
-        raise ConfigError(f"{key}: {path} holds no optimizer state (top-level keys: {sorted(map(str, tree))[:5]})")
-    return tree
+        raise ConfigError(
+            f"{key}: {path} holds no optimizer state (top-level keys: {sorted(map(str, tree))[:5]}), as plain SGD has "
+            "none; directions of the kind adam need Adam's moments"
+        )
+    return {**tree, "state": unnested(tree["state"])}
 
 
 def _read_torch(path: Path, key: str) -> dict[Any, Any]:
@@ -123,7 +142,7 @@ def _read_torch(path: Path, key: str) -> dict[Any, Any]:
 
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError) as error:
+    except _UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"{key}: {path} cannot be read without running code it contains, or is damaged ({reason}); "
@@ -151,7 +170,7 @@ def _read_safetensors(path: Path, key: str) -> dict[Any, Any]:
     try:
         constants = json.loads(metadata["adam"])
         groups = [{"betas": (constants["beta1"], constants["beta2"]), "eps": constants["epsilon"]}]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{key}: {path} does not carry Adam's constants; its metadata needs an entry 'adam' with the JSON of "
             '{"beta1": ..., "beta2": ..., "epsilon": ..., "step": ...}'
@@ -185,14 +204,8 @@ def _named_slots(
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
     """Return name -> the state of one parameter, and Adam's constants."""
     groups = [group for group in tree.get("param_groups") or [{}] if isinstance(group, dict)]
-    constants: dict[str, Any] = {"step": tree.get("step")}
-    try:
-        betas = {tuple(float(beta) for beta in group["betas"]) for group in groups}
-        epsilons = {float(group["eps"]) for group in groups}
-        ((constants["beta1"], constants["beta2"]),) = betas
-        (constants["epsilon"],) = epsilons
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: {path}: its param_groups do not agree on one 'betas' and one 'eps'") from error
+    constants = _constants(groups, f"{key}: {path}")
+    constants["step"] = tree.get("step", constants["step"])
     state = tree["state"]
     if all(isinstance(name, str) for name in state):
         return dict(state), constants
@@ -205,12 +218,37 @@ def _named_slots(
     return {order[number]: slot for number, slot in state.items()}, constants
 
 
+def _constants(groups: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
+    """Return Adam's constants, and the step where the groups keep it, as FusedAdam's do."""
+    if any(isinstance(group.get("betas"), list | tuple) and len(group["betas"]) == 3 for group in groups):
+        raise ConfigError(f"{where}: its param_groups have three betas, as AdEMAMix has, whose moments are not Adam's")
+    try:
+        betas = {tuple(float(beta) for beta in group["betas"]) for group in groups}
+        epsilons = {float(group["eps"]) for group in groups}
+        ((beta1, beta2),) = betas
+        (epsilon,) = epsilons
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ConfigError(f"{where}: its param_groups do not agree on one 'betas' and one 'eps'") from error
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and 0 <= epsilon < 1):
+        raise ConfigError(
+            f"{where}: betas {beta1}, {beta2} and eps {epsilon} are not Adam's; betas lie in [0, 1), eps from 0 on"
+        )
+    if any(group.get("amsgrad") for group in groups):
+        raise ConfigError(f"{where}: it is of Adam with amsgrad, which divides by another moment than exp_avg_sq")
+    steps = {whole_step(group["step"], where) for group in groups if group.get("step") is not None}
+    return {"beta1": beta1, "beta2": beta2, "epsilon": epsilon, "step": max(steps, default=None)}
+
+
 def _numbering(groups: Sequence[Mapping[str, Any]], parameters: Parameters, path: Path, key: str) -> dict[int, str]:
     """Return number -> name."""
-    members = [list(group.get("params", ())) for group in groups]
-    numbers = [number for group in members for number in group]
-    if all("param_names" in group for group in groups):
-        return dict(zip(numbers, (name for group in groups for name in group["param_names"]), strict=True))
+    try:
+        members = [list(group.get("params", ())) for group in groups]
+        numbers = [int(number) for group in members for number in group]
+        if all("param_names" in group for group in groups):
+            recorded = [str(name) for group in groups for name in group["param_names"]]
+            return dict(zip(numbers, recorded, strict=True))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {path}: its param_groups do not list numbered parameters ({error})") from error
     names = [name for name, _ in parameters]
     decayed = [name for name in names if not NO_DECAY.search(name)]
     plain = [name for name in names if NO_DECAY.search(name)]
@@ -252,23 +290,3 @@ def _match_names(
     if missing:
         raise ArtifactMismatch(f"{key}: {path} holds no state for {missing[0]!r} ({len(missing)} are missing)")
     return found
-
-
-def _checked(slot: Any, kind: str, name: str, shape: tuple[int, ...], path: Path, key: str) -> Tensor:
-    import torch
-
-    tensor = slot.get(kind) if isinstance(slot, Mapping) else None
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-        holds = sorted(map(str, slot)) if isinstance(slot, Mapping) else type(slot).__name__
-        raise ConfigError(
-            f"{key}: {path}: {name!r} has no floating-point {kind!r} (it holds {holds}); only Adam's plain moments "
-            "can be used, not those of other or quantised optimizers"
-        )
-    if tuple(tensor.shape) != tuple(shape):
-        raise ArtifactMismatch(
-            f"{key}: {path}: {kind} of {name!r} has shape {list(tensor.shape)}, the parameter has {list(shape)}; "
-            "[model.lora] and the adapter must be those of the training"
-        )
-    if not torch.isfinite(tensor).all():
-        raise ConfigError(f"{key}: {path}: {kind} of {name!r} is not finite")
-    return tensor.float() if tensor.dtype != torch.float64 else tensor

@@ -270,7 +270,7 @@ def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, A
 def _import(job: TrainingJob, device_map: str | None) -> dict[str, Any]:
     from influray.model.checkpoints import import_checkpoint
     from influray.model.example_gradients import lora_weights
-    from influray.model.loading import attach_adapter, load_base, swap_adapter
+    from influray.model.loading import attach_adapter, load_base, require_all_linear, swap_adapter
 
     work, model, checkpoints = _work_folder(job), None, []
     for number, imported in enumerate(job.parsed.warmup.checkpoints, start=1):
@@ -278,6 +278,7 @@ def _import(job: TrainingJob, device_map: str | None) -> dict[str, Any]:
             model = attach_adapter(load_base(job.parsed.model, "cpu", device_map), imported.adapter)
         else:
             model = swap_adapter(model, imported.adapter)
+        require_all_linear(model, job.parsed.model.lora)
         parameters = [(weight.name, tuple(weight.module.weight.shape)) for weight in lora_weights(model)]
         key = f"warmup.checkpoints.{number - 1}"
         folder = work / f"checkpoint-{number}"
