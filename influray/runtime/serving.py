@@ -19,15 +19,17 @@ from typing import Any
 from influray.config import Config, parse_config
 from influray.plugins import permit, permitted
 from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError
-from influray.runtime.admission import Admission
+from influray.runtime.admission import Admission, Busy
 from influray.runtime.cluster import connect, resolve_resources
 from influray.runtime.query import Asked, QueryEngine
+from influray.runtime.retries import RayError, loss_of
 from influray.store.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 APPLICATION, ENGINE = "influray", "Engine"
 BATCH, BATCH_SECONDS = 32, 0.01  # most queries put together, and how long the first waits for others
+ENGINE_SECONDS = 10  # in which an engine that was lost may be back
 LEAST_TOKEN = 16  # characters
 # A query takes seconds at most, so little is worth waiting for; with Serve's own values stopping takes 14 s.
 _STOPPING: dict[str, Any] = {"graceful_shutdown_wait_loop_s": 0.1, "graceful_shutdown_timeout_s": 5.0}
@@ -110,7 +112,14 @@ def _application(directory: RunDirectory, config: Config, place: Place, handle: 
 
     async def ask(asked: Asked) -> dict[str, Any]:
         with admission.admitted():
-            found = await handle.ask.remote(asked)
+            try:
+                found = await handle.ask.remote(asked)
+            except RayError as error:
+                loss = loss_of(error)
+                if loss.cause is not None:
+                    raise
+                logger.warning("an engine was lost, and is started again: %s", loss.reason)
+                raise Busy(ENGINE_SECONDS) from error
         admission.answered(*found.pop("batch"))
         return found
 

@@ -151,8 +151,10 @@ def _watch(holding: Holding, descriptor: int, file: Any, path: Path, firm: bool,
 def _same(path: Path, opened: os.stat_result) -> bool:
     try:
         found = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:  # a server that does not answer just now has removed nothing
+        return True
     return (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino)
 
 
