@@ -249,6 +249,7 @@ def _plan(
             "name": name,
             "group": group,
             "digest": digest,
+            "kind": file.kind,
             "encoder": encoder_key,
             "limit": limit,
             "max_line_bytes": config.max_line_bytes,
