@@ -147,7 +147,7 @@ class DataConfig(Section):
     max_tokens: Annotated[int, Field(ge=8)] = 2048
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  # of a split's rows, before the run fails
     max_line_bytes: Positive = 16 * 2**20
-    max_file_bytes: Positive = 2**40  # of one file, decompressed
+    max_file_bytes: Positive = 2**36  # of one file, decompressed: some 40 million conversations
     target_end_token: bool = True  # False = the end-of-turn token is not trained in targets, as LESS has it
 
     @field_validator("pool", mode="before")

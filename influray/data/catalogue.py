@@ -265,6 +265,7 @@ def _plan(
             "name": name,
             "group": group,
             "digest": digest,
+            "kind": file.kind,
             "encoder": encoder_key,
             "limits": limits,
             "reading": file.reading.facts(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from influray.data import streams
@@ -40,26 +40,22 @@ def line_rows(chunks: Iterator[bytes], max_line_bytes: int, span: Span | None) -
                 head = True
                 wide = streams.is_wide(chunk)
                 chunk = chunk.removeprefix(streams.UTF8_BOM)
-            first, newline, rest = chunk.partition(b"\n")
+            first, whole, last = _divided(chunk, number + 1)
             length += len(first)
             if length <= max_line_bytes:
                 pieces.append(first)
             else:
                 pieces = []
-            if not newline:
+            if last is None:
                 continue
-            number += 1
             row = _row(b"".join(pieces), length, max_line_bytes, wide)
             if row is not None:
-                yield number, row
-            lines, _, last = rest.rpartition(b"\n")
-            if len(lines) < len(rest) - len(last):  # there is a line end in it
-                blank = lines.count(b"\n") * SHORT >= len(lines)
-                for at, line in _visible(lines, number) if blank else enumerate(lines.split(b"\n"), number + 1):
-                    row = _row(line, len(line), max_line_bytes, wide)
-                    if row is not None:
-                        yield at, row
-                number += lines.count(b"\n") + 1
+                yield number + 1, row
+            for at, line in whole:
+                row = _row(line, len(line), max_line_bytes, wide)
+                if row is not None:
+                    yield at, row
+            number += chunk.count(b"\n")
             pieces, length = [last], len(last)
     except streams.Fault as fault:
         yield number + 1, BadRow(f"{fault}; the complete rows before were read")
@@ -67,6 +63,19 @@ def line_rows(chunks: Iterator[bytes], max_line_bytes: int, span: Span | None) -
     row = _row(b"".join(pieces), length, max_line_bytes, wide)
     if row is not None:
         yield number + 1, row
+
+
+def _divided(chunk: bytes, number: int) -> tuple[bytes, Iterable[tuple[int, bytes]], bytes | None]:
+    """Return what is before the first line end, the whole lines with their numbers, and what is after the last one.
+
+    The first is line `number`, and blank ones may be left out of the whole lines. Without a line end the last is None.
+    """
+    if chunk.count(b"\n") * SHORT <= len(chunk):
+        first, *others = chunk.split(b"\n")
+        last = others.pop() if others else None
+        return first, enumerate(others, number + 1), last
+    start, stop = chunk.find(b"\n"), chunk.rfind(b"\n")
+    return chunk[:start], _visible(chunk[start + 1 : max(start + 1, stop)], number), chunk[stop + 1 :]
 
 
 def _visible(lines: bytes, number: int) -> Iterator[tuple[int, bytes]]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from influray.data.words import spaced_words
+
 WORDS = 8  # of an n-gram; GPT-3 took 13, but questions are shorter than documents
 CONTAINED = 0.7  # share of a target's n-grams from which a pool row holds it
 _POINTS = re.compile(r"[.,;:!?'\"]+")
@@ -129,8 +131,11 @@ def contaminated(pool: Iterable[Text], held: Mapping[str, Sequence[Text]]) -> li
 
 
 def ngrams(text: str) -> set[str]:
-    """Return the different n-grams of a normalised text, none where it has fewer words."""
-    words = text.split()
+    """Return the different n-grams of a normalised text, none where it has fewer words.
+
+    A character of a script without spaces counts as a word.
+    """
+    words = spaced_words(text)
     return {" ".join(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}
 
 

@@ -6,7 +6,6 @@ Rows are kept as counts, not as unit vectors: density ratios and BM25 need them,
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,10 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from influray.data.words import words_and_points
 from influray.features.options import Option, read_options, whole_number
 from influray.protocols import FeatureBlock, Reads, SparseRows, TextExample
-
-_WORD = re.compile(r"\w+|[^\w\s]+")  # NLTK's WordPunctTokenizer
 
 
 class NgramFeaturizer:
@@ -26,7 +24,8 @@ class NgramFeaturizer:
     The text is what users and assistants say, whole, as the record has it; n-grams run on over turns. system,
     developer and tool messages, chat templates and special tokens are left out.
 
-    Source: DSIR, arXiv 2302.03169; p-lambda/dsir data_selection/hashed_ngram_dsir.py:22-49, bucket for bucket.
+    Source: DSIR, arXiv 2302.03169; p-lambda/dsir data_selection/hashed_ngram_dsir.py:22-49, bucket for bucket. Unlike
+    that code a character of a script without spaces (Chinese, Thai, ...) is a word.
 
     Raises:
         ConfigError: an option is wrong.
@@ -63,7 +62,7 @@ class NgramFeaturizer:
         )
 
     def _counts(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        words = _WORD.findall(text.lower())
+        words = words_and_points(text.lower())
         counts: Counter[int] = Counter()
         for n in range(1, self._n + 1):
             grams = Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
