@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from influray import cli_query
+from influray import cli_export, cli_query
 from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, RunPath, Sets
 from influray.printing import err, out, print_tables, table
 from influray.protocols import USER_ERRORS, ConfigError, StorageError
@@ -31,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 cli_query.register(app)
+cli_export.register(app)
 
 
 def _run(
@@ -304,6 +305,7 @@ def _print_outcome(run: Run) -> None:
     from influray.report.compare import compare as compare_runs
 
     _print_comparison(compare_runs([run.directory.path]))
+    cli_export.print_selections(run)
     out.print(f"report: {escape(str(run.directory.report))}")
 
 

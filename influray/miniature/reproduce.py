@@ -161,7 +161,16 @@ def estimate(value_by_cell: Mapping[tuple[int, int], float]) -> Estimate:
 
 def table(rows: Iterable[Row]) -> str:
     """Return the rows as text: mean +- standard error over seeds (over worlds)."""
-    head = ("selection", "runs", "macro loss", "gain in exact match", "worst task", "spread", "loss over BIDS", "over free")
+    head = (
+        "selection",
+        "runs",
+        "macro loss",
+        "gain in exact match",
+        "worst task",
+        "spread",
+        "loss over BIDS",
+        "over free",
+    )
     lines = [head] + [
         (
             row.arm,
