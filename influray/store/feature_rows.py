@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, DataError
 from influray.store.artifact import map_table, part_paths
 from influray.store.attribution import Attribution
 from influray.store.checks import check_file
 from influray.store.datastore import Datastore
-from influray.store.encodings import decoded
+from influray.store.encodings import decoded_at, widen
 
 
 class ArrayFeatures:
@@ -39,20 +40,21 @@ class ArrayFeatures:
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Return the unit rows of these positions in the order given, [B, D] float32."""
-        return joined([array[rows] for array in self._arrays], [1.0] * len(self._arrays))
+        return joined([array[rows] for array in self._arrays])
 
 
 class StoredFeatures:
-    """Feature rows of committed datastores, one per checkpoint; read where they are needed."""
+    """Feature rows of committed datastores, one per checkpoint; read where they are needed, each file opened once."""
 
     def __init__(self, stores: Sequence[Datastore], weights: Sequence[float]) -> None:
-        self._weights = list(weights)
+        self._scales = [np.float32(math.sqrt(weight)) for weight in weights]
         self._paths = [list(part_paths(store.folder, store.manifest)) for store in stores]
         self._digests = [[part["sha256"] for part in store.manifest["parts"] if part["file"]] for store in stores]
         self._dimensions = [store.dimension for store in stores]
         self._last = [
             np.array([map_table(path)["row"][-1].as_py() for path in paths], np.int64) for paths in self._paths
         ]
+        self._open: dict[tuple[int, int], tuple[pa.Table, np.ndarray]] = {}
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Return the unit rows of these catalogue rows in the order given, [B, D] float32.
@@ -60,25 +62,38 @@ class StoredFeatures:
         Raises:
             DataError: a checkpoint has no feature of a row.
         """
-        found = [self._of_checkpoint(k, np.asarray(rows, np.int64)) for k in range(len(self._paths))]
-        return joined(found, self._weights)
+        row_B, back_B = np.unique(np.asarray(rows, np.int64), return_inverse=True)
+        out_BD = np.empty((len(row_B), sum(self._dimensions)), np.float32)
+        column = 0
+        for k, dimension in enumerate(self._dimensions):
+            self._of_checkpoint(k, row_B, out_BD[:, column : column + dimension])
+            column += dimension
+        norm_B = np.sqrt(np.einsum("bd,bd->b", out_BD, out_BD))
+        out_BD /= np.where(norm_B > 0, norm_B, 1)[:, None]
+        return out_BD if np.array_equal(back_B, np.arange(len(row_B))) else out_BD[back_B]
 
-    def _of_checkpoint(self, k: int, rows: np.ndarray) -> np.ndarray:
-        out_BD = np.empty((len(rows), self._dimensions[k]), np.float32)
-        part_B = np.searchsorted(self._last[k], rows)
-        for part in np.unique(part_B):
-            here_B = part_B == part
-            table = None
-            if part < len(self._paths[k]):
-                check_file(self._paths[k][part], self._digests[k][part])
-                table = map_table(self._paths[k][part])
-            known = table["row"].to_numpy() if table is not None else np.zeros(0, np.int64)
-            place_B = np.searchsorted(known, rows[here_B])
-            if table is None or not np.array_equal(known[np.minimum(place_B, len(known) - 1)], rows[here_B]):
-                raise DataError(f"features: a row of {rows[here_B].tolist()[:3]} has no feature at checkpoint {k + 1}")
-            found = [decoded(table, self._dimensions[k], place, place + 1) for place in place_B.tolist()]
-            out_BD[here_B] = np.concatenate(found)
-        return out_BD
+    def _of_checkpoint(self, k: int, row_B: np.ndarray, out_BD: np.ndarray) -> None:
+        """Write the rows, ascending and none twice, times the root of the checkpoint's weight."""
+        part_B = np.searchsorted(self._last[k], row_B)
+        for part in np.unique(part_B).tolist():
+            here = slice(*np.searchsorted(part_B, [part, part + 1]))
+            table, known = self._part(k, part)
+            place_b = np.searchsorted(known, row_B[here])
+            if not len(known) or not np.array_equal(known[np.minimum(place_b, len(known) - 1)], row_B[here]):
+                raise DataError(f"features: a row of {row_B[here].tolist()[:3]} has no feature at checkpoint {k + 1}")
+            assert table is not None
+            widen(decoded_at(table, self._dimensions[k], place_b), out_BD[here])
+        out_BD *= self._scales[k]
+
+    def _part(self, k: int, part: int) -> tuple[pa.Table | None, np.ndarray]:
+        """Return a part and the rows in it; none behind the last part."""
+        if part == len(self._paths[k]):
+            return None, np.zeros(0, np.int64)
+        if (k, part) not in self._open:
+            check_file(self._paths[k][part], self._digests[k][part])
+            table = map_table(self._paths[k][part])
+            self._open[k, part] = table, table["row"].to_numpy()
+        return self._open[k, part]
 
 
 def run_features(attribution: Attribution) -> StoredFeatures:
@@ -102,9 +117,8 @@ def run_features(attribution: Attribution) -> StoredFeatures:
     return StoredFeatures(stores, weights)
 
 
-def joined(blocks: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """Return unit rows [B, D] float32 of blocks joined with the square roots of the weights; a zero row stays zero."""
-    parts = [block.astype(np.float64) * math.sqrt(weight) for block, weight in zip(blocks, weights, strict=True)]
-    whole_BD = np.concatenate(parts, axis=1)
+def joined(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Return unit rows [B, D] float32 of blocks side by side; a zero row stays zero."""
+    whole_BD = np.concatenate([block.astype(np.float64) for block in blocks], axis=1)
     norm_B = np.linalg.norm(whole_BD, axis=1, keepdims=True)
     return (whole_BD / np.where(norm_B > 0, norm_B, 1.0)).astype(np.float32)
