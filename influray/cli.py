@@ -246,28 +246,6 @@ def index(
 
 
 @app.command()
-def audit(
-    run: RunPath,
-    numbers: Annotated[Path | None, typer.Option("--json", help="Write everything found as JSON.")] = None,
-) -> None:
-    """Find harmful, mislabelled-looking, duplicate and contaminated rows, and targets that nothing helps."""
-    from influray import pipeline
-    from influray.report.audit import audit_path, audit_tables
-    from influray.report.sheet import check_output_path
-    from influray.store.artifact import write_json
-
-    plain = None if numbers is None else check_output_path(numbers, "--json")
-    this, found = pipeline.audit(run)
-    print_tables(audit_tables(found), [])
-    for note in found["notes"]:
-        out.print(escape(note))
-    out.print(f"audit: {escape(str(audit_path(this.directory)))}")
-    if plain is not None:
-        write_json(plain, found)
-        out.print(f"numbers: {escape(str(plain))}")
-
-
-@app.command()
 def methods() -> None:
     """List what a config can name."""
     from influray.registry import METHODS, SEAMS
