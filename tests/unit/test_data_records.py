@@ -6,7 +6,8 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from influray.data.records import MAX_DEPTH, ROLES, BadRow, Record, Turn, is_blank, parse_record
+from influray.data.records import BadRow, Record, Turn, is_blank, parse_record
+from influray.data.turns import MAX_DEPTH, ROLES
 
 
 def raw(tree, **options) -> bytes:
