@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from influray import cli_query
+from influray import cli_export, cli_query
 from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, RunPath, Sets
 from influray.interrupts import interrupt_on_sigterm
 from influray.printing import err, guard_streams, out, print_tables, table
@@ -33,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 cli_query.register(app)
+cli_export.register(app)
 
 
 def _run(config: Path, run_dir: str | None, sets: list[str] | None, address: str | None, until: str) -> Run:
@@ -245,28 +246,6 @@ def index(
 
 
 @app.command()
-def audit(
-    run: RunPath,
-    numbers: Annotated[Path | None, typer.Option("--json", help="Write everything found as JSON.")] = None,
-) -> None:
-    """Find harmful, mislabelled-looking, duplicate and contaminated rows, and targets that nothing helps."""
-    from influray import pipeline
-    from influray.report.audit import audit_path, audit_tables
-    from influray.report.sheet import check_output_path
-    from influray.store.artifact import write_json
-
-    plain = None if numbers is None else check_output_path(numbers, "--json")
-    this, found = pipeline.audit(run)
-    print_tables(audit_tables(found), [])
-    for note in found["notes"]:
-        out.print(escape(note))
-    out.print(f"audit: {escape(str(audit_path(this.directory)))}")
-    if plain is not None:
-        write_json(plain, found)
-        out.print(f"numbers: {escape(str(plain))}")
-
-
-@app.command()
 def methods() -> None:
     """List what a config can name."""
     from influray.registry import METHODS, SEAMS
@@ -305,6 +284,7 @@ def _print_outcome(run: Run) -> None:
     from influray.report.compare import compare as compare_runs
 
     _print_comparison(compare_runs([run.directory.path]))
+    cli_export.print_selections(run)
     out.print(f"report: {escape(str(run.directory.report))}")
 
 

@@ -1,4 +1,4 @@
-"""The verbs that ask a finished run: query, serve."""
+"""The verbs that ask a finished run: query, audit, serve."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from influray.protocols import ConfigError
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(query)
+    app.command()(audit)
     app.command()(serve)
 
 
@@ -66,6 +67,40 @@ def query(
         write_json(files["--json"], plain)
     for path in files.values():
         out.print(f"answer: {escape(str(path))}")
+
+
+def audit(
+    run: RunPath,
+    numbers: Annotated[Path | None, typer.Option("--json", help="Write everything found as JSON.")] = None,
+    exclude: Annotated[
+        Path | None, typer.Option("--exclude", help="Write the ids of harmful, repeated and contaminated rows.")
+    ] = None,
+) -> None:
+    """Find harmful, mislabelled-looking, duplicate and contaminated rows, and targets that nothing helps."""
+    from influray import pipeline
+    from influray.report.audit import audit_path, audit_tables, exclusions
+    from influray.report.sheet import check_output_path
+    from influray.store.artifact import write_bytes, write_json
+
+    plain = None if numbers is None else check_output_path(numbers, "--json")
+    listed = None if exclude is None else check_output_path(exclude, "--exclude")
+    this, found = pipeline.audit(run)
+    print_tables(audit_tables(found, out.width), [])
+    for note in found["notes"]:
+        out.print(escape(note))
+    out.print(f"audit: {escape(str(audit_path(this.directory)))}")
+    if plain is not None:
+        write_json(plain, found)
+        out.print(f"numbers: {escape(str(plain))}")
+    ids, odd = exclusions(found)
+    kinds = ", ".join(f"{len(of)} {kind}" for kind, of in found["exclude"].items())
+    if listed is None:
+        out.print(f"ids for constraints.exclude ({kinds}): add --exclude FILE")
+        return
+    write_bytes(listed, ids.encode())
+    out.print(f"constraints: {{ exclude: {escape(str(listed.resolve()))} }}  # {kinds}")
+    if odd:
+        out.print(f"{len(odd)} ids hold a line break or nothing, and are not in the file: {escape(repr(odd[:5]))}")
 
 
 def serve(

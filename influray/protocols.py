@@ -334,6 +334,7 @@ class SelectionProblem:
     limits: Limits = Limits()
     features: UnitRows | None = None  # for limits.near_duplicates
     journal: Journal = field(default_factory=NoJournal)
+    passed_over: tuple[int, ...] = ()  # positions that near-duplicates rule out: with them a minimum could not be kept
 
 
 @dataclass(frozen=True)

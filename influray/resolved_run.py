@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from influray.store.run_directory import RunDirectory
 from influray.store.uri import is_uri, parse_uri
 
 if TYPE_CHECKING:
+    from influray.report.export import Exported
     from influray.runtime.answers import QueryAnswer
     from influray.runtime.query import QueryEngine
     from influray.store.attribution import Attribution
@@ -47,6 +48,29 @@ class Run:
         from influray.selectors.output import read_selection
 
         return read_selection(self.directory.selection(name))
+
+    def export(
+        self,
+        to: str | Path,
+        name: str | None = None,
+        *,
+        format: str = "messages",
+        parquet: bool = False,
+        beside: Sequence[str] = (),
+        skip: bool = False,
+    ) -> Exported:
+        """Write a selection, by default the only one, as a file that trainers read, with their settings beside it.
+
+        Raises:
+            ConfigError, DataError, ArtifactMismatch: as `influray.report.export.export`.
+        """
+        from influray.report.export import export
+
+        names = [selector.name for selector in self.config.selectors]
+        if name is None and len(names) > 1:
+            raise ConfigError(f"export: {self.directory.address} has several selections; name one: {', '.join(names)}")
+        wanted = names[0] if name is None else name
+        return export(self.directory, self.config, wanted, to, format, parquet=parquet, beside=tuple(beside), skip=skip)
 
     def evaluation(self, name: str, seed: int = 0) -> dict[str, Any]:
         """Return the evaluation of a tuned selection, of "full", or of the untouched "base" (seed 0)."""

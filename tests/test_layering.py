@@ -31,7 +31,7 @@ LAYERS = [
     {"pipeline"},
     {"miniature"},
     {"cli_options", "printing"},
-    {"cli_query"},
+    {"cli_query", "cli_export"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

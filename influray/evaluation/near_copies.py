@@ -86,7 +86,7 @@ class Signs:
 def row_signs(vectors: Rows) -> Signs:
     """Return the signs of projections, drawn by the seed, of the rows as units about their mean."""
     N, F, P = len(vectors), vectors.dimension, ORDERS * SIGNS
-    size = max(1, BLOCK_BYTES // (4 * F))
+    size = max(1, BLOCK_BYTES // (4 * max(F, P)))  # of the products, where vectors are narrower than they
     mean_F = np.zeros(F)
     for _, block_BF in vectors.blocks(size):
         mean_F += (block_BF / _norms(block_BF)[:, None]).sum(axis=0, dtype=np.float64)

@@ -25,6 +25,8 @@ COUNTED = 8  # neighbours that a row may agree with
 MOST_PRODUCTS = 2**44  # multiplications of comparing rows: some minutes on two cores
 LEAST_SAMPLE = 1024
 BLOCK_BYTES = 2**24  # of vectors of one block
+BLOCK_ROWS = 4096  # most, so that the products of two blocks stay small however narrow the vectors are
+LEAST_WIDTH = 128  # numbers: looking through a product takes about as long as so many multiplications
 SCORES = 2**20  # looked through at a time
 SEED = 12
 
@@ -49,7 +51,7 @@ def nearness(vectors: Rows, near: float) -> Nearness:
 
     A near-copy does not count as a neighbour: it says nothing of the label.
     """
-    N, F = len(vectors), vectors.dimension
+    N, F = len(vectors), max(vectors.dimension, LEAST_WIDTH)
     if N * N * F <= MOST_PRODUCTS:
         return Nearness(*compared(vectors, lambda size: vectors.blocks(size), np.arange(N), near))
     M = min(N, max(LEAST_SAMPLE, MOST_PRODUCTS // (N * F)))
@@ -78,7 +80,7 @@ def compared(
     than neighbours that are looked for, the first of the nearest are paired with it.
     """
     k = min(COUNTED + 1, len(other_M))
-    rows = max(1, BLOCK_BYTES // (4 * vectors.dimension))
+    rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // (4 * vectors.dimension)))
     pairs, agreements = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
     for start, block_BF in vectors.blocks(rows):
         _make_units(block_BF)

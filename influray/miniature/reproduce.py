@@ -25,11 +25,12 @@ METHODS = {
     "random": "random",
 }
 FULL, BASE = "full", "base"
+APART = ".apart"  # ends the arm of a method under constraints.near_duplicates
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One evaluated model: task -> {"loss", "exact_match"}. `arm` is METHOD@BUDGET, or "full" or "base"."""
+    """One evaluated model: task -> {"loss", "exact_match"}. `arm` is as `arm_name` has it, or "full" or "base"."""
 
     world: int
     arm: str
@@ -61,10 +62,20 @@ class Row:
     worst_exact: Estimate
     spread_exact: Estimate
     loss_over_bids: Estimate  # paired by world and seed; above 0 where BIDS is better; NaN for full and base
+    loss_over_free: Estimate  # likewise, over the same method without near_duplicates; NaN for all but APART
 
 
-def reproduce(folder: str | Path, worlds: Sequence[int], seeds: Sequence[int], budgets: Sequence[float]) -> list[Row]:
-    """Carry out, or go on with, one run a world under `folder` and return the table's rows."""
+def reproduce(
+    folder: str | Path,
+    worlds: Sequence[int],
+    seeds: Sequence[int],
+    budgets: Sequence[float],
+    near_duplicates: float | None = None,
+) -> list[Row]:
+    """Carry out, or go on with, one run a world under `folder` and return the table's rows.
+
+    With `near_duplicates` every method is there twice: as it is, and with that constraint.
+    """
     outcomes: list[Outcome] = []
     for world in worlds:
         place = Path(folder) / f"world-{world}"
@@ -73,6 +84,9 @@ def reproduce(folder: str | Path, worlds: Sequence[int], seeds: Sequence[int], b
             for budget in budgets
             for name, method in METHODS.items()
         ]
+        if near_duplicates is not None:
+            limits = {"near_duplicates": near_duplicates}
+            selectors += [{**one, "name": f"{one['name']}{APART}", "constraints": limits} for one in selectors]
         arms = [selector["name"] for selector in selectors] + [FULL]
         overrides: dict[str, Any] = {"selectors": selectors, "tune.selections": arms, "tune.seeds": list(seeds)}
         RunDirectory(place).claim()  # before a world is written into it
@@ -110,8 +124,8 @@ def _row(
 ) -> Row:
     exact = {cell: [100 * task["exact_match"] for task in o.tasks.values()] for cell, o in cells.items()}
     loss = {cell: _macro(o, "loss") for cell, o in cells.items()}
-    rival = by_arm.get(f"bids-{arm.rpartition('-')[2]}", {}) if arm not in (FULL, BASE) else {}
-    over_bids = {cell: loss[cell] - _macro(rival[cell], "loss") for cell in cells if cell in rival}
+    bids = f"bids-{arm.rpartition('-')[2]}" if arm not in (FULL, BASE) else ""
+    free = arm.removesuffix(APART) if arm.endswith(APART) else ""
     return Row(
         arm,
         len(cells),
@@ -119,8 +133,14 @@ def _row(
         gain=estimate({cell: fmean(values) - 100 * base[cell[0]] for cell, values in exact.items()}),
         worst_exact=estimate({cell: min(values) for cell, values in exact.items()}),
         spread_exact=estimate({cell: pstdev(values) for cell, values in exact.items()}),
-        loss_over_bids=estimate(over_bids) if over_bids else Estimate(math.nan, math.nan, math.nan),
+        loss_over_bids=_paired(loss, by_arm.get(bids, {})),
+        loss_over_free=_paired(loss, by_arm.get(free, {})),
     )
+
+
+def _paired(loss: Mapping[tuple[int, int], float], rival: Mapping[tuple[int, int], Outcome]) -> Estimate:
+    over = {cell: loss[cell] - _macro(rival[cell], "loss") for cell in loss if cell in rival}
+    return estimate(over) if over else Estimate(math.nan, math.nan, math.nan)
 
 
 def estimate(value_by_cell: Mapping[tuple[int, int], float]) -> Estimate:
@@ -143,7 +163,16 @@ def estimate(value_by_cell: Mapping[tuple[int, int], float]) -> Estimate:
 
 def table(rows: Iterable[Row]) -> str:
     """Return the rows as text: mean +- standard error over seeds (over worlds)."""
-    head = ("selection", "runs", "macro loss", "gain in exact match", "worst task", "spread", "loss over BIDS")
+    head = (
+        "selection",
+        "runs",
+        "macro loss",
+        "gain in exact match",
+        "worst task",
+        "spread",
+        "loss over BIDS",
+        "over free",
+    )
     lines = [head] + [
         (
             row.arm,
@@ -153,6 +182,7 @@ def table(rows: Iterable[Row]) -> str:
             _text(row.worst_exact, 1),
             _text(row.spread_exact, 1),
             _text(row.loss_over_bids, 3),
+            _text(row.loss_over_free, 3),
         )
         for row in rows
     ]

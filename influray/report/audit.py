@@ -6,11 +6,12 @@ Shape suffixes: N pool rows of the matrix, T target columns, B rows of a block, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len, set_cell_size
 
 from influray.data.catalogue import Catalogue
 from influray.evaluation import audit as judged
@@ -20,6 +21,7 @@ from influray.evaluation.neighbours import Nearness, nearness
 from influray.protocols import ArtifactMismatch, DamagedArtifact
 from influray.report import formatting
 from influray.report.sheet import Table
+from influray.report.terminal import GAP
 from influray.store.artifact import read_manifest, read_sealed, require_manifest, write_sealed
 from influray.store.attribution import Attribution
 from influray.store.datastore import Datastore
@@ -30,7 +32,9 @@ NEAR = 0.98  # cosine of features from which two rows are near-duplicates
 SHOWN = 20  # lines of a table
 KEPT = 1000  # entries of each list of audit.json
 TEXT = 4000  # characters of a text in audit.json
-SNIPPET = 100  # characters of a text in a table
+SNIPPET = 100  # characters of a text in a table, and the least where the terminal is narrow
+SHORT = 28
+ENOUGH = 40  # with less room than this for the text the other columns go below
 TEXTS_AT_ONCE = 4096
 
 
@@ -54,11 +58,18 @@ def audit(run_dir: str | Path) -> dict[str, Any]:
     names = _Names(pool)
     groups = copies.same_text(_texts(pool))
     known = {rows for group in groups for rows in itertools.pairwise(group.rows)}
+    harmful = judged.plain(judged.harmful_rows(row_N, score_NG))
+    contaminated = _contaminated(run, pool)
     found = {
         "tasks": list(tasks),
         "rows": len(row_N),
         "notes": notes,
-        "harmful": names.add(judged.plain(judged.harmful_rows(row_N, score_NG)[:KEPT])),
+        "exclude": {
+            "harmful": names.ids([one["row"] for one in harmful]),
+            "copies": names.ids(_repeated((*groups, *near))),
+            "contaminated": names.ids(sorted({one["row"] for one in contaminated})),
+        },
+        "harmful": names.add(harmful),
         "mislabelled": names.add(judged.plain(_mislabelled(run, row_N, agreement_N, notes)[:KEPT])),
         "duplicates": [
             {
@@ -72,7 +83,7 @@ def audit(run_dir: str | Path) -> dict[str, Any]:
         "unhelped": judged.plain(
             judged.unhelped_targets(attribution.target_ids, attribution.groups, top_T, stats.mean_T, stats.std_T)
         ),
-        "contaminated": names.add(_contaminated(run, pool))[:KEPT],
+        "contaminated": names.add(contaminated),
     }
     write_sealed(audit_path(run), found)
     return found
@@ -91,71 +102,98 @@ def read_audit(run: RunDirectory) -> dict[str, Any] | None:
         return None
 
 
-def audit_tables(found: dict[str, Any]) -> list[Table]:
-    """Return the audit as tables, `SHOWN` lines each; every text of the pool is still to be escaped."""
+def exclusions(found: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return the file of ids that `constraints.exclude` takes, and ids that one line cannot hold.
+
+    In it are the harmful rows, all but the first of each group of copies, and the contaminated rows. Rows that look
+    mislabelled are not: they are ranked, not judged.
+    """
+    ids = dict.fromkeys(identity for kind in found["exclude"].values() for identity in kind)
+    odd = [identity for identity in ids if "\n" in identity or identity.endswith("\r") or not identity.strip()]
+    return "".join(f"{identity}\n" for identity in ids if identity not in set(odd)), odd
+
+
+def audit_tables(found: dict[str, Any], width: int = 160) -> list[Table]:
+    """Return the audit as tables for a terminal, `SHOWN` lines each; every text of the pool is still to be escaped.
+
+    A row's id and its text stand side by side whatever the width; numbers for which there is no room come last.
+    """
     number = formatting.number
-    lines = {
-        "harmful": (
-            "Rows harmful to most tasks",
-            ("row", "tasks below -1", "tasks below 0", "mean z", "source", "text"),
-            lambda one: (
-                formatting.percent(one["below"], 0),
-                formatting.percent(one["negative"], 0),
-                number(one["mean"]),
-            ),
-        ),
-        "mislabelled": (
-            "Rows that look mislabelled",
-            ("row", "score", "self-influence", "loss", "agreement", "source", "text"),
-            lambda one: tuple(number(one[name], 3) for name in ("score", "self_influence", "loss", "agreement")),
-        ),
-        "contaminated": (
-            "Pool rows that hold a target or a test",
-            ("row", "of", "how", "share", "source", "text"),
-            lambda one: (f"{one['split']} {one['other_id']}", one["kind"], formatting.percent(one["share"], 0)),
-        ),
-    }
     tables = []
-    for name, (title, columns, numbers) in lines.items():
-        rows = [(one["id"], *numbers(one), one["source"], one["text"]) for one in found[name][:SHOWN]]
-        tables.append(Table(_titled(title, found[name]), columns, tuple(rows)))
+    for name, (title, columns, numbers) in _lines().items():
+        rows = [(one["id"], one["text"], *numbers(one), one["source"]) for one in found[name][:SHOWN]]
+        tables.append(_fitted(_titled(title, found[name]), ("row", "text", *columns, "source"), rows, width))
     groups = [
         (
             ", ".join(one["ids"][:4]) + (" ..." if len(one["ids"]) > 4 else ""),
+            one["text"],
             str(len(one["rows"])),
             one["kind"],
-            one["text"],
         )
         for one in found["duplicates"][:SHOWN]
     ]
+    title = _titled("Groups of duplicates", found["duplicates"])
+    tables.append(_fitted(title, ("rows", "text", "count", "kind"), groups, width))
     targets = [
         (one["id"], one["task"], number(one["top"]), number(one["influence"], 4), one["reason"])
         for one in found["unhelped"][:SHOWN]
     ]
-    tables.append(
-        Table(_titled("Groups of duplicates", found["duplicates"]), ("rows", "count", "kind", "text"), tuple(groups))
-    )
-    tables.append(
-        Table(
-            _titled("Targets that nothing helps", found["unhelped"]),
-            ("target", "task", "top z", "top influence", "why"),
-            tuple(targets),
-        )
-    )
-    return [
-        Table(table.title, table.columns, tuple(tuple(map(_snippet, row)) for row in table.rows))
-        for table in tables
-        if table.rows
-    ]
+    title = _titled("Targets that nothing helps", found["unhelped"])
+    rows = tuple(tuple(_snippet(cell, SNIPPET) for cell in row) for row in targets)
+    tables.append(Table(title, ("target", "task", "top z", "top influence", "why"), rows))
+    return [table for table in tables if table.rows]
+
+
+def _lines() -> dict[str, tuple[str, tuple[str, ...], Callable[[dict[str, Any]], tuple[str, ...]]]]:
+    """Return by list of the audit: title, columns of numbers, and these of one entry."""
+    number, percent = formatting.number, formatting.percent
+    return {
+        "harmful": (
+            "Rows harmful to most tasks",
+            ("tasks below -1", "tasks below 0", "mean z"),
+            lambda one: (percent(one["below"], 0), percent(one["negative"], 0), number(one["mean"])),
+        ),
+        "mislabelled": (
+            "Rows ranked by how mislabelled they look, the likeliest first",
+            ("score", "self-influence", "loss", "agreement"),
+            lambda one: tuple(number(one[name], 3) for name in ("score", "self_influence", "loss", "agreement")),
+        ),
+        "contaminated": (
+            "Pool rows that hold a target or a test",
+            ("of", "how", "share"),
+            lambda one: (f"{one['split']} {one['other_id']}", one["kind"], percent(one["share"], 0)),
+        ),
+    }
+
+
+def _fitted(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], width: int) -> Table:
+    """Return a table whose second column, the text, is as long as the terminal lets it be beside the first."""
+    flat = [tuple(_snippet(cell, SNIPPET) for cell in row) for row in rows]
+    wide = [max((cell_len(row[c]) for row in flat), default=0) for c in range(len(columns))]
+    wide = [max(w, cell_len(head)) for w, head in zip(wide, columns, strict=True)]
+    first = min(wide[0], width // 2)
+    beside = width - first - GAP
+    room = beside - sum(w + GAP for w in wide[2:])
+    longest = max(SHORT, min(SNIPPET, room if room >= ENOUGH else beside))
+    return Table(title, columns, tuple((row[0], _snippet(row[1], longest), *row[2:]) for row in flat))
+
+
+def _repeated(groups: Iterable[copies.Group]) -> list[int]:
+    """Return the rows of groups but for the first of each, and of what several groups join."""
+    pairs = [(group.rows[0], row) for group in groups for row in group.rows[1:]]
+    joined = copies.near_groups(np.array(pairs, np.int64).reshape(-1, 2))
+    return sorted(row for group in joined for row in group.rows[1:])
 
 
 def _titled(title: str, found: list[Any]) -> str:
     return f"{title} ({len(found)}{'+' if len(found) == KEPT else ''})"
 
 
-def _snippet(text: str) -> str:
-    flat = " ".join(text.split())
-    return formatting.visible(flat if len(flat) <= SNIPPET else flat[: SNIPPET - 3] + "...")
+def _snippet(text: str, most: int) -> str:
+    flat = formatting.visible(" ".join(text.split()))
+    if cell_len(flat) <= most:
+        return flat
+    return set_cell_size(flat, most - 3).rstrip() + "..."
 
 
 def _mislabelled(run: RunDirectory, row_N: np.ndarray, agreement_N: np.ndarray | None, notes: list[str]) -> list[Any]:
@@ -233,7 +271,7 @@ class _Names:
         facts = pool.facts("id", "source")
         self._ids, self._sources = facts["id"], facts["source"]
 
-    def ids(self, rows: tuple[int, ...]) -> list[str]:
+    def ids(self, rows: Sequence[int]) -> list[str]:
         return [self._ids[row] for row in rows]
 
     def text(self, row: int) -> str:

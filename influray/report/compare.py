@@ -89,7 +89,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     """
     if not runs:
         raise ConfigError("compare: no run given; name run directories, or selections as RUN/NAME")
-    asked = [_resolve(run) for run in runs]
+    asked = [run_and_name(run, "compare") for run in runs]
     opened: dict[Path, Readings] = {}
     for folder, _ in asked:
         if folder not in opened:
@@ -113,19 +113,19 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     )
 
 
-def _resolve(run: str | Path) -> tuple[Path, str | None]:
-    """Return (run directory, selection or None for all)."""
-    path = local(run, "compare").resolve()
+def run_and_name(run: str | Path, key: str) -> tuple[Path, str | None]:
+    """Return (run directory, selection or None for all) of RUN or RUN/NAME. Raises ConfigError naming `key`."""
+    path = local(run, key).resolve()
     if present(path / "config.yaml").exists():
         return path, None
     above = path.parent
     if is_uri(run):
-        uri = parse_uri(str(run), "compare")
-        above = local(str(uri.parent), "compare") if uri.parent.prefix else path
+        uri = parse_uri(str(run), key)
+        above = local(str(uri.parent), key) if uri.parent.prefix else path
     if present(above / "config.yaml").exists():
         return above, path.name
     shown = redacted(str(run)) if is_uri(run) else path
-    raise ConfigError(f"compare: {shown} is neither a run directory (no config.yaml there) nor RUN/NAME of one")
+    raise ConfigError(f"{key}: {shown} is neither a run directory (no config.yaml there) nor RUN/NAME of one")
 
 
 def _refuse_disjoint(opened: Mapping[Path, Readings]) -> dict[Path, frozenset[str]]:

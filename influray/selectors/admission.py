@@ -1,7 +1,9 @@
 """Who may still be chosen: the budget, and the limits that a selection must keep to.
 
 A selector proposes rows in its own order of preference; an Admission takes each one or bars it for good. What is
-barred once would never have become possible later, so no selector ever has to look back.
+barred once would never have become possible later, so no selector ever has to look back. Near-duplicates alone can
+leave no way on, where a chosen row stands in for one that a minimum needs: then the selection begins anew without it
+(`api.run_selector`).
 
 Shape suffixes: N rows of the matrix.
 """
@@ -20,6 +22,16 @@ from influray.selectors.quotas import Quotas
 from influray.selectors.row_tasks import row_tasks
 
 logger = logging.getLogger(__name__)
+
+LOOK_AHEAD = 2  # times the rows that are to be chosen: so far down an order near-duplicates are prepared for
+
+
+class DeadEnd(Exception):
+    """The rows chosen so far cannot be completed under the limits; without `position` among them they might be."""
+
+    def __init__(self, position: int | None) -> None:
+        super().__init__("a near-duplicate of a chosen row was needed")
+        self.position = position
 
 
 class Admission:
@@ -48,6 +60,8 @@ class Admission:
         self._quotas: Quotas | None = None
         self._check_forced(problem)
         self._bar(self._names.positions(limits.exclude, "constraints.exclude", required=False), "constraints.exclude")
+        passed = np.array(problem.passed_over, np.int64)
+        self._bar(passed[self.open_N[passed]], "constraints.near_duplicates")
         if limits.tokens is not None:
             self._token_N = np.asarray(_fact(problem, "tokens", "a budget in tokens"), np.int64)
             self._longest_first = np.argsort(-self._token_N, kind="stable")
@@ -57,7 +71,7 @@ class Admission:
         if limits.near_duplicates is not None:
             if problem.features is None:
                 raise ConfigError("constraints.near_duplicates: needs the features of the rows, [N, D]; none are given")
-            self._duplicates = NearDuplicates(problem.features, limits.near_duplicates)
+            self._duplicates = NearDuplicates(problem.features, limits.near_duplicates, self._rows_N)
         if limits.sources or limits.tasks:
             self._quotas = self._open_quotas(problem)
 
@@ -78,14 +92,25 @@ class Admission:
             return self._budget
         return min(self._budget, len(self._chosen) + 1 + int(self._tokens_left / max(1.0, self._token_N.mean())))
 
+    def expect(self, positions: np.ndarray) -> None:
+        """Prepare for open rows, ascending positions, that are likely to be proposed; no result depends on it."""
+        if self._duplicates is not None:
+            self._duplicates.expect(self._rows_N[positions])
+
     def take(self, position: int) -> bool:
-        """Choose an open row and return True; or bar it and return False."""
+        """Choose an open row and return True; or bar it and return False.
+
+        Raises:
+            DeadEnd: with what is chosen no selection can keep to the limits any more.
+        """
         assert self.open_N[position], "a row is proposed once"
         assert not self.full, "nothing more is to be chosen"
         forced = len(self._chosen) < len(self.forced)
         if not forced:
-            if self._duplicates is not None and self._duplicates.find(int(self._rows_N[position])) is not None:
+            repeated = None if self._duplicates is None else self._duplicates.find(int(self._rows_N[position]))
+            if repeated is not None:
                 self._bar(np.array([position]), "constraints.near_duplicates")
+                self._check_completable(position, repeated)
                 return False
             if self._quotas is not None and not self._quotas.allows(position):
                 cell = self._quotas.cell_N == self._quotas.cell_N[position]
@@ -102,6 +127,15 @@ class Admission:
             self._spend(int(self._token_N[position]))
         return True
 
+    def _check_completable(self, position: int, repeated: int) -> None:
+        """Raise DeadEnd where sources or tasks can no longer be kept to without the row that has just been barred."""
+        if self._quotas is None or self._quotas.completable():
+            return
+        other = int(np.searchsorted(self._rows_N, repeated))
+        same = self._quotas.cell_N[other] == self._quotas.cell_N[position]
+        # Of two rows of one source and task the other would do no better.
+        raise DeadEnd(None if same or other in self.forced else other)
+
     def newly_barred(self) -> np.ndarray:
         """Return the positions barred since the last call, also those that were never proposed."""
         barred = np.concatenate([np.zeros(0, np.int64), *self._barred])
@@ -117,8 +151,10 @@ class Admission:
         if self._token_N is not None and not self._chosen:
             raise ConfigError(f"budget.tokens: no row fits; the shortest that may be chosen is longer{self._because()}")
         if not self.full:
+            # Which of two near-duplicates is in decides about others: another order may have room for a few more.
+            order = " in the order of the method" if self._duplicates is not None else ""
             raise ConfigError(
-                f"constraints: only {len(self._chosen)} rows can be chosen, and the budget is {self._budget}"
+                f"constraints: only {len(self._chosen)} rows can be chosen{order}, and the budget is {self._budget}"
                 f"{self._because()}; lower the budget or loosen a limit"
             )
 
@@ -227,6 +263,9 @@ def take_in_order(admission: Admission, order: Iterable[int] | np.ndarray) -> np
     """
     for position in admission.forced.tolist():
         admission.take(position)
+    if isinstance(order, np.ndarray):
+        likely = order[: LOOK_AHEAD * admission.expected]
+        admission.expect(np.unique(likely[admission.open_N[likely]]))
     for position in order.tolist() if isinstance(order, np.ndarray) else order:
         if admission.full:
             break

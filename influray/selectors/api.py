@@ -20,12 +20,13 @@ from influray.protocols import (
     Bounds,
     ConfigError,
     Limits,
+    NoJournal,
     Selection,
     SelectionProblem,
     Selector,
 )
 from influray.registry import METHODS, SELECTORS, resolve, resolve_method
-from influray.selectors.admission import Admission
+from influray.selectors.admission import Admission, DeadEnd
 from influray.selectors.kept import require_kept
 from influray.selectors.options import near
 from influray.selectors.row_facts import given_facts
@@ -36,6 +37,7 @@ from influray.store.feature_rows import ArrayFeatures, run_features
 if TYPE_CHECKING:
     from influray.data.catalogue import Catalogue
 
+MOST_RESTARTS = 100
 FACTS = ("id", "source", "tokens")  # of the catalogue, for methods, constraints and reports
 
 
@@ -95,17 +97,41 @@ def select(
 def run_selector(problem: SelectionProblem, method: str, options: Mapping[str, Any]) -> Selection:
     """Return the selection of a method, with the method's name and all its given options on it.
 
+    Where a chosen row has barred a near-duplicate without which sources or tasks cannot be kept to, the selection
+    begins anew without that row, up to MOST_RESTARTS times. Whether a selection exists at all is a hard problem
+    (independent sets are a case of it), so an error says that none was found, not that there is none.
+
     Raises:
         ConfigError: an unknown method or option, or a method whose result is no selection of this problem.
     """
     check_method(method)
     name, preset = resolve_method(method)
     merged = {**preset, **options}
-    selection = make_selector(name, merged).select(problem)
+    selection = _select(make_selector(name, merged), problem)
     require_kept(selection, problem, method)
     stats = problem.attribution.known_stats if isinstance(problem.attribution, Attribution | ArrayAttribution) else None
     dropped = {} if stats is None else stats.left_out()
     return replace(selection, method=method, options=merged, dropped_columns=dropped)
+
+
+def _select(selector: Selector, problem: SelectionProblem) -> Selection:
+    for _ in range(MOST_RESTARTS):
+        try:
+            return selector.select(problem)
+        except DeadEnd as end:
+            if end.position is None:
+                break
+            # What a journal keeps is of the selection with the row; the new one differs from the start.
+            problem = replace(problem, passed_over=(*problem.passed_over, end.position), journal=NoJournal())
+        except ConfigError:
+            if not problem.passed_over:
+                raise
+            break
+    raise ConfigError(
+        "constraints: no selection was found that keeps to near_duplicates and to sources and tasks: a row that is "
+        f"chosen rules out others that a min needs ({len(problem.passed_over)} such rows were passed over in turn); "
+        "loosen one of the limits"
+    )
 
 
 def check_method(method: str) -> None:

@@ -49,7 +49,7 @@ class Balanced:
         source, rows = problem.attribution, problem.attribution.rows
         normalised = normalise(self._normaliser, source, problem.groups, self._task_weights)
         admission = Admission(problem)
-        heads = CandidateHeads(source, normalised, self._iterate)
+        heads = CandidateHeads(source, normalised, self._iterate, admission.expect)
         merit: list[float] = []
         place: list[int] = []
         sum_C = np.zeros(len(normalised.column_C))

@@ -12,6 +12,7 @@ Shape suffixes: N rows, T target columns, C columns in use, S rows of the sample
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -35,9 +36,17 @@ class CandidateHeads:
     """As ColumnHeads, over candidates: the best remaining row of the matrix, and its line.
 
     `iterate` says whether means will be subtracted that follow what was chosen; it helps the guess alone.
+    `on_gathered` is told the candidates, positions in ascending order.
     """
 
-    def __init__(self, source: AttributionSource, normalised: Normalised, iterate: bool = True) -> None:
+    def __init__(
+        self,
+        source: AttributionSource,
+        normalised: Normalised,
+        iterate: bool = True,
+        on_gathered: Callable[[np.ndarray], None] = lambda positions: None,
+    ) -> None:
+        self._on_gathered = on_gathered
         self._source = source
         self._normalised = normalised
         self._iterate = iterate
@@ -164,6 +173,7 @@ class CandidateHeads:
             return False
         self._position_U, self._line_UT = position_U[:held], line_UT[:held]
         self._place_N[self._position_U] = np.arange(held)
+        self._on_gathered(self._position_U)
         self._heads = HeldHeads(self._line_UT, self._normalised, bar_C, self._threads)
         return True
 

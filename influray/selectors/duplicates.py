@@ -1,68 +1,137 @@
-"""Near-duplicates of what is chosen: rows whose feature has a high cosine with that of a chosen row. Exact.
+"""Near-duplicates of what is chosen: rows whose feature has a high cosine with that of a chosen row.
 
-Shape suffixes: n chosen rows, D feature, d coordinates kept of each.
+What is said to be a near-duplicate is one: it is compared in float64. A near-duplicate is overlooked with a chance
+below 1e-12 (`sketches`), never where sketches are whole rows (`SIZES`).
+
+Rows that are likely to be proposed are read in blocks beforehand and sketched; every BLOCK chosen rows are compared
+with all of them at once. What is proposed then has few chosen rows left to be compared with, and mostly none.
+
+Shape suffixes: N rows, U rows that are expected, n chosen rows, B rows of a block, K blocks of chosen rows, D feature,
+m numbers of a sketch.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from influray.protocols import UnitRows
+from influray.selectors.sketches import SIZES, Sketches, first_size
 
-START = 256  # chosen rows that there is room for at first
+BLOCK = 256  # chosen rows that are compared with the expected ones at once
+READ_ROWS = 256
+COMPARED_ROWS = 4096
+MOST_BYTES = 2**30  # of sketches of expected rows
+SAMPLE = 512  # rows of which every two are tried, so that sketches are long enough
+CROWDED = 1e-4  # share of the pairs of the sample that sketches may leave to be compared
+ROUNDING = 1e-12  # of a cosine in float64: at a threshold of 1.0 rows of the same numbers are near-duplicates
 
 
 class NearDuplicates:
-    """Which chosen row a candidate repeats. Memory: d numbers a chosen row, not D.
+    """Which chosen row a candidate repeats; all are of `row_N`. Memory: a sketch of each chosen and expected row."""
 
-    u . v <= u' . v' + |u''| |v''| for a part ' of the coordinates and the rest '', by Cauchy and Schwarz: a bound
-    over a few evenly spaced coordinates rules out nearly all chosen rows, and the others are looked at whole.
-    """
-
-    def __init__(self, features: UnitRows, threshold: float) -> None:
+    def __init__(self, features: UnitRows, threshold: float, row_N: np.ndarray) -> None:
         self._features = features
         self._threshold = threshold
+        self._sketches = self._open(row_N)
         self._rows: list[int] = []
-        self._part_nd: np.ndarray | None = None
-        self._rest_n = np.zeros(0)
-        self._place_d = np.zeros(0, np.int64)
+        width = self._sketches.size + 2
+        self._other_nm = np.zeros((0, width), np.float32)
+        self._expected_U = np.zeros(0, np.int64)
+        self._expected_Um = np.zeros((0, width), np.float32)
+        self._near_UK = np.zeros((0, 0), bool)  # whether a block of chosen rows holds one that may be near
+        self._last = (-1, np.zeros((0, 0), np.float32))
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Prepare for rows, ascending, that are likely to be asked for next; the result does not depend on it."""
+        if len(rows) < 2:
+            return
+        if len(rows) * 4 * (self._sketches.size + 2) > MOST_BYTES:
+            return
+        known_U = np.isin(rows, self._expected_U, assume_unique=True)
+        sketch_Um = np.empty((len(rows), self._sketches.size + 2), np.float32)
+        sketch_Um[known_U] = self._expected_Um[np.searchsorted(self._expected_U, rows[known_U])]
+        new = np.flatnonzero(~known_U)
+        for start in range(0, len(new), READ_ROWS):
+            here = new[start : start + READ_ROWS]
+            sketch_Um[here] = self._sketches.of(self._features.gather(rows[here]))
+        self._expected_U, self._expected_Um = rows.astype(np.int64), sketch_Um
+        blocks = len(self._rows) // BLOCK
+        self._near_UK = np.zeros((len(rows), max(8, 2 * blocks)), bool)
+        for block in range(blocks):
+            self._compare(block)
 
     def find(self, row: int) -> int | None:
         """Return the earliest chosen row whose cosine with `row` is at or above the threshold."""
         if not self._rows:
             return None
-        whole_D = self._features.gather(np.array([row]))[0]
-        part_d, rest = self._split(whole_D)
-        n = len(self._rows)
-        assert self._part_nd is not None
-        # A float32 sum of 10^4 products is off by less than 1e-5; a bound may let through too much, never too little.
-        bound_n = self._part_nd[:n] @ part_d + self._rest_n[:n] * rest + 1e-4
-        for place in np.flatnonzero(bound_n >= self._threshold):
-            other_D = self._features.gather(np.array([self._rows[place]]))[0]
-            if float(whole_D.astype(np.float64) @ other_D.astype(np.float64)) >= self._threshold:
-                return self._rows[place]
+        sketch_1m, blocks = self._sketch(row)
+        whole = len(self._rows) // BLOCK
+        ranges = [(block * BLOCK, (block + 1) * BLOCK) for block in blocks]
+        if whole * BLOCK < len(self._rows):
+            ranges.append((whole * BLOCK, len(self._rows)))
+        for start, stop in ranges:
+            close_n = (self._other_nm[start:stop] @ sketch_1m[0]) >= self._sketches.bound
+            places = (start + np.flatnonzero(close_n)).tolist()
+            if places:
+                found = self._first_near(row, [self._rows[place] for place in places])
+                if found is not None:
+                    return found
         return None
 
     def add(self, row: int) -> None:
         """Count a row as chosen."""
-        whole_D = self._features.gather(np.array([row]))[0]
-        if self._part_nd is None:
-            # Projected coordinates are alike: a share r of them has about r of the norm, and rules out rows of a
-            # cosine under 1 - (1 - threshold) / r.
-            share = min(1.0, max(0.05, 4 * (1 - self._threshold)))
-            count = max(1, math.ceil(share * len(whole_D)))
-            self._place_d = np.linspace(0, len(whole_D) - 1, count).astype(np.int64)
-            self._part_nd, self._rest_n = np.empty((START, count), np.float32), np.empty(START, np.float32)
+        sketch_1m, _ = self._sketch(row)
         n = len(self._rows)
-        if n == len(self._part_nd):
-            self._part_nd = np.concatenate([self._part_nd, np.empty_like(self._part_nd)])
-            self._rest_n = np.concatenate([self._rest_n, np.empty_like(self._rest_n)])
-        self._part_nd[n], self._rest_n[n] = self._split(whole_D)
+        if n == len(self._other_nm):
+            room = np.empty((max(BLOCK, n), sketch_1m.shape[1]), np.float32)
+            self._other_nm = np.concatenate([self._other_nm, room])
+        self._other_nm[n] = Sketches.other(sketch_1m)[0]
         self._rows.append(row)
+        if len(self._rows) % BLOCK == 0 and len(self._expected_U):
+            self._compare(n // BLOCK)
 
-    def _split(self, whole_D: np.ndarray) -> tuple[np.ndarray, float]:
-        part_d = whole_D[self._place_d]
-        square = float(whole_D.astype(np.float64) @ whole_D) - float(part_d.astype(np.float64) @ part_d)
-        return part_d, math.sqrt(max(square, 0.0))
+    def _open(self, row_N: np.ndarray) -> Sketches:
+        """Return sketches that are long enough: where rows of the pool are much alike, longer ones tell them apart."""
+        drawn = row_N[np.unique(np.linspace(0, len(row_N) - 1, SAMPLE).astype(np.int64))]
+        unit_BD = self._features.gather(drawn)
+        dimension = unit_BD.shape[1]
+        near = int((unit_BD @ unit_BD.T >= self._threshold - 1e-3).sum())
+        size = first_size(self._threshold) or dimension
+        while size < dimension:
+            sketches = Sketches(dimension, size, self._threshold)
+            sketch_Bm = sketches.of(unit_BD)
+            close = int((sketch_Bm @ Sketches.other(sketch_Bm).T >= sketches.bound).sum())
+            if close - near <= max(2, CROWDED * len(drawn) ** 2):
+                return sketches
+            size = 2 * size if 2 * size <= SIZES[-1] else dimension
+        return Sketches(dimension, dimension, self._threshold)
+
+    def _sketch(self, row: int) -> tuple[np.ndarray, list[int]]:
+        """Return the sketch of a row [1, m + 2] and the whole blocks of chosen rows that it is to be compared with."""
+        whole = len(self._rows) // BLOCK
+        place = int(np.searchsorted(self._expected_U, row))
+        if place < len(self._expected_U) and self._expected_U[place] == row:
+            return self._expected_Um[place : place + 1], np.flatnonzero(self._near_UK[place, :whole]).tolist()
+        if self._last[0] != row:
+            self._last = row, self._sketches.of(self._features.gather(np.array([row])))
+        return self._last[1], list(range(whole))
+
+    def _compare(self, block: int) -> None:
+        """Find the expected rows that may be near one of a block of chosen rows."""
+        if block >= self._near_UK.shape[1]:
+            self._near_UK = np.concatenate([self._near_UK, np.zeros_like(self._near_UK)], axis=1)
+        other_mB = self._other_nm[block * BLOCK : (block + 1) * BLOCK].T
+        for start in range(0, len(self._expected_Um), COMPARED_ROWS):
+            here = slice(start, start + COMPARED_ROWS)
+            self._near_UK[here, block] = (self._expected_Um[here] @ other_mB).max(axis=1) >= self._sketches.bound
+
+    def _first_near(self, row: int, others: list[int]) -> int | None:
+        for start in range(0, len(others), READ_ROWS):
+            part = others[start : start + READ_ROWS]
+            unit_BD = self._features.gather(np.array([row, *part])).astype(np.float64)
+            norm_B = np.sqrt(np.einsum("bd,bd->b", unit_BD, unit_BD))
+            unit_BD /= np.where(norm_B > 0, norm_B, 1.0)[:, None]
+            near_B = unit_BD[1:] @ unit_BD[0] >= self._threshold - ROUNDING
+            if near_B.any():
+                return part[int(near_B.argmax())]
+        return None

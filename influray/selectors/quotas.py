@@ -104,6 +104,13 @@ class Quotas:
         self._plan_ST = rest_ST
         return True
 
+    def completable(self) -> bool:
+        """Return whether the open rows can complete the selection."""
+        if self.left is None or self._plan_ST is not None:
+            return True
+        self._plan_ST = self._solve(self._open_ST, self._taken_ST, self.left)
+        return self._plan_ST is not None
+
     def take(self, position: int) -> None:
         """Count a chosen row, one that `allows` has just said yes to."""
         cell = self._cell(position)

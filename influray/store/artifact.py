@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -87,14 +87,15 @@ def full_disk(path: str | Path) -> ConfigError:
     )
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either its old content or all of the new one."""
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[BinaryIO]:
+    """Give a file to write to; when the block ends, `path` holds all of it, and its old content until then."""
     path = local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with naming_full_disk(path), open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         publish(temporary, path)
@@ -103,6 +104,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` so that `path` holds either its old content or all of the new one."""
+    with writing(path) as file:
+        file.write(data)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -122,21 +129,9 @@ def read_json(path: str | Path) -> Any:
 
 def write_table(path: str | Path, table: pa.Table) -> None:
     """Write an Arrow IPC file, uncompressed and of one record batch, so that it maps without a copy."""
-    path = local(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = table.combine_chunks()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with naming_full_disk(path), open(temporary, "wb") as file:
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
 
 
 def map_table(path: str | Path) -> pa.Table:

@@ -62,6 +62,15 @@ def decoded_at(table: pa.Table, dimension: int, line_B: np.ndarray) -> np.ndarra
     return _numbers(np.take(_stored(table), line_B, axis=0), table, line_B, dimension)
 
 
+def widen(half_BD: np.ndarray, out_BD: np.ndarray) -> None:
+    """Copy float16 rows to float32 ones. torch does it ten times as fast as numpy."""
+    import torch
+
+    # By way of Arrow, since torch warns of arrays that are maps for reading only.
+    half = torch.from_dlpack(pa.array(np.ascontiguousarray(half_BD).reshape(-1)))
+    torch.from_numpy(out_BD).copy_(half.view(half_BD.shape))
+
+
 def _stored(table: pa.Table) -> np.ndarray:
     """Return the rows of a part as they are kept, a view of the file."""
     kind = table.schema.field("feature").type

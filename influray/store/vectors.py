@@ -21,7 +21,7 @@ import pyarrow as pa
 from influray.protocols import ArtifactMismatch, DataError
 from influray.store.artifact import fingerprint, require_manifest
 from influray.store.datastore import Datastore, common_rows, features_digest, plain_of
-from influray.store.encodings import decoded, decoded_at
+from influray.store.encodings import decoded, decoded_at, widen
 from influray.store.run_directory import RunDirectory
 
 ASKABLE = "inner_product"  # the scorer whose lines are inner products of stored rows
@@ -199,7 +199,7 @@ class _StoredRows:
             stop = int(np.searchsorted(line_B, self._starts[number + 1]))
             table = self._part(number)
             feature_bD, norm_b = self._lines(table, line_B[done:stop] - self._starts[number])
-            _widen(feature_bD, out_BD[done:stop])
+            widen(feature_bD, out_BD[done:stop])
             if scale != 1:
                 out_BD[done:stop] *= scale
             if norm_b is not None:
@@ -217,15 +217,6 @@ class _StoredRows:
         if number not in self._open:
             self._open[number] = self._store.part(number)
         return self._open[number]
-
-
-def _widen(half_BD: np.ndarray, out_BD: np.ndarray) -> None:
-    """Copy float16 rows to float32 ones. torch does it ten times as fast as numpy."""
-    import torch
-
-    # By way of Arrow, since torch warns of arrays that are maps for reading only.
-    half = torch.from_dlpack(pa.array(np.ascontiguousarray(half_BD).reshape(-1)))
-    torch.from_numpy(out_BD).copy_(half.view(half_BD.shape))
 
 
 def _askable_matrix(directory: RunDirectory) -> dict[str, Any]:

@@ -67,3 +67,13 @@ def balanced_under_limits(z_NC: np.ndarray, size: int, allowed, forced: list[int
         else:
             barred.add(best)
     return chosen, merit
+
+
+def apart_in_order(feature_ND: np.ndarray, threshold: float) -> list[int]:
+    """Return the rows, tried in order, that have a cosine below the threshold with every one taken before."""
+    unit_ND = feature_ND / np.linalg.norm(feature_ND, axis=1, keepdims=True)
+    chosen: list[int] = []
+    for row in range(len(unit_ND)):
+        if not any(float(unit_ND[row] @ unit_ND[other]) >= threshold - 1e-12 for other in chosen):
+            chosen.append(row)
+    return chosen

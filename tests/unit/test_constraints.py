@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,11 +11,12 @@ from hypothesis import strategies as st
 
 from influray.protocols import ConfigError, DataError
 from influray.registry import METHODS, SELECTORS
+from influray.selectors import duplicates
 from influray.selectors.api import select
 from influray.selectors.row_tasks import row_tasks
 from influray.store.attribution import ArrayAttribution
 from influray.store.feature_rows import ArrayFeatures
-from tests.reference.limited_choice import balanced_under_limits, choose_in_order
+from tests.reference.limited_choice import apart_in_order, balanced_under_limits, choose_in_order, keeps
 
 GROUPS = list("aabbc")
 ALL = sorted({*SELECTORS, *METHODS})
@@ -151,13 +154,8 @@ def test_near_duplicates_are_found_exactly(seed, threshold, dimension):
     features = base[rng.integers(0, 8, 40)] + rng.choice([0, 1e-3, 0.1, 1.0], (40, 1)) * rng.standard_normal(
         (40, dimension)
     )
-    unit = ArrayFeatures(features, 40).gather(np.arange(40)).astype(np.float64)
-    cosine = unit @ unit.T
     score_N1 = -np.arange(40.0)[:, None]
-    expected: list[int] = []
-    for row in range(40):
-        if not any(cosine[row, k] >= threshold for k in expected):
-            expected.append(row)
+    expected = apart_in_order(features, threshold)
     budget = len(expected)
     found = select(score_N1, ["a"], budget, method="sum", features=features, constraints={"near_duplicates": threshold})
     assert found.rows.tolist() == expected
@@ -166,6 +164,97 @@ def test_near_duplicates_are_found_exactly(seed, threshold, dimension):
             select(
                 score_N1, ["a"], budget + 1, method="sum", features=features, constraints={"near_duplicates": threshold}
             )
+
+
+@pytest.mark.parametrize("method", ["bids", "sum", "facility_location", "rr", "random", "strata"])
+@pytest.mark.parametrize("threshold", [0.9, 0.98, 1.0])
+def test_near_duplicates_of_long_rows_are_found_in_blocks_as_one_by_one(method, threshold, monkeypatch):
+    """Rows of 300 numbers are sketched; blocks of 4 and few rows at a time make every path run."""
+    monkeypatch.setattr(duplicates, "BLOCK", 4)
+    monkeypatch.setattr(duplicates, "READ_ROWS", 7)
+    monkeypatch.setattr(duplicates, "COMPARED_ROWS", 16)
+    rng = np.random.default_rng(1)
+    base = rng.standard_normal((40, 300)).astype(np.float32)
+    noise = rng.choice([0, 0, 0.003, 0.02], (120, 1)) * rng.standard_normal((120, 300))
+    features = base[rng.integers(0, 40, 120)] * rng.uniform(0.5, 2, (120, 1)) + noise
+    score_NT = rng.standard_normal((120, 5))
+    limits = {"near_duplicates": threshold}
+    found = select(score_NT, GROUPS, 30, method=method, features=features, constraints=limits, seed=2)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosine = unit[found.rows] @ unit[found.rows].T - 2 * np.eye(30)
+    assert cosine.max() < threshold - 1e-9
+    if method == "sum":
+        order = np.argsort(-score_NT.sum(axis=1), kind="stable")
+        assert found.rows.tolist() == order[apart_in_order(features[order], threshold)][:30].tolist()
+
+
+@pytest.mark.parametrize("rows_alike", [False, True])
+def test_at_a_threshold_of_one_exact_copies_are_left_out_and_nothing_else(rows_alike):
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((100, 200)) + (30 if rows_alike else 0)  # rows that nearly point one way: cosine .999
+    features = np.concatenate([base, base, base * 3.7])
+    found = select(
+        -np.arange(300.0)[:, None], ["a"], 100, method="sum", features=features, constraints={"near_duplicates": 1.0}
+    )
+    assert found.rows.tolist() == list(range(100))
+
+
+def test_a_row_that_stands_in_for_one_that_a_min_needs_is_passed_over():
+    score_N1, rows = np.array([[3.0], [2], [1], [0]]), {"source": list("xyzz"), "id": list("abcd")}
+    features = np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    limits = {"near_duplicates": 0.98, "sources": {"y": {"min": 1}}}
+    for method in ("sum", "bids"):
+        found = select(score_N1, ["t"], 2, method=method, rows=rows, features=features, constraints=limits)
+        assert found.rows.tolist() == [1, 2]
+    with pytest.raises(ConfigError, match="no selection was found that keeps to near_duplicates and to sources"):
+        select(
+            score_N1,
+            ["t"],
+            2,
+            method="sum",
+            rows=rows,
+            features=features,
+            constraints={**limits, "sources": {"y": {"min": 1}, "x": {"min": 1}}},
+        )
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32), n=st.integers(4, 8), size=st.integers(1, 4), least=st.integers(1, 2))
+def test_near_duplicates_and_sources_are_kept_to_together_or_no_selection_is_said_to_be_found(seed, n, size, least):
+    rng = np.random.default_rng(seed)
+    kinds = {"sources": [*"xyz", *(str(s) for s in rng.choice(list("xyz"), n - 3))]}
+    features = np.eye(n)[rng.integers(0, max(2, n - 2), n)]
+    score_NT = rng.standard_normal((n, 2))
+    bounds = {"sources": {"x": (min(least, size), None)}}
+    rows = {"source": kinds["sources"], "id": [str(i) for i in range(n)]}
+    limits = {"sources": {"x": {"min": min(least, size)}}, "near_duplicates": 0.9}
+
+    def possible(chosen) -> bool:
+        apart = len({int(features[row].argmax()) for row in chosen}) == len(chosen)
+        return apart and keeps(list(chosen), kinds, bounds)
+
+    def call():
+        return select(score_NT, list("ab"), size, method="sum", rows=rows, features=features, constraints=limits)
+
+    if any(possible(chosen) for chosen in combinations(range(n), size)):
+        assert possible(call().rows.tolist())
+    else:
+        with pytest.raises(ConfigError, match="constraints"):
+            call()
+
+
+def test_bids_prepares_for_its_candidates_and_chooses_as_the_plain_loop():
+    rng = np.random.default_rng(3)
+    score_NT = rng.standard_normal((9000, 5))
+    features = rng.standard_normal((3000, 96))[np.arange(9000) % 3000]
+    score_NT[3000:] = score_NT[np.arange(6000) % 3000] + 1e-3 * score_NT[3000:]  # copies are chosen side by side
+
+    def apart(chosen, row):
+        return all(row % 3000 != other % 3000 for other in chosen)
+
+    expected, _ = balanced_under_limits(standardised(score_NT), 60, apart, [])
+    found = select(score_NT, GROUPS, 60, features=features, constraints={"near_duplicates": 0.98})
+    assert found.rows.tolist() == expected
 
 
 def test_caps_keep_the_prefix_property():
