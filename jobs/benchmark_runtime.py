@@ -34,7 +34,10 @@ STAGES = ("data", "featurize", "score", "select")
 
 
 def config(folder: Path, featurizer: str = "Noop", **changes: Any) -> dict[str, Any]:
-    """Return the config of a world that `write_world` has written."""
+    """Return the config of a world that `write_world` has written, whose featurizers this process may import."""
+    from influray.plugins import permit
+
+    permit(["noop_featurizer:Noop", "noop_featurizer:Spin"])
     return {
         "run_dir": str(folder / "run"),
         "model": {"base": str(folder / "base")},
