@@ -28,6 +28,7 @@ from influray.data.quarantine import entry, write_quarantine
 from influray.data.readers import DataFile, file_digest
 from influray.data.reading import Reading, reading_of
 from influray.data.records import Record
+from influray.data.weights import has_weights
 from influray.protocols import DataError, TextExample, TokenizedExample
 from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
 from influray.store.checks import check_file, damaged
@@ -236,7 +237,7 @@ def build_catalogue(
         write_quarantine(quarantine, split, stage, [found for _, found in bad if found["stage"] == stage])
     described = [_described(store, job, parts) for job, parts in zip(jobs, keys, strict=True)]
     _check(split, jobs, described, bad, config)
-    _require_weighed(store, jobs, keys, described)
+    _require_weighed(store, jobs, described)
     if not unchanged:
         flat = [key for parts in keys for key in parts]
         receipts = [store.receipt(key) for key in flat]
@@ -366,28 +367,19 @@ def _check(
         )
 
 
-def _require_weighed(
-    store: ShardStore, jobs: Sequence[FileJob], keys: Sequence[Sequence[str]], described: Sequence[Mapping[str, Any]]
-) -> None:
-    """Raise DataError where a file of weights names no row of its entry: then its ids are not those of the rows."""
+def _require_weighed(store: ShardStore, jobs: Sequence[FileJob], described: Sequence[Mapping[str, Any]]) -> None:
     found: dict[str, bool] = {}
-    for job, parts, facts in zip(jobs, keys, described, strict=True):
-        address = job.file.reading.weights
-        weights = job.file.reading.weights_by_id()
-        if weights is None or all(weight == 1 for weight in weights.values()):
-            continue
-        if facts["left_out"]:
+    for job, facts in zip(jobs, described, strict=True):
+        if job.file.reading.weights:
+            files = [
+                store.folder / r.file for key in facts["parts"] if (r := store.receipt(key)) is not None and r.file
+            ]
+            weighed = bool(facts["left_out"]) or has_weights(files)
+            found[job.file.reading.weights] = found.get(job.file.reading.weights, False) or weighed
             log.info("%s: %d rows have the weight 0 and were left out", job.file.path, facts["left_out"])
-        found.setdefault(address, False)
-        receipts = [receipt for receipt in map(store.receipt, parts) if receipt is not None and receipt.file]
-        tables = (map_table(store.folder / receipt.file) for receipt in receipts)
-        found[address] |= bool(facts["left_out"]) or any((table["weight"].to_numpy() != 1).any() for table in tables)
     for address, weighed in found.items():
         if not weighed:
-            raise DataError(
-                f"weight_of_ids: {address} names no row of its entry; its ids must be those that the rows have (or "
-                "the keys that columns.id names)"
-            )
+            raise DataError(f"weight_of_ids: {address} names no row of its entry; its ids must be those of the rows")
 
 
 def _shared_strings(column: pa.Array) -> list[str]:
