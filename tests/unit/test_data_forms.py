@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -39,6 +41,14 @@ def masked(turn: Turn) -> Turn:
 @given(written())
 def test_a_conversation_is_read_alike_from_every_form(one):
     assert one.is_read_as(parse_record(one.raw)), one.form
+
+
+def test_every_example_of_the_docs_is_read():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    examples = re.findall(r"\| `(\{\".*\})` \|", text)
+    assert len(examples) >= 16
+    for example in examples:
+        assert parse_record(example.encode()).turns[-1] == Turn("assistant", "5"), example
 
 
 def test_every_documented_pair_of_keys_is_read():
