@@ -28,8 +28,9 @@ from influray.data.parts import FileJob, FindCrew, PartsBuilder
 from influray.data.quarantine import entry, write_quarantine
 from influray.data.reading import Reading, reading_of
 from influray.data.records import Record
+from influray.data.weights import has_weights
 from influray.protocols import DataError, TextExample, TokenizedExample
-from influray.store.artifact import ShardStore, checked_table, fingerprint, read_manifest, require_manifest
+from influray.store.artifact import ShardStore, fingerprint, read_manifest, require_manifest
 from influray.store.checks import broken
 from influray.store.mirror import local
 
@@ -235,7 +236,7 @@ def build_catalogue(
         write_quarantine(quarantine, split, stage, [found for _, found in bad if found["stage"] == stage])
     described = [_described(store, job, parts) for job, parts in zip(jobs, keys, strict=True)]
     _check(split, jobs, described, bad, config)
-    _require_weighed(store, jobs, keys, described)
+    _require_weighed(store, jobs, described)
     if not unchanged:
         flat = [key for parts in keys for key in parts]
         receipts = [store.receipt(key) for key in flat]
@@ -366,28 +367,20 @@ def _check(
         )
 
 
-def _require_weighed(
-    store: ShardStore, jobs: Sequence[FileJob], keys: Sequence[Sequence[str]], described: Sequence[Mapping[str, Any]]
-) -> None:
-    """Raise DataError where a file of weights names no row of its entry: then its ids are not those of the rows."""
+def _require_weighed(store: ShardStore, jobs: Sequence[FileJob], described: Sequence[Mapping[str, Any]]) -> None:
     found: dict[str, bool] = {}
-    for job, parts, facts in zip(jobs, keys, described, strict=True):
-        address = job.file.reading.weights
-        weights = job.file.reading.weights_by_id()
+    for job, facts in zip(jobs, described, strict=True):
+        address, weights = job.file.reading.weights, job.file.reading.weights_by_id()
         if weights is None or all(weight == 1 for weight in weights.values()):
             continue
         if facts["left_out"]:
             log.info("%s: %d rows have the weight 0 and were left out", job.file.path, facts["left_out"])
-        found.setdefault(address, False)
-        receipts = [receipt for receipt in map(store.receipt, parts) if receipt is not None and receipt.file]
-        tables = (checked_table(store.folder / receipt.file, receipt.sha256) for receipt in receipts)
-        found[address] |= bool(facts["left_out"]) or any((table["weight"].to_numpy() != 1).any() for table in tables)
+        receipts = [receipt for key in facts["parts"] if (receipt := store.receipt(key)) is not None]
+        weighed = has_weights(store.folder / receipt.file for receipt in receipts if receipt.file)
+        found[address] = found.get(address, False) or bool(facts["left_out"]) or weighed
     for address, weighed in found.items():
         if not weighed:
-            raise DataError(
-                f"weight_of_ids: {address} names no row of its entry; its ids must be those that the rows have (or "
-                "the keys that columns.id names)"
-            )
+            raise DataError(f"weight_of_ids: {address} names no row of its entry; its ids must be those of the rows")
 
 
 def _shared_strings(column: pa.Array) -> list[str]:

@@ -123,7 +123,7 @@ class ChatTemplate:
             )
         except _REFUSALS as error:
             raise BadRow(f"the chat template refuses this conversation: {_words(error)}") from error
-        return [(start, stop) for start, stop in found[0] if start < stop]
+        return [(int(start), int(stop)) for start, stop in found[0] if int(start) < int(stop)]
 
     @cached_property
     def literals(self) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def _near(rows: np.ndarray, place_n: np.ndarray, problem: SelectionProblem) -> I
     assert problem.features is not None
     assert problem.limits.near_duplicates is not None
     ids, forced = problem.facts.get("id"), set(problem.limits.include)
-    chosen = NearDuplicates(problem.features, problem.limits.near_duplicates)
+    chosen = NearDuplicates(problem.features, problem.limits.near_duplicates, problem.attribution.rows)
     for row, place in zip(rows.tolist(), place_n.tolist(), strict=True):
         other = None if ids is not None and str(ids[place]) in forced else chosen.find(row)
         if other is not None:

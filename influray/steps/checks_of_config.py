@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from influray.config import DataConfig
+from influray.config_data import Entry
 from influray.data.hub import PREFIX
 from influray.protocols import ConfigError
 from influray.registry import resolve, resolve_method
@@ -34,12 +35,22 @@ def place(subject: Subject) -> None:
 
 
 def _entries(subject: Subject) -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, entry) of all that the config reads as data."""
+    """Yield (dotted key, file, folder or id) of all that the config reads as data."""
     data = subject.config.data
-    yield from ((f"data.pool.{i}", entry) for i, entry in enumerate(data.pool))
+    yield from _named("data.pool", data.pool)
     for task, target in data.targets.items():
-        for name in ("files", "test"):
-            yield from ((f"data.targets.{task}.{name}.{i}", entry) for i, entry in enumerate(getattr(target, name)))
+        yield from _named(f"data.targets.{task}.files", target.files)
+        yield from _named(f"data.targets.{task}.test", target.test)
+
+
+def _named(key: str, entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+    for i, entry in enumerate(entries):
+        if isinstance(entry, str):
+            yield f"{key}.{i}", entry
+            continue
+        yield from ((f"{key}.{i}.files.{j}", file) for j, file in enumerate(entry.files))
+        if entry.weight_of_ids is not None:
+            yield f"{key}.{i}.weight_of_ids", entry.weight_of_ids
 
 
 def names(subject: Subject) -> None:

@@ -21,7 +21,7 @@ FOLDER = Path(os.environ.get("INFLURAY_DATA", "."), "corrupt")
 MANIFEST = json.loads((FOLDER / "MANIFEST.json").read_bytes()) if (FOLDER / "MANIFEST.json").exists() else {}
 # What the manifest counts as bad and is read by now: speakers of calls, question and answer, messages as a JSON text,
 # ids of any type.
-READ_SINCE = {"20_other_schemas.jsonl": {4, 10, 14}, "10_ids.jsonl": {3, 4, 9, 10, 21}}
+READ_SINCE = {"20_other_schemas.jsonl": {4, 10, 14}, "10_ids.jsonl": {3, 4, 9, 10, 21}, "14_turn_order.jsonl": {10}}
 TORN = {"23_truncated.jsonl.gz": "gzip", "23b_bad_crc.jsonl.gz": "gzip", "23c_not_gzip.jsonl.gz": "gzip"}
 
 
