@@ -12,9 +12,11 @@ process; those that carry out steps run in this process too, over one private Ra
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import hashlib
 import json
+import os
 import random
 import shutil
 import sys
@@ -195,8 +197,11 @@ def cases(source: Path, kinds: str) -> Iterator[tuple[str, str, str, Callable[[P
                 yield f"{kind}/", kind, name, how
 
 
-def try_all(arguments: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
-    source, config = finished_run(root)
+def try_all(arguments: argparse.Namespace, home: Path, root: Path) -> list[dict[str, Any]]:
+    """Return every case with its outcome; the whole run lies in `home`, its copies in `root`."""
+    source, config = home / "run", home / "world" / "config.yaml"
+    if not (source / "report" / "audit.json").exists():
+        source, config = finished_run(home)
     verbs = [verb for verb in (*READERS, *WRITERS) if fnmatch.fnmatch(verb, arguments.verbs)]
     answers = {verb: READERS[verb](_copy(source, root), config) for verb in verbs if verb in READERS}
     made, found = content(source), []
@@ -277,6 +282,7 @@ def main() -> None:
     parser.add_argument("--writers", choices=tuple(CHOICES), default="thin", help="thin: each fifth, and all of run")
     parser.add_argument("--every", type=int, default=1, help="only one pair in so many of a case and a verb")
     parser.add_argument("--fuzz", type=int, default=0, help="random flips in random files, beside")
+    parser.add_argument("--folder", type=Path, help="keep the whole run here, or take the one that is here")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.writers = CHOICES[arguments.writers]
@@ -287,8 +293,12 @@ def main() -> None:
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    with tempfile.TemporaryDirectory(prefix="damage-") as root, connect(ResourcesConfig()):
-        found = try_all(arguments, Path(root))
+    os.environ.setdefault("RAY_worker_niceness", "0")  # beside other work, nicer workers would starve
+    there = arguments.folder is not None and (arguments.folder / "run" / "report" / "audit.json").exists()
+    wanted = not there or any(fnmatch.fnmatch(verb, arguments.verbs) for verb in WRITERS)
+    cluster = connect(ResourcesConfig()) if wanted else contextlib.nullcontext()
+    with tempfile.TemporaryDirectory(prefix="damage-") as root, cluster:
+        found = try_all(arguments, (arguments.folder or Path(root)).resolve(), Path(root))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(found, indent=1))
     print(table(found))

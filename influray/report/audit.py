@@ -97,7 +97,7 @@ def audit_path(run: RunDirectory) -> Path:
 def read_audit(run: RunDirectory) -> dict[str, Any] | None:
     """Return what `audit` has written, None where it has not. Raises DamagedArtifact where it was changed since."""
     try:
-        return read_sealed(audit_path(run))
+        return {name: value for name, value in read_sealed(audit_path(run)).items() if name != "schema"}
     except FileNotFoundError:
         return None
 

@@ -20,6 +20,7 @@ from influray.evaluation import audit, copies, neighbours
 from influray.evaluation.known_answer import auc
 from influray.miniature.world import Size, make_world
 from influray.report.audit import audit as look_over
+from influray.report.audit import read_audit
 from influray.report.page import write_report
 from influray.store.run_directory import RunDirectory
 from tests.reference.near_copies import reachable
@@ -185,7 +186,7 @@ def test_the_command_prints_tables_writes_json_and_the_page_shows_it_escaped(pla
     assert "[bold]" in result.output, "markup of the pool is text"
     assert "\u202e" not in result.output
     written = json.loads((tmp_path / "audit.json").read_text())
-    assert written == json.loads((run.report.parent / "audit.json").read_text())
+    assert written == read_audit(run)
     page = write_report(run.path).read_text()
     assert 'id="audit"' in page
     assert "<img src=x" not in page

@@ -51,7 +51,7 @@ def with_method(run: RunDirectory, folder: Path, method: str) -> RunDirectory:
     copy = copy_of(run, folder)
     tree = yaml.safe_load(copy.config_path.read_text())
     tree["selectors"][0]["method"] = method
-    copy.config_path.write_text(yaml.safe_dump(tree))
+    copy.write_config(yaml.safe_dump(tree))
     select_and_write(copy.path, tree["selectors"][0], "e" * 64)
     return copy
 

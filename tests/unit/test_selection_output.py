@@ -120,8 +120,12 @@ def test_the_manifest_carries_the_fingerprint_and_the_hashes(run):
     manifest = read_manifest(folder)
     assert manifest is not None
     assert (manifest["fingerprint"], manifest["rows"]) == ("print", 11)
-    assert sorted(manifest["files"]) == ["selected.jsonl", "selection.json", "selection.parquet"]
-    assert all(hash_file(folder / name) == digest for name, digest in manifest["files"].items())
+    assert sorted(one["file"] for one in manifest["beside"]) == [
+        "selected.jsonl",
+        "selection.json",
+        "selection.parquet",
+    ]
+    assert all(hash_file(folder / one["file"]) == one["sha256"] for one in manifest["beside"])
 
 
 def test_the_same_selection_is_the_same_bytes(run):
