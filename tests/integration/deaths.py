@@ -5,6 +5,7 @@ It runs in a mount namespace of its own, where a file stands for /proc/meminfo: 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from jobs.local_cluster import ended
 
 os.environ["RAY_memory_monitor_refresh_ms"] = "100"  # noqa: SIM112 - as Ray spells it
 FOLDER = Path(sys.argv[1])
@@ -37,17 +40,20 @@ def starve(times: int, name: str) -> None:
             (FOLDER / f"{name}-{number}").touch(exist_ok=False)
         except FileExistsError:
             continue
+        (FOLDER / "hungry").write_text(str(os.getpid()))
         memory(0.01)
-        time.sleep(60)
+        time.sleep(600)
 
 
 def relief() -> None:
-    """Free the memory again whenever something was killed for it, as a kill does."""
+    """Free the memory again whenever the process that took it is gone."""
     while True:
-        time.sleep(0.1)
-        if MEMINFO.read_text().split()[4] != str(int(TOTAL * 0.9)):
-            time.sleep(0.4)  # the monitor looks every 0.1 s
-            memory(0.9)
+        time.sleep(0.05)
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((FOLDER / "hungry").read_text())
+            if ended(pid):
+                (FOLDER / "hungry").unlink()
+                memory(0.9)
 
 
 def pool_scenarios() -> dict[str, Any]:

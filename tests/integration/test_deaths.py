@@ -35,7 +35,8 @@ needs_mounts = pytest.mark.skipif(not own_mounts(), reason="what stands for /pro
 
 def deaths(folder: Path, *what: str) -> tuple[dict[str, Any], dict[str, Any], subprocess.CompletedProcess[str]]:
     command = ["unshare", "-m", sys.executable, str(SCRIPT), str(folder), *what]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 1, done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     return json.loads(lines[0]), json.loads(lines[1]) if len(lines) > 1 else {}, done

@@ -62,8 +62,8 @@ def test_a_served_run_answers_explains_is_full_and_ends_cleanly(run, job, tmp_pa
             assert "text/html" in web.get("").headers["content-type"]
             assert web.post("query", json={"like": "nobody"}).status_code == 404
         statuses, alike = asyncio.run(storm(address, run))
-        assert set(statuses) == {200, 503}, "more than wait and run are told to come again, and nobody else is lost"
-        assert statuses.count(200) >= 16
+        assert set(statuses) <= {200, 503}, "more than are answered in time are told to come again, and nobody is lost"
+        assert len(statuses) == 228
         assert alike
     assert process.returncode == 0
     assert process.stderr is not None
@@ -74,25 +74,39 @@ def test_a_served_run_answers_explains_is_full_and_ends_cleanly(run, job, tmp_pa
 
 
 async def storm(address: str, run: Run) -> tuple[list[int], bool]:
-    """Ask 300 while slow ones hold the engine; return the statuses, and whether each answer is that of its question."""
+    """Ask 180 while slow ones hold the engine, each until it is answered.
+
+    Returns the statuses of the first attempts, and whether each answer is that of its question.
+    """
     ids = [f"t-sum-{i}" for i in range(50, 53)] + [f"t-rev-{i}" for i in range(3)]
     expected = {one: run.query(like=one, k=3).helpful[0].row for one in ids}
     slow = {"prompt": "Say yes.", "answer": "yes " * 20, "k": 3, "tokens": True}
     headers = {"authorization": f"Bearer {TOKEN}"}
-    limits = httpx.Limits(max_connections=400)
+    limits = httpx.Limits(max_connections=240)
+    statuses: list[int] = []
+
+    async def ask(web: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
+        first = True
+        while True:
+            answer = await web.post("query", json=body)
+            if first:
+                statuses.append(answer.status_code)
+            if answer.status_code == 200:
+                return answer.json()
+            assert answer.status_code == 503, answer.text
+            first = False
+            await asyncio.sleep(float(answer.headers["retry-after"]))
+
     async with httpx.AsyncClient(base_url=address, headers=headers, timeout=120, limits=limits) as web:
-        first = [asyncio.ensure_future(web.post("query", json=slow)) for _ in range(48)]
+        held = [asyncio.ensure_future(ask(web, slow)) for _ in range(48)]
         await asyncio.sleep(0.5)
-        asked = [ids[i % len(ids)] for i in range(300)]
-        answers = await asyncio.gather(*(web.post("query", json={"like": one, "k": 3}) for one in asked))
-        assert {answer.status_code for answer in await asyncio.gather(*first)} == {200}
-    alike = [
-        answer.json()["helpful"][0]["row"] == expected[one]
-        for one, answer in zip(asked, answers, strict=True)
-        if answer.status_code == 200
-    ]
-    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
-    return [answer.status_code for answer in answers], all(alike)
+        asked = [ids[i % len(ids)] for i in range(180)]
+        answers = await asyncio.gather(*(ask(web, {"like": one, "k": 3}) for one in asked))
+        health = await web.get("health")
+        assert health.json()["status"] == "ok"
+        await asyncio.gather(*held)
+    alike = [found["helpful"][0]["row"] == expected[one] for one, found in zip(asked, answers, strict=True)]
+    return statuses, all(alike)
 
 
 def test_a_model_that_is_not_the_runs_ends_the_command_with_2(run, tmp_path):

@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from influray import progress as progress_module
+from influray.pipeline import _memory_facts
 from influray.progress import StepProgress, clock, open_progress
+from influray.runtime.tasks import PoolEvent
 
 
 @pytest.fixture
@@ -72,12 +74,27 @@ def test_retries_are_counted_and_other_events_are_not(now):
 def test_the_selection_driver_shows_what_it_is_at(now):
     step = StepProgress("select")
     step.expect(3, "selections")
-    status = SimpleNamespace(done=("bids",), running="less", seconds=61.0, chosen=0, budget=0, rows_per_second=0.0)
+    status = SimpleNamespace(
+        **{"done": ("bids",), "running": "less", "seconds": 61.0, "chosen": 0, "budget": 0, "rows_per_second": 0.0},
+        **{"memory_kills": 0, "side_by_side": 0},
+    )
     step.on_status(status)
     assert step.snapshot().line().startswith("select: 1/3 selections, less for 1:01, ETA")
     status.chosen, status.budget, status.rows_per_second = 1280, 5000, 21.3
     step.on_status(status)
     assert "less for 1:01, 1280/5000 rows chosen, 21 rows/s" in step.snapshot().line()
+    status.memory_kills, status.side_by_side = 2, 1
+    step.on_status(status)
+    assert "1 at a time after 2 kills for memory" in step.snapshot().line()
+
+
+def test_kills_for_memory_stand_in_the_numbers_and_in_run_json(tmp_path):
+    step = StepProgress("featurize")
+    assert _memory_facts(step) == {}
+    for left in (3, 2):
+        step.on_event(PoolEvent("memory", "out of memory", side_by_side=left))
+    assert _memory_facts(step) == {"memory_kills": 2, "side_by_side": 2}
+    assert "2 at a time after 2 kills for memory" in step.snapshot().line()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(7, "0:07"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03")])
