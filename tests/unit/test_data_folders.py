@@ -63,7 +63,7 @@ def test_what_is_not_read_is_counted_in_one_warning_with_examples(tmp_path, capl
         f"data.pool.0: in {tmp_path / 'd'} 15 entries are not read: 1 caches of datasets (cache-7f"
     )
     for part in (
-        "8 hidden (.a.jsonl.crc, ",
+        "8 hidden (._a.jsonl, .a.jsonl.crc, ",
         "4 temporary (",
         "1 of another kind (README.md)",
         "1 metadata (dataset_info.json)",
