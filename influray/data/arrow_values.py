@@ -162,17 +162,9 @@ def _decimal_values(array: Any) -> list[Any]:
 
 
 def _union_values(array: Any) -> list[Any]:
-    codes = array.type_codes.to_pylist()
-    children = {array.type.type_codes[i]: i for i in range(array.type.num_fields)}
-    columns: dict[int, list[Any]] = {}
-    places = array.offsets.to_pylist() if array.type.mode == "dense" else range(len(array))
-    values = []
-    for code, place in zip(codes, places, strict=True):
-        if code not in columns:
-            number = children[code]
-            columns[code] = python_values(array.field(number), extension_of(array.type.field(number)))
-        values.append(columns[code][place])
-    return values
+    # One by one: the children of a slice are those of the whole, and where they begin differs by mode.
+    children = [scalar.value if scalar.is_valid else None for scalar in array]
+    return [None if c is None else python_values(pa.array([c.as_py()], c.type))[0] for c in children]
 
 
 def _plain_values(array: Any) -> list[Any]:

@@ -116,6 +116,11 @@ def _stored_files(uri: str, where: str) -> Iterator[DataFile]:
             raise DataError(f"{where}: {name} is an object and a folder at once; copy one of them to another name")
         yield _data_file(present(place), name, where)
         return
+    if unsafe := location.unsafe(place):
+        raise DataError(
+            f"{where}: {name}: the key {unsafe[0]!r} has an empty name between slashes, . or .., or one of more than "
+            "255 bytes, which no folder can hold; copy the object to another name"
+        )
     sizes = {path.relative_to(place).as_posix(): size for path, size in below.items()}
     try:
         folder = StoredFolder(place, name, sizes)

@@ -130,6 +130,12 @@ class Location:
         """Return path -> bytes of all objects below a folder, sorted; they need not be in the mirror."""
         return dict(sorted((self._path(info.path), info.size) for info in self._files(folder)))
 
+    def unsafe(self, folder: Path) -> list[str]:
+        """Return the keys below a folder that no file can have: two slashes on end, . or .., a name that is too long."""
+        selector = fs.FileSelector(self.key(folder), allow_not_found=True, recursive=True)
+        infos = self._ask("listing", folder, lambda system: system.get_file_info(selector))
+        return sorted(info.path for info in infos if info.type == fs.FileType.File and not self._safe(info.path))
+
     def paths(self, folder: Path) -> list[Path]:
         """Return the paths of all objects below a folder, sorted; they need not be in the mirror."""
         return list(self.below(folder))
@@ -171,16 +177,7 @@ class Location:
     def _files(self, folder: Path) -> Iterator[fs.FileInfo]:
         selector = fs.FileSelector(self.key(folder), allow_not_found=True, recursive=True)
         infos = self._ask("listing", folder, lambda system: system.get_file_info(selector))
-        files = [info for info in infos if info.type == fs.FileType.File]
-        odd = [info.path for info in files if not self._safe(info.path)]
-        if odd:
-            logger.warning(
-                "%s: %d objects have names that no folder can hold and are left alone, such as %r",
-                self.uri.join(self._relative(folder)).shown,
-                len(odd),
-                odd[0],
-            )
-        return (info for info in files if self._safe(info.path))
+        return (info for info in infos if info.type == fs.FileType.File and self._safe(info.path))
 
     def _download(self, path: Path, info: fs.FileInfo) -> None:
         self._make_way(path)
@@ -295,6 +292,6 @@ def _stamp(path: Path, info: fs.FileInfo) -> None:
 def _same(path: Path, info: fs.FileInfo) -> bool:
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return found.st_size == info.size and found.st_mtime_ns == info.mtime_ns

@@ -206,7 +206,7 @@ def test_numbers_without_a_json_form_become_null(tmp_path):
 def test_folders_are_searched_in_byte_order_and_other_files_left_out(tmp_path):
     for name in ("b/z.jsonl", "b/A.jsonl.gz", "b/deep/m.parquet", "a.jsonl", "b.jsonl", "\u00e9.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
+        (tmp_path / name).write_bytes(b"PAR1" if name.endswith("parquet") else b"")
     for name in ("b/README.md", "b/.hidden.jsonl", "b/.git/x.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")

@@ -355,6 +355,73 @@ def test_data_files_are_read_from_object_storage(store, folder, host):
         resolve_files(["s3://key:secret@bucket/pool"], ".", "data.pool")
 
 
+ROW = b'{"prompt": "a", "completion": "b"}\n'
+
+
+def test_keys_of_any_character_and_marks_of_folders_are_read(store, folder, host):
+    odd = [
+        "a b+c%20d.jsonl",
+        "\u00e9\u6f22.jsonl",
+        "h#a?b&c=d.jsonl",
+        "%2F.jsonl",
+        "x=1/y.jsonl",
+        "a'\"*.jsonl",
+        "n" * 240 + ".jsonl",
+    ]
+    for name in odd:
+        store.write(f"{folder}/{name}", ROW)
+    store.write(f"{folder}/x=1", b"")  # the mark of a folder, as tools leave it
+    store.write(folder, b"")
+    for uri in (store.uri(folder), store.uri(f"{folder}/")):
+        files = resolve_files([uri], ".", "data.pool")
+        assert sorted(file.name for file in files) == sorted(f"s3://bucket/{folder}/{name}" for name in odd)
+        assert all(list(read_rows(file, 100, 100)) == [(1, ROW.strip())] for file in files)
+        for file in files:  # on another machine
+            assert mirror.local(mirror.address_of(file.path)) == Path(file.path)
+    (one,) = resolve_files([store.uri(f"{folder}/h%23a%3Fb&c=d.jsonl")], ".", "data.pool")
+    assert one.name == f"s3://bucket/{folder}/h#a?b&c=d.jsonl"
+
+
+def test_what_a_disk_cannot_hold_is_named(store, folder, host):
+    store.write(f"{folder}/a.jsonl", ROW)
+    store.write(f"{folder}/" + "n" * 300 + ".jsonl", ROW)
+    with pytest.raises(DataError, match=r"data\.pool\.0: .*n{300}\.jsonl.*copy the object to another name"):
+        resolve_files([store.uri(folder)], ".", "data.pool")
+    store.content.delete_file(f"bucket/{folder}/" + "n" * 300 + ".jsonl")
+    store.write(f"{folder}/a.jsonl/b.jsonl", ROW)
+    for uri in (store.uri(folder), store.uri(f"{folder}/a.jsonl")):
+        with pytest.raises(DataError, match=r"data\.pool\.0: .*a\.jsonl is an object and a folder at once"):
+            resolve_files([uri], ".", "data.pool")
+
+
+def test_a_key_with_two_slashes_on_end_is_refused_by_name(store, folder, host):
+    boto3 = pytest.importorskip("boto3")
+    client = boto3.client("s3", endpoint_url=f"http://{store.address}", region_name="us-east-1")
+    client.put_object(Bucket="bucket", Key=f"{folder}//x.jsonl", Body=ROW)
+    try:
+        with pytest.raises(DataError, match=r"empty name between slashes.* copy the object to another name"):
+            resolve_files([store.uri(folder)], ".", "data.pool")
+    finally:
+        client.delete_object(Bucket="bucket", Key=f"{folder}//x.jsonl")
+
+
+def test_a_folder_that_takes_the_place_of_a_file_is_fetched(store, folder, host):
+    store.write(f"{folder}/a.jsonl", ROW)
+    resolve_files([store.uri(folder)], ".", "data.pool")
+    store.content.delete_file(f"bucket/{folder}/a.jsonl")
+    store.write(f"{folder}/a.jsonl/b.jsonl", ROW)
+    (file,) = resolve_files([store.uri(folder)], ".", "data.pool")
+    assert list(read_rows(file, 100, 100)) == [(1, ROW.strip())]
+
+
+def test_a_saved_data_set_on_object_storage_is_what_its_state_lists(store, folder, host):
+    store.write(f"{folder}/state.json", b'{"_data_files": [{"filename": "data.jsonl"}]}')
+    for name in ("data.jsonl", "cache-1.arrow", "more.jsonl"):
+        store.write(f"{folder}/{name}", ROW)
+    (file,) = resolve_files([store.uri(folder)], ".", "data.pool")
+    assert file.name.endswith("/data.jsonl")
+
+
 def test_names_in_a_bucket_do_not_leave_the_mirror(store: Store, folder, host, tmp_path):
     run = RunDirectory(store.uri(folder))
     write_bytes(run.path / "fine.txt", b"")
