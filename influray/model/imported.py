@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from influray.model.adam_slots import refuse_shards
 from influray.model.adapter_files import (
-    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     AdapterFiles,
     read_adapter,
@@ -50,7 +49,12 @@ def settle_imported(config: Config) -> Config:
         found.append(read_adapter(one.adapter, f"{key}.adapter"))
         if one.optimizer is not None:
             _require_file(Path(one.optimizer), f"{key}.optimizer")
-    _require_different(checkpoints)
+        elif config.features.direction == "adam":
+            raise ConfigError(
+                f"{key}.optimizer: not given, and features.direction: adam needs the moments of every checkpoint; name "
+                "the file (optimizer.pt, optimizer.bin or safetensors), or set features.direction to sgd"
+            )
+    _require_different(found)
     _compare_bases(found, config.model.base)
     lora = _settle_lora(config.model.lora, found, tuning=config.tune is not None)
     return config.model_copy(update={"model": config.model.model_copy(update={"lora": lora})})
@@ -94,19 +98,16 @@ def _require_file(path: Path, key: str) -> None:
     require_no_pointer(path, key)
 
 
-def _require_different(checkpoints: Sequence[ImportedCheckpoint]) -> None:
+def _require_different(found: Sequence[AdapterFiles]) -> None:
     """Raise where two adapters are the same: each would only weigh twice, and one is most likely a slip."""
     seen: dict[tuple[str, str], int] = {}
-    for number, one in enumerate(checkpoints):
-        folder = Path(one.adapter)
-        config = read_plain_json(folder / ADAPTER_CONFIG, one.adapter)
-        config.pop("base_model_name_or_path", None)
-        content = hash_file(folder / ADAPTER_WEIGHTS), repr(sorted(config.items()))
-        earlier = seen.setdefault(content, number)
+    for number, files in enumerate(found):
+        facts = files.facts.model_dump_json(exclude={"base_model_name_or_path"})
+        earlier = seen.setdefault((hash_file(files.folder / ADAPTER_WEIGHTS), facts), number)
         if earlier != number:
             raise ConfigError(
-                f"warmup.checkpoints.{number}.adapter: {one.adapter} is the same adapter, byte for byte, as that of "
-                f"warmup.checkpoints.{earlier} ({checkpoints[earlier].adapter}); list each once, and raise its "
+                f"warmup.checkpoints.{number}.adapter: {files.folder} is the same adapter, byte for byte, as that of "
+                f"warmup.checkpoints.{earlier} ({found[earlier].folder}); list each once, and raise its "
                 "mean_learning_rate if it should weigh more"
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def base(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("base"))
 
 
-def config(base, *adapters, lora=None, tune=False, optimizer=None, **more) -> Config:
+def config(base, *adapters, lora: Any = None, tune: Any = False, optimizer: Any = None, **more) -> Config:
     (base.parent / "pool.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     listed = [{"adapter": str(one), "mean_learning_rate": 1e-3, "optimizer": optimizer} for one in adapters]
     tree = {
@@ -141,6 +142,7 @@ def test_plan_and_run_refuse_before_they_write_anything(verb, base, tmp_path):
         (config(base, good, optimizer=str(tmp_path / "empty.pt")), "is empty"),
         (config(base, good, optimizer=str(tmp_path / "optimizer_0")), "dcp_to_torch"),
         (config(base, good, good), "same adapter"),
+        (config(base, good, features={"direction": "adam"}), r"checkpoints\.0\.optimizer: not given, and .*adam"),
     ):
         with pytest.raises(ConfigError, match=message):
             verb(wrong, run_dir=tmp_path / "run")

@@ -141,7 +141,7 @@ def trained(make) -> dict:
     parameters = [torch.nn.Parameter(torch.randn(shape)) for _, shape in PARAMETERS]
     optimizer = make(parameters)
     for _ in range(2):
-        sum((p**2).sum() for p in parameters).backward()
+        torch.stack([(p**2).sum() for p in parameters]).sum().backward()
         optimizer.step()
     return optimizer.state_dict()
 
@@ -248,8 +248,8 @@ def test_flipped_and_cut_files_end_in_a_message(tmp_path):
 
 def dcp_state(tmp_path) -> tuple[Path, dict]:
     """A sharded state as FSDP2 and accelerate write it: really by torch.distributed.checkpoint."""
-    from torch.distributed import checkpoint
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     model = torch.nn.Module()
     for name, shape in PARAMETERS:
@@ -262,11 +262,11 @@ def dcp_state(tmp_path) -> tuple[Path, dict]:
         owner.register_parameter(last, torch.nn.Parameter(torch.randn(shape)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(2):
-        sum((p**2).sum() + p.sum() for p in model.parameters()).backward()
+        torch.stack([(p**2).sum() + p.sum() for p in model.parameters()]).sum().backward()
         optimizer.step()
     expected = {name: optimizer.state[p] for name, p in model.named_parameters()}
     tree = {"optimizer": get_optimizer_state_dict(model, optimizer)}
-    checkpoint.save(tree, checkpoint_id=tmp_path / "optimizer_0", no_dist=True)
+    save(tree, checkpoint_id=tmp_path / "optimizer_0", no_dist=True)
     return tmp_path / "optimizer_0", expected
 
 
