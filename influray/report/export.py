@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from influray.config import Config
 from influray.data.catalogue import Catalogue
 from influray.data.export_forms import FORMATS, OPTIONS, Unfit, formed
-from influray.data.records import Record, parse_record
+from influray.data.records import Record
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.report.exported_files import OwnFiles
 from influray.report.trainers import NAMES, Written, misread, snippet
@@ -154,9 +154,9 @@ def _records(catalogue: Catalogue, table: pa.Table) -> Iterator[tuple[int, str, 
     for start in range(0, len(table), RECORDS_AT_ONCE):
         part = table.slice(start, RECORDS_AT_ONCE)
         names = zip(part["id"].to_pylist(), part["source"].to_pylist(), strict=True)
-        raws = catalogue.records(part["row"].to_pylist())
-        for i, ((identity, source), raw) in enumerate(zip(names, raws, strict=True)):
-            yield start + i, identity, source, parse_record(raw, source)
+        records = catalogue.all_parsed(part["row"].to_pylist())
+        for i, ((identity, source), record) in enumerate(zip(names, records, strict=True)):
+            yield start + i, identity, source, record
 
 
 def _surveyed(form: str, catalogue: Catalogue, table: pa.Table) -> _Survey:
