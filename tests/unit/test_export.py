@@ -63,12 +63,15 @@ def make_run(folder: Path, rows: list[dict[str, Any]]) -> Run:
     )
     assert len(catalogue) == len(rows), "every row can be used"
     store = ShardStore(run.attribution)
-    score_NT = np.random.default_rng(len(rows)).standard_normal((len(rows), 2))
-    store.commit("a", attribution_table(np.arange(len(rows)), score_NT), {})
+    store.commit("a", attribution_table(np.arange(len(rows)), scores(len(rows))), {})
     commit_attribution(store, ["a"], {}, np.arange(2), ["t0", "t1"], ["t", "t"])
     for selector in config.selectors:
         select_and_write(run.path, selector.model_dump(), "f" * 64)
     return open_run(folder)
+
+
+def scores(rows: int) -> np.ndarray:
+    return np.random.default_rng(rows).standard_normal((rows, 2))
 
 
 def loaded(path: str, cache: Path) -> list[dict[str, Any]]:
@@ -86,7 +89,16 @@ def told(record: Record, handles: bool = True) -> list[Any]:
             for call in extra.get("tool_calls", ()):
                 call.pop("id", None)
         turns.append([turn.role, turn.content or "", extra, turn.trained])
-    return [turns, list(record.tools), dict(record.template_options)]
+    return rounded([turns, list(record.tools), dict(record.template_options)])
+
+
+def rounded(value: Any) -> Any:
+    """Fractions to eight digits: `datasets` keeps ten of those in JSON lines."""
+    if isinstance(value, float):
+        return round(value, 8) if abs(value) < 1 else float(f"{value:.8g}")
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return {key: rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def carried(record: Record, form: str) -> bool:
@@ -196,6 +208,19 @@ def test_arguments_of_tools_get_no_nulls_and_keep_their_own(tmp_path):
         assert rows["plain"]["tools"] is None
 
 
+def test_fractions_that_datasets_rounds_in_json_lines_are_told_and_whole_in_parquet(tmp_path):
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 0.1, "y": 3.141592653589793}}}]
+    row = {**CALLING, "messages": [CALLING["messages"][0], {"role": "assistant", "content": "", "tool_calls": calls}]}
+    run = make_run(tmp_path / "run", [PLAIN, row])
+    made = run.export(tmp_path / "a.jsonl", "all")
+    assert [note for note in made.notes if "--parquet" in note and "1 records" in note]
+    made = run.export(tmp_path / "a.parquet", "all")
+    assert made.notes == run.export(tmp_path / "b.parquet", "all").notes
+    assert not [note for note in made.notes if "--parquet" in note]
+    (again,) = (r for r in loaded(made.path, tmp_path / "cache") if r["id"] == "calls")
+    assert again["messages"][1]["tool_calls"][0]["function"]["arguments"]["y"] == 3.141592653589793
+
+
 @pytest.mark.parametrize(
     ("row", "form", "reason", "better"),
     [
@@ -286,11 +311,9 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, to, argumen
 
 def test_a_type_behind_what_datasets_looks_at_is_refused_and_parquet_states_it(tmp_path, monkeypatch):
     monkeypatch.setattr(late_types, "CHUNK_BYTES", 300)
-    rows = [chat(f"p{i}", "s", f"Question {i}?", "Yes.") for i in range(9)]
-    run = make_run(tmp_path / "run", [*rows, {**CALLING, "id": "late"}])
-    table = {row: place for place, row in enumerate(run.selection("all").rows.tolist())}
-    if table[9] < 4:
-        pytest.skip("the record with tools is among the first")
+    rows = [chat(f"p{i}", "s", f"Question {i}?", "Yes.") for i in range(10)]
+    last = int(scores(10).sum(axis=1).argmin())
+    run = make_run(tmp_path / "run", [*rows[:last], {**CALLING, "id": "late"}, *rows[last + 1 :]])
     with pytest.raises(DataError, match="first of its kind.*add --parquet"):
         run.export(tmp_path / "a.jsonl", "all")
     assert not (tmp_path / "a.jsonl").exists()
