@@ -30,7 +30,7 @@ from influray.data.reading import Reading, reading_of
 from influray.data.records import Record
 from influray.data.weights import has_weights
 from influray.protocols import DataError, TextExample, TokenizedExample
-from influray.store.artifact import ShardStore, fingerprint, read_manifest, require_manifest
+from influray.store.artifact import ShardStore, checked_table, fingerprint, read_manifest, require_manifest
 from influray.store.checks import broken
 from influray.store.mirror import local
 

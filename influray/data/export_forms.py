@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from influray.data.records import Record, Turn
+from influray.data.records import Record
+from influray.data.turns import Turn, is_blank
 
 FORMATS = ("messages", "alpaca", "sharegpt", "prompt-completion")
 OPTIONS = "chat_template_kwargs"  # the column in which TRL looks for arguments of the chat template
@@ -95,8 +96,6 @@ def _alpaca(record: Record) -> tuple[dict[str, Any], Sequence[str]]:
     turns = list(record.turns)
     columns: dict[str, Any] = {}
     if turns[0].role == "system":
-        if not turns[0].content.strip():
-            raise Unfit("an empty system turn, which alpaca cannot tell from none", "messages")
         columns["system"] = turns.pop(0).content
     for i, turn in enumerate(turns):
         expected = ("user", "assistant")[i % 2]
@@ -107,10 +106,10 @@ def _alpaca(record: Record) -> tuple[dict[str, Any], Sequence[str]]:
         _only_text(turn)
         if not turn.trained:
             raise Unfit("an answer that is not trained", "messages")
+        if is_blank(turn.content):
+            raise Unfit(f"an empty turn of {turn.role}, which alpaca cannot tell from none", "messages")
     if not turns or len(turns) % 2:
         raise Unfit("it does not end with an answer", "sharegpt")
-    if not turns[-2].content:
-        raise Unfit("an empty prompt", "messages")
     if len(turns) > 2:
         texts = [turn.content for turn in turns[:-2]]
         columns["history"] = [[texts[i], texts[i + 1]] for i in range(0, len(texts), 2)]
@@ -119,11 +118,13 @@ def _alpaca(record: Record) -> tuple[dict[str, Any], Sequence[str]]:
 
 def _sharegpt(record: Record) -> tuple[dict[str, Any], Sequence[str]]:
     left_out: list[str] = []
-    items = []
+    items: list[dict[str, Any]] = []
     for turn in record.turns:
         if turn.role not in SPEAKERS:
             raise Unfit(f"a turn of {turn.role}", "messages")
         if turn.extra.get("tool_calls"):
+            if items and items[-1]["from"] in (CALL, "gpt"):
+                raise Unfit("a tool call right after an answer, which would be read as one turn", "messages")
             item: dict[str, Any] = {"from": CALL, "value": _calls(turn, left_out)}
         else:
             if turn.role == "tool":

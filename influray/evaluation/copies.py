@@ -5,6 +5,8 @@ Shape suffixes: N and n rows, B rows of a block, E pairs, k neighbours.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import unicodedata
 from collections import defaultdict
@@ -13,8 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from influray.data.catalogue import Catalogue
+from influray.data.records import Record
 from influray.data.words import spaced_words
 
+RECORDS_AT_ONCE = 1024
 WORDS = 8  # of an n-gram; GPT-3 took 13, but questions are shorter than documents
 CONTAINED = 0.7  # share of a target's n-grams from which a pool row holds it
 _POINTS = re.compile(r"[.,;:!?'\"]+")
@@ -63,6 +68,21 @@ def same_text(texts: Iterable[Text]) -> list[Group]:
     for text in texts:
         found[text.prompt, text.answer].append(text.row)
     return _ordered([Group(tuple(sorted(rows)), "same text") for rows in found.values() if len(rows) > 1])
+
+
+def content_key(record: Record) -> bytes:
+    """Return a digest of a record's turns: roles and contents, white space at their ends aside."""
+    turns = [(turn.role, turn.text.strip()) for turn in record.turns]
+    return hashlib.sha256(json.dumps(turns).encode()).digest()
+
+
+def count_copies(catalogue: Catalogue, rows: np.ndarray) -> int:
+    """Return how many of `rows` have the turns of one before them."""
+    seen: set[bytes] = set()
+    for start in range(0, len(rows), RECORDS_AT_ONCE):
+        records = catalogue.all_parsed(rows[start : start + RECORDS_AT_ONCE].tolist())
+        seen.update(map(content_key, records))
+    return len(rows) - len(seen)
 
 
 def near_groups(pair_E2: np.ndarray) -> list[Group]:

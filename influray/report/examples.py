@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from influray.data.records import Record
+from influray.evaluation.copies import content_key
 from influray.report.data import Example, TaskExamples
-from influray.report.selections import Pool, content_key
+from influray.report.selections import Pool
 from influray.store.attribution import Attribution
 
 HELPFUL, HARMFUL = 5, 3  # shown per task

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from influray.config import Config
 from influray.data.catalogue import Catalogue
 from influray.data.export_forms import FORMATS, OPTIONS, Unfit, formed
-from influray.data.records import Record, parse_record
+from influray.data.records import Record
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.report.exported_files import OwnFiles
 from influray.report.trainers import NAMES, Written, misread, snippet
@@ -60,6 +60,7 @@ class _Survey:
     refused: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # (reason, better form) -> ids
     misread: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # trainer -> reason -> ids
     kept: list[int] = field(default_factory=list)  # places in the selection
+    fractions: int = 0  # records with one that `datasets` rounds where it reads JSON lines
 
 
 def export(
@@ -107,7 +108,7 @@ def export(
         trainer: snippet(trainer, written, config, file.stem) for trainer in NAMES if trainer not in survey.misread
     }
     made = own.commit(file, digest, files)
-    return Exported(str(file), len(survey.kept), made, tuple(_notes(survey, form)))
+    return Exported(str(file), len(survey.kept), made, tuple(_notes(survey, form, parquet)))
 
 
 def _check(form: str, beside: Sequence[str]) -> None:
@@ -154,9 +155,9 @@ def _records(catalogue: Catalogue, table: pa.Table) -> Iterator[tuple[int, str, 
     for start in range(0, len(table), RECORDS_AT_ONCE):
         part = table.slice(start, RECORDS_AT_ONCE)
         names = zip(part["id"].to_pylist(), part["source"].to_pylist(), strict=True)
-        raws = catalogue.records(part["row"].to_pylist())
-        for i, ((identity, source), raw) in enumerate(zip(names, raws, strict=True)):
-            yield start + i, identity, source, parse_record(raw, source)
+        records = catalogue.all_parsed(part["row"].to_pylist())
+        for i, ((identity, source), record) in enumerate(zip(names, records, strict=True)):
+            yield start + i, identity, source, record
 
 
 def _surveyed(form: str, catalogue: Catalogue, table: pa.Table) -> _Survey:
@@ -172,6 +173,7 @@ def _surveyed(form: str, catalogue: Catalogue, table: pa.Table) -> _Survey:
         survey.kept.append(place)
         survey.columns |= dict.fromkeys(made.columns)
         survey.left_out.update(made.left_out)
+        survey.fractions += _has_long_fraction(made.columns)
         for column, role in LISTS.items():
             plain = all(set(turn) <= {role, "content", "value"} for turn in made.columns.get(column, ()))
             survey.plain[column] = survey.plain.get(column, True) and plain
@@ -205,8 +207,13 @@ def _counted(ids: Sequence[str]) -> str:
     return f"{len(ids)} records: {', '.join(ids[:SHOWN])}{', ...' if len(ids) > SHOWN else ''}"
 
 
-def _notes(survey: _Survey, form: str) -> list[str]:
+def _notes(survey: _Survey, form: str, parquet: bool) -> list[str]:
     notes = [f"left out: {line}" for line in _refusals(survey)]
+    if survey.fractions and not parquet:
+        notes.append(
+            "`datasets` rounds fractions to ten decimals where it reads JSON lines: in arguments of "
+            f"{survey.fractions} records; --parquet keeps them"
+        )
     if survey.left_out:
         keys = ", ".join(f"{key} in {count} records" for key, count in survey.left_out.items())
         notes.append(f"{form} has no place for {keys}; messages has")
@@ -218,6 +225,14 @@ def _notes(survey: _Survey, form: str) -> list[str]:
         )
         notes.append(f"no settings for {NAMES[trainer]}: {why}")
     return notes
+
+
+def _has_long_fraction(value: Any) -> bool:
+    if isinstance(value, float):
+        return abs(value) >= 1e15 or round(value, 10) != value
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list) and any(map(_has_long_fraction, value))
 
 
 def _rows(

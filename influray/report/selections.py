@@ -5,16 +5,14 @@ Shape suffixes: n chosen rows, N rows of the catalogue.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from influray.data.catalogue import Catalogue
-from influray.data.records import Record
 from influray.evaluation.balance import measure_balance
+from influray.evaluation.copies import count_copies
 from influray.evaluation.overlap import jaccard, rank_biased_overlap
 from influray.protocols import ArtifactMismatch, DataError
 from influray.report.data import Overlap, PoolFacts, Quantiles, SelectionFacts, TaskBalance
@@ -24,7 +22,6 @@ from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
 
 STYLES = ("c0", "c1", "c2", "c3", "c4", "c5")  # colour classes of style.css
-RECORDS_AT_ONCE = 1024
 
 
 class Pool:
@@ -67,7 +64,7 @@ def selection_facts(
         sources=_counted(pool.source_N[row_n]),
         winners=dict(Counter(task for task in table["task"].to_pylist() if task).most_common()),
         lengths=quantiles(pool.token_N[row_n]),
-        duplicates=count_duplicates(pool.catalogue, row_n),
+        duplicates=count_copies(pool.catalogue, row_n),
         balance=None if attribution is None else _balance(attribution, row_n, name),
     )
     return facts, row_n
@@ -76,21 +73,6 @@ def selection_facts(
 def committed(run: RunDirectory, configured: Sequence[str]) -> list[str]:
     """Return the selections of the config that are committed, in the config's order."""
     return [name for name in configured if read_manifest(run.selection(name)) is not None]
-
-
-def count_duplicates(catalogue: Catalogue, rows: np.ndarray) -> int:
-    """Return how many of `rows` have the turns of one before them."""
-    seen: set[bytes] = set()
-    for start in range(0, len(rows), RECORDS_AT_ONCE):
-        records = catalogue.all_parsed(rows[start : start + RECORDS_AT_ONCE].tolist())
-        seen.update(map(content_key, records))
-    return len(rows) - len(seen)
-
-
-def content_key(record: Record) -> bytes:
-    """Return a digest of a record's turns: roles and contents, white space at their ends aside."""
-    turns = [(turn.role, turn.text.strip()) for turn in record.turns]
-    return hashlib.sha256(json.dumps(turns).encode()).digest()
 
 
 def quantiles(values: np.ndarray) -> Quantiles:

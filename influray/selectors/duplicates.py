@@ -39,6 +39,7 @@ class NearDuplicates:
         self._expected_U = np.zeros(0, np.int64)
         self._expected_Um = np.zeros((0, width), np.float32)
         self._near_UK = np.zeros((0, 0), bool)  # whether a block of chosen rows holds one that may be near
+        self._open_U = np.zeros(0, bool)  # not asked for yet
         self._last = (-1, np.zeros((0, 0), np.float32))
 
     def expect(self, rows: np.ndarray) -> None:
@@ -57,6 +58,7 @@ class NearDuplicates:
         self._expected_U, self._expected_Um = rows.astype(np.int64), sketch_Um
         blocks = len(self._rows) // BLOCK
         self._near_UK = np.zeros((len(rows), max(8, 2 * blocks)), bool)
+        self._open_U = np.ones(len(rows), bool)
         for block in range(blocks):
             self._compare(block)
 
@@ -111,6 +113,7 @@ class NearDuplicates:
         whole = len(self._rows) // BLOCK
         place = int(np.searchsorted(self._expected_U, row))
         if place < len(self._expected_U) and self._expected_U[place] == row:
+            self._open_U[place] = False
             return self._expected_Um[place : place + 1], np.flatnonzero(self._near_UK[place, :whole]).tolist()
         if self._last[0] != row:
             self._last = row, self._sketches.of(self._features.gather(np.array([row])))
@@ -121,8 +124,9 @@ class NearDuplicates:
         if block >= self._near_UK.shape[1]:
             self._near_UK = np.concatenate([self._near_UK, np.zeros_like(self._near_UK)], axis=1)
         other_mB = self._other_nm[block * BLOCK : (block + 1) * BLOCK].T
-        for start in range(0, len(self._expected_Um), COMPARED_ROWS):
-            here = slice(start, start + COMPARED_ROWS)
+        left = np.flatnonzero(self._open_U)
+        for start in range(0, len(left), COMPARED_ROWS):
+            here = left[start : start + COMPARED_ROWS]
             self._near_UK[here, block] = (self._expected_Um[here] @ other_mB).max(axis=1) >= self._sketches.bound
 
     def _first_near(self, row: int, others: list[int]) -> int | None:

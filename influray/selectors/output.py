@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from influray.config import parse_constraints
 from influray.data.catalogue import Catalogue
 from influray.evaluation.balance import Balance, measure_balance
+from influray.evaluation.copies import count_copies
 from influray.protocols import ArtifactMismatch, Selection, SelectionProblem
 from influray.selectors.api import pool_facts, resolve_limits, run_selector
 from influray.selectors.journal import FileJournal
@@ -76,6 +77,7 @@ def select_and_write(
     chosen = {name: catalogue.gather(name, selection.rows) for name in (*facts, "weight")}
     balance = measure_balance(attribution, attribution.stats, attribution.groups, selection.rows)
     summary = _summary(selector, attribution, selection, chosen, balance)
+    summary["copies"] = count_copies(catalogue, selection.rows)  # chosen rows with the turns of one before them
     scratch = _scratch(folder)
     try:
         _write_records(scratch / RECORDS, catalogue, selection.rows)

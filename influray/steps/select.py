@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint, hash_file, read_manifest, require_manifest
 from influray.store.checks import broken
 from influray.store.mirror import present_folder, remove_folder
+
+logger = logging.getLogger(__name__)
 
 
 def select(context: StepContext) -> StepResult:
@@ -47,12 +50,19 @@ def select(context: StepContext) -> StepResult:
         # On a private cluster the workers share all CPUs, and the driver waits while they read.
         cpus = 0.0 if workers > 1 and context.cluster.owned else min(1.0, context.cluster.cpus)
         context.progress.current.expect(len(jobs), "selections")
-        run_selection(
+        summaries = run_selection(
             *(directory.address, jobs, context.progress.current.on_status),
             cpus=cpus,
             workers=workers,
             cpus_per_worker=context.resources.cpus_per_worker,
         )
+        for name, _ in todo:
+            if summaries[name]["copies"]:
+                logger.warning(
+                    "selection %s: %d of %d rows are copies of rows chosen before; constraints: {near_duplicates: "
+                    "0.99} of the selector leaves them out",
+                    *(name, summaries[name]["copies"], summaries[name]["budget"]["examples"]),
+                )
         for name in new:  # a verdict on rows that are no longer chosen must not stand beside the new ones
             if present_folder(directory.path / "evaluation" / name).is_dir():
                 directory.record_outdated("evaluate")
