@@ -131,7 +131,7 @@ class Location:
         return dict(sorted((self._path(info.path), info.size) for info in self._files(folder)))
 
     def unsafe(self, folder: Path) -> list[str]:
-        """Return the keys below a folder that no file can have: two slashes on end, . or .., a name that is too long."""
+        """Return the keys below a folder that no file can have: two slashes on end, `.` or `..`, a name too long."""
         selector = fs.FileSelector(self.key(folder), allow_not_found=True, recursive=True)
         infos = self._ask("listing", folder, lambda system: system.get_file_info(selector))
         return sorted(info.path for info in infos if info.type == fs.FileType.File and not self._safe(info.path))
