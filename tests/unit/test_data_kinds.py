@@ -151,7 +151,7 @@ def test_sparse_lines_have_the_numbers_that_they_have(tmp_path_factory, lines, c
 
 def table(rows: list[list[str]], end: str, delimiter: str) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator=end, delimiter=delimiter).writerows(rows)
+    csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator=end, delimiter=delimiter).writerows(rows)
     return text.getvalue().encode()
 
 
