@@ -73,7 +73,7 @@ def _throw(name: str, strategy: Any, take: Callable[[Any], str], arguments: argp
         deadline=None,
         database=None,
         phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=tuple(HealthCheck),
     )
     @given(strategy)
     def throw(value: Any) -> None:

@@ -153,7 +153,7 @@ def _kind(path: str, head: bytes, complete: bool, named: Kind | None) -> Kind | 
         if named in ("csv", "tsv"):
             raise DataError(f"{path}: is UTF-16, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
         return "jsonl"  # every line is a bad row that says so
-    if b"\0" in text and text[:1] not in (b"{", b"["):
+    if text.count(0) > len(text) // 10 and text[:1] not in (b"{", b"["):
         raise DataError(f"{path}: holds binary data of no kind that is read: {READ}")
     return "jsonl" if named == "json" else named
 

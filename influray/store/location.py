@@ -131,7 +131,7 @@ class Location:
         return dict(sorted((self._path(info.path), info.size) for info in self._files(folder)))
 
     def unsafe(self, folder: Path) -> list[str]:
-        """Return the keys below a folder that no file can have: two slashes in a row, . or .., a name too long."""
+        """Return the keys below a folder that no file can have: two slashes on end, `.` or `..`, a name too long."""
         selector = fs.FileSelector(self.key(folder), allow_not_found=True, recursive=True)
         infos = self._ask("listing", folder, lambda system: system.get_file_info(selector))
         return sorted(info.path for info in infos if info.type == fs.FileType.File and not self._safe(info.path))
@@ -139,12 +139,6 @@ class Location:
     def paths(self, folder: Path) -> list[Path]:
         """Return the paths of all objects below a folder, sorted; they need not be in the mirror."""
         return list(self.below(folder))
-
-    def names(self, folder: Path) -> list[str]:
-        """Return the names directly below a folder, of objects and of folders of them, sorted."""
-        selector = fs.FileSelector(self.key(folder), allow_not_found=True, recursive=False)
-        infos = self._ask("listing", folder, lambda system: system.get_file_info(selector))
-        return sorted(info.base_name for info in infos)
 
     def sizes(self, folder: Path) -> dict[str, int]:
         """Return name -> bytes of the objects in a folder, without those of folders in it."""
