@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 
 from influray.config import dump_config, parse_config
 from influray.data.chat import ChatEncoder
 from influray.data.identity import content_name
 from influray.data.records import BadRow, parse_record
-from influray.protocols import USER_ERRORS
+from influray.protocols import ConfigError
 from tests.fuzz_strategy import configs, rows
 from tests.tiny import CHATML, byte_tokenizer
 
@@ -53,27 +51,26 @@ def encoder() -> ChatEncoder:
     return ChatEncoder(byte_tokenizer(CHATML), "auto", 512)
 
 
-def take(data: bytes, encoder: ChatEncoder) -> None:
-    reason = "none"
+def reason(data: bytes, encoder: ChatEncoder) -> str:
+    """Return why a row is bad, "used" where it is good."""
     try:
         record = parse_record(data, "stem")
         content_name(record)
         encoder.encode(record)
     except BadRow as bad:
-        reason = bad.reason
-    assert 0 < len(reason) < 1200
-    json.dumps(reason).encode()
+        return bad.reason
+    return "used"
 
 
 @pytest.mark.parametrize("line", CORPUS)
 def test_rows_that_were_odd_once(line, encoder):
-    take(line.encode(), encoder)
+    assert 0 < len(reason(line.encode(), encoder)) < 1200
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=rows())
 def test_any_row_is_a_record_or_has_a_reason(data, encoder):
-    take(data, encoder)
+    assert 0 < len(reason(data, encoder)) < 1200
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
@@ -81,9 +78,7 @@ def test_any_row_is_a_record_or_has_a_reason(data, encoder):
 def test_any_config_is_read_or_refused_and_repeats_itself(tree):
     try:
         found = parse_config(tree)
-    except USER_ERRORS as error:
-        message = str(error)
-    else:
-        message = "data"
-        assert parse_config(yaml.safe_load(dump_config(found))) == found
-    assert "data" in message
+    except ConfigError as error:
+        event(str(error)[:40])
+        return
+    assert parse_config(yaml.safe_load(dump_config(found))) == found
