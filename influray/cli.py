@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 cli_query.register(app)
 cli_export.register(app)
+SHOWN_OF_A_TURN = 400  # characters; all of it stands in the text below
 
 
 def _run(config: Path, run_dir: str | None, sets: list[str] | None, address: str | None, until: str) -> Run:
@@ -196,7 +197,15 @@ def inspect(
         identity=identity,
     )
     out.print(f"row {view.row}  id {escape(repr(view.id))}  {escape(view.place)}  source {escape(view.source)}")
-    out.print(f"{view.tokens} tokens, {view.loss_tokens} trained{', truncated' if view.truncated else ''}\n")
+    out.print(f"{view.tokens} tokens, {view.loss_tokens} trained{', truncated' if view.truncated else ''}")
+    if view.cuts:
+        out.print(f"cut by the chat template: {escape(', '.join(view.cuts))}")
+    if view.tools:
+        out.print(f"tools: {escape(', '.join(view.tools))}")
+    turns = [(i, turn.role, "yes" if turn.trained else "", _short(turn.says)) for i, turn in enumerate(view.turns, 1)]
+    out.print()
+    out.print(table("turn", "role", "trained", "says", rows=turns))
+    out.print()
     for text, trained in view.pieces:
         out.print(_marked(text) if trained else escape(text), end="")
     out.print(f"\n\n{_marked('trained')} tokens are marked")
@@ -341,6 +350,10 @@ def _number(text: str, option: str) -> int | float:
         return int(text) if text.strip().lstrip("+-").isdigit() else float(text)
     except ValueError:
         raise ConfigError(f"{option}: found {text!r}, expected a number of examples or a fraction in (0, 1]") from None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_OF_A_TURN else text[: SHOWN_OF_A_TURN - 1].rstrip() + "\u2026"
 
 
 def _marked(text: str) -> str:

@@ -8,6 +8,7 @@ model are started by the first step that needs them, so repeating a finished run
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -317,9 +318,12 @@ def inspect(
     if split not in ("pool", "target", "test"):
         raise ConfigError(f"inspect: --split is pool, target or test (found {split!r})")
     this = run(config, overrides, run_dir=run_dir, until="data")
+    from influray.data.chat import split_encoder
     from influray.model.loading import load_tokenizer
 
-    return view(this.directory.data(split), load_tokenizer(this.config.model), row=row, identity=identity)
+    tokenizer = load_tokenizer(this.config.model)
+    encoder = functools.partial(split_encoder, this.config, tokenizer, split)
+    return view(this.directory.data(split), tokenizer, encoder, row=row, identity=identity)
 
 
 def settle_checkpoints(config: Config) -> Config:

@@ -1,19 +1,36 @@
-"""A record as the model sees it: its text cut into trained and untrained pieces."""
+"""A record as people read it, turn by turn, and as the model sees it: its text in trained and untrained pieces."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influray.data.catalogue import Catalogue
+from influray.data.records import Record, parse_record
 from influray.protocols import DataError
+
+if TYPE_CHECKING:
+    from influray.data.chat import ChatEncoder
+
+
+@dataclass(frozen=True)
+class TurnView:
+    """One turn: who speaks, what it says, with its reasoning and calls, and whether it is trained."""
+
+    role: str
+    says: str
+    trained: bool
 
 
 @dataclass(frozen=True)
 class View:
-    """One catalogue row. `pieces` are (text, trained) in order; together they are the tokens' text."""
+    """One catalogue row. `pieces` are (text, trained) in order; together they are the tokens' text.
+
+    `tools` are the names of the functions that it may call, `cuts` what the template leaves out or rewrites.
+    """
 
     row: int
     id: str
@@ -22,11 +39,21 @@ class View:
     tokens: int
     loss_tokens: int
     truncated: bool
+    cuts: tuple[str, ...]
+    tools: tuple[str, ...]
+    turns: tuple[TurnView, ...]
     pieces: tuple[tuple[str, bool], ...]
 
 
-def view(folder: str | Path, tokenizer: Any, *, row: int | None = None, identity: str | None = None) -> View:
-    """Return the view of a row, named by its number or its id.
+def view(
+    folder: str | Path,
+    tokenizer: Any,
+    encoder: Callable[[], ChatEncoder],
+    *,
+    row: int | None = None,
+    identity: str | None = None,
+) -> View:
+    """Return the view of a row, named by its number or its id. `encoder` makes what the catalogue was encoded with.
 
     Raises:
         DataError: no such row.
@@ -38,7 +65,10 @@ def view(folder: str | Path, tokenizer: Any, *, row: int | None = None, identity
     elif not 0 <= row < len(catalogue):
         raise DataError(f"{catalogue.folder}: no row {row}; rows are numbered 0 to {len(catalogue) - 1}")
     (example,) = catalogue.tokenized(row, row + 1)
-    facts = {name: catalogue.cell(row, name) for name in ("id", "file", "line", "source", "truncated")}
+    facts = {
+        name: catalogue.cell(row, name) for name in ("id", "file", "line", "source", "truncated", "cut_by_template")
+    }
+    record = parse_record(catalogue.record(row))
     labelled = zip(example.input_ids_S.tolist(), example.loss_mask_S.tolist(), strict=True)
     pieces = tuple(
         (tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False), trained)
@@ -52,5 +82,17 @@ def view(folder: str | Path, tokenizer: Any, *, row: int | None = None, identity
         tokens=example.tokens,
         loss_tokens=example.loss_tokens,
         truncated=facts["truncated"],
+        cuts=encoder().encode(record).cuts if facts["cut_by_template"] else (),
+        tools=tuple(_name(tool) for tool in record.tools),
+        turns=_turns(record),
         pieces=pieces,
     )
+
+
+def _turns(record: Record) -> tuple[TurnView, ...]:
+    return tuple(TurnView(turn.role, turn.text, turn.role == "assistant" and turn.trained) for turn in record.turns)
+
+
+def _name(tool: Any) -> str:
+    function = tool.get("function", tool) if isinstance(tool, dict) else tool
+    return str(function.get("name", "?")) if isinstance(function, dict) else str(function)

@@ -114,7 +114,7 @@ class ChatTemplate:
 
         messages = [{k: v for k, v in message.items() if v is not None} for message in conversation.messages]
         try:
-            _, found = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[messages],
                 tools=conversation.tools,
                 chat_template=self._source(conversation),
@@ -123,7 +123,7 @@ class ChatTemplate:
             )
         except _REFUSALS as error:
             raise BadRow(f"the chat template refuses this conversation: {_words(error)}") from error
-        return [(int(start), int(stop)) for start, stop in found[0] if int(start) < int(stop)]
+        return [(start, stop) for start, stop in rendered[1][0] if start < stop]
 
     @cached_property
     def literals(self) -> tuple[str, ...]:

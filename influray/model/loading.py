@@ -35,7 +35,8 @@ def load_tokenizer(model_config: ModelConfig) -> PreTrainedTokenizerFast:
     """Return the tokenizer of `model.base`.
 
     Raises:
-        ConfigError: there is none, or it is a slow one, which cannot tell the offsets that loss masks are built from.
+        ConfigError: there is none, or it is a slow one, which cannot tell the offsets that loss masks are built from;
+            or it gives token ids for which the model's embedding has no row.
     """
     from transformers import AutoTokenizer
 
@@ -54,7 +55,29 @@ def load_tokenizer(model_config: ModelConfig) -> PreTrainedTokenizerFast:
             f"model.base: {model_config.base!r} has a slow tokenizer ({type(tokenizer).__name__}); loss masks need "
             "offsets, which only fast ones give: save it with a tokenizer.json"
         )
+    _require_embedded(tokenizer, model_config)
     return tokenizer
+
+
+def _require_embedded(tokenizer: PreTrainedTokenizerFast, model_config: ModelConfig) -> None:
+    from transformers import PretrainedConfig
+
+    facts, _ = PretrainedConfig.get_config_dict(model_config.base, revision=model_config.revision)
+    nested = [part for part in facts.values() if isinstance(part, dict)]  # as of a model that also sees
+    rows = [part["vocab_size"] for part in (facts, *nested) if isinstance(part.get("vocab_size"), int)]
+    ids = tokenizer.get_vocab()
+    # A padding token of its own stands in no text; many were added without a row.
+    pad, template = tokenizer.pad_token, str(tokenizer.chat_template)
+    if pad in ids and pad not in template and pad not in (tokenizer.bos_token, tokenizer.eos_token):
+        del ids[pad]
+    beyond = sorted(token for token, index in ids.items() if rows and index >= max(rows))
+    if beyond:
+        raise ConfigError(
+            f"model.base: the tokenizer of {model_config.base!r} gives {max(ids.values()) + 1} token ids, the model's "
+            f"embedding has {max(rows)} rows (vocab_size in config.json), so {', '.join(map(repr, beyond[:3]))} cannot "
+            "be read; use the tokenizer that the model was saved with, or save the model after "
+            "resize_token_embeddings(len(tokenizer))"
+        )
 
 
 def load_base(

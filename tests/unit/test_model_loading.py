@@ -137,6 +137,17 @@ def test_a_tokenizer_comes_back_as_it_was_saved(folder):
     assert tokenizer.is_fast
 
 
+def test_token_ids_beyond_the_embedding_are_refused_with_both_numbers(copy):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})  # in no text, so it needs no row
+    tokenizer.save_pretrained(copy)
+    assert load_tokenizer(model_config(copy)).pad_token == "<padding>"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|stop|>"]})
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(ConfigError, match=r"model\.base: .*264 token ids.*261 rows.*'<\|stop\|>'.*resize_token_embed"):
+        load_tokenizer(model_config(copy))
+
+
 def test_a_new_adapter_follows_from_its_seed_and_leaves_the_generator_alone():
     config = LoraConfig(r=3, alpha=6, targets=("q_proj", "up_proj"))
     torch.manual_seed(9)
