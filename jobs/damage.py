@@ -1,6 +1,6 @@
 """Damage every kind of file of a finished run in every way, and see what each verb makes of it.
 
-    python jobs/damage.py --out damage.json [--verbs PATTERN] [--kinds PATTERN] [--writers thin|all|none] [--fuzz 200]
+    python jobs/damage.py --out damage.json [--verbs PATTERN] [--kinds PATTERN] [--minutes 30] [--fuzz 200]
 
 For each kind of file x {bit flip, truncation, deletion, empty, folder in its place} x verb the outcome must be one of:
 repaired (what the verb makes is what it was), refused by name (an error for users that names the file, exit 2), or
@@ -16,6 +16,7 @@ import contextlib
 import fnmatch
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -197,33 +198,44 @@ def cases(source: Path, kinds: str) -> Iterator[tuple[str, str, str, Callable[[P
                 yield f"{kind}/", kind, name, how
 
 
+def wanted(verb: str, patterns: str) -> bool:
+    """Return whether a verb is among patterns with commas between them."""
+    return any(fnmatch.fnmatch(verb, pattern) for pattern in patterns.split(","))
+
+
 def try_all(arguments: argparse.Namespace, home: Path, root: Path) -> list[dict[str, Any]]:
     """Return every case with its outcome; the whole run lies in `home`, its copies in `root`."""
     source, config = home / "run", home / "world" / "config.yaml"
     if not (source / "report" / "audit.json").exists():
         source, config = finished_run(home)
-    verbs = [verb for verb in (*READERS, *WRITERS) if fnmatch.fnmatch(verb, arguments.verbs)]
+    verbs = [verb for verb in (*READERS, *WRITERS) if wanted(verb, arguments.verbs)]
     answers = {verb: READERS[verb](_copy(source, root), config) for verb in verbs if verb in READERS}
     made, found = content(source), []
-    for number, (kind, damaged, name, how) in enumerate(cases(source, arguments.kinds)):
-        for place, verb in enumerate(verbs):
-            if verb in WRITERS and not arguments.writers(verb, number + place):
-                continue
-            if (number + place) % arguments.every:
-                continue
-            run_dir = _copy(source, root)
-            how(run_dir / damaged, number)
-            began = time.monotonic()
-            if verb in WRITERS:
-                outcome = of_writer(verb, run_dir, config, damaged, made)
-            else:
-                outcome = of_reader(verb, run_dir, config, damaged, answers[verb])
-            seconds = round(time.monotonic() - began, 2)
-            found.append({"kind": kind, "damage": name, "verb": verb, "outcome": outcome, "seconds": seconds})
-            if outcome[:3].isupper():
-                print(f"{kind} | {name} | {verb}: {outcome}", file=sys.stderr, flush=True)
-            shutil.rmtree(run_dir)
+    pairs = [(number, case, verb) for number, case in enumerate(cases(source, arguments.kinds)) for verb in verbs]
+    random.Random(arguments.seed).shuffle(pairs)  # so that an end before all are done leaves no kind out
+    until = time.monotonic() + 60 * arguments.minutes
+    for number, (kind, damaged, name, how), verb in pairs:
+        if time.monotonic() > until:
+            print(
+                f"stopped after {arguments.minutes:g} minutes, with {len(found)} cases of {len(pairs)}", file=sys.stderr
+            )
+            break
+        run_dir = _copy(source, root)
+        how(run_dir / damaged, number)
+        if verb in WRITERS:
+            outcome = of_writer(verb, run_dir, config, damaged, made)
+        else:
+            outcome = of_reader(verb, run_dir, config, damaged, answers[verb])
+        found.append(told(kind, damaged, name, verb, outcome))
+        shutil.rmtree(run_dir.parent)
     return found + fuzz(arguments, root, source, config, answers)
+
+
+def told(kind: str, damaged: str, name: str, verb: str, outcome: str) -> dict[str, Any]:
+    """Return a case with its outcome; one that must not be is printed."""
+    if outcome[:3].isupper():
+        print(f"{damaged} | {name} | {verb}: {outcome}", file=sys.stderr, flush=True)
+    return {"kind": kind, "damage": name, "verb": verb, "outcome": outcome}
 
 
 def fuzz(
@@ -239,10 +251,8 @@ def fuzz(
             flip(run_dir / name, generator.randrange(2**32))
         verb = generator.choice(list(answers))
         outcome = of_reader(verb, run_dir, config, name, answers[verb])
-        found.append({"kind": "any file", "damage": "fuzz", "verb": verb, "outcome": outcome, "seconds": 0.0})
-        if outcome[:3].isupper():
-            print(f"fuzz | {name} | {verb}: {outcome}", file=sys.stderr, flush=True)
-        shutil.rmtree(run_dir)
+        found.append(told("any file", name, "fuzz", verb, outcome))
+        shutil.rmtree(run_dir.parent)
     return found
 
 
@@ -259,12 +269,6 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-# Which verbs that carry out steps are tried on a case: thin leaves all but `run` out of four cases of five.
-CHOICES: dict[str, Callable[[str, int], bool]] = {
-    "all": lambda verb, number: True,
-    "thin": lambda verb, number: verb == "run" or number % 5 == 0,
-    "none": lambda verb, number: False,
-}
 _copies = iter(range(10**9))
 
 
@@ -277,15 +281,13 @@ def _copy(source: Path, root: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write every case as JSON")
-    parser.add_argument("--verbs", default="*", help="a pattern: only these")
+    parser.add_argument("--verbs", default="*", help="patterns with commas: only these")
     parser.add_argument("--kinds", default="*", help="a pattern: only these kinds of file")
-    parser.add_argument("--writers", choices=tuple(CHOICES), default="thin", help="thin: each fifth, and all of run")
-    parser.add_argument("--every", type=int, default=1, help="only one pair in so many of a case and a verb")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; the order is drawn")
     parser.add_argument("--fuzz", type=int, default=0, help="random flips in random files, beside")
     parser.add_argument("--folder", type=Path, help="keep the whole run here, or take the one that is here")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    arguments.writers = CHOICES[arguments.writers]
     from transformers.utils import logging
 
     from influray.config import ResourcesConfig
@@ -295,8 +297,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     os.environ.setdefault("RAY_worker_niceness", "0")  # beside other work, nicer workers would starve
     there = arguments.folder is not None and (arguments.folder / "run" / "report" / "audit.json").exists()
-    wanted = not there or any(fnmatch.fnmatch(verb, arguments.verbs) for verb in WRITERS)
-    cluster = connect(ResourcesConfig()) if wanted else contextlib.nullcontext()
+    needed = not there or any(wanted(verb, arguments.verbs) for verb in WRITERS)
+    cluster = connect(ResourcesConfig()) if needed else contextlib.nullcontext()
     with tempfile.TemporaryDirectory(prefix="damage-") as root, cluster:
         found = try_all(arguments, (arguments.folder or Path(root)).resolve(), Path(root))
     if arguments.out is not None:
