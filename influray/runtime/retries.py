@@ -19,6 +19,8 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from influray.protocols import USER_ERRORS, ConfigError, RunStopped
 from influray.store.artifact import full_disk
 
+NEWS_SECONDS = 2.0  # until the end of a process is known to those who wait for it
+
 __all__ = ["Loss", "RayError", "SideBySide", "TooLittleMemory", "loss_of", "need_memory"]
 
 
@@ -83,10 +85,11 @@ class SideBySide:
         It counts only where the process had been alone all the time: else what did not fit may have been the others.
         """
         self.kills += 1
-        if others or since < self._lowered:
-            self.most, self._lowered = min(self.most, max(1, others)), time.monotonic()
+        if others:
+            self.most, self._lowered = min(self.most, others), time.monotonic()
             return False
-        return True
+        # One that was killed with others may be given work before it is known to be dead.
+        return since > self._lowered + NEWS_SECONDS
 
     def limit(self, wanted: int) -> int:
         """Return how many of `wanted` processes may be there."""

@@ -37,7 +37,8 @@ def watched() -> Iterator[Callable[[], None]]:
     watch = _Watch(_vital())
     watch.start()
     try:
-        yield watch.leaving.set
+        with _quiet():
+            yield watch.leaving.set
     except RunStopped:
         raise
     except BaseException as error:
@@ -49,6 +50,22 @@ def watched() -> Iterator[Callable[[], None]]:
         watch.leaving.set()
         watch.left.set()
         _lost.clear()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray from printing what becomes of its processes, with pages of their logs: our own lines say it."""
+    from ray._private import worker  # log_to_driver=False does not reach these messages
+
+    before = getattr(worker, "print_to_stdstream", None)
+    if before is None:
+        yield
+        return
+    worker.print_to_stdstream = lambda *arguments, **options: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 def lost() -> bool:

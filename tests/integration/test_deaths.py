@@ -33,36 +33,36 @@ def own_mounts() -> bool:
 needs_mounts = pytest.mark.skipif(not own_mounts(), reason="what stands for /proc/meminfo needs root and unshare")
 
 
-def deaths(folder: Path, *what: str) -> tuple[dict[str, Any], dict[str, Any], subprocess.CompletedProcess[str]]:
+def deaths(folder: Path, *what: str) -> tuple[dict[str, Any], str]:
+    """Return what the script found, and its standard error; it ends soon after the kill, with one line there."""
     command = ["unshare", "-m", sys.executable, str(SCRIPT), str(folder), *what]
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    ended = time.time()
     assert done.returncode == 1, done.stderr[-3000:]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return json.loads(lines[0]), json.loads(lines[1]) if len(lines) > 1 else {}, done
+    found, end = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    assert ended - end["killed"] < 15
+    assert "Raylet is terminated" not in done.stdout
+    assert "Traceback" not in done.stderr
+    return found, done.stderr
 
 
 @needs_mounts
 def test_kills_for_memory_are_survived_everywhere_with_fewer_side_by_side_and_a_killed_raylet_ends_the_run(tmp_path):
-    found, end, done = deaths(tmp_path, "memory", "raylet")
+    found, told = deaths(tmp_path, "memory", "raylet")
     assert found["pool"] == [6, True, 1], "all shards are there, by one worker at last"
     assert found["hopeless"].startswith("features.token_budget (now 64): pool rows 2-2 was killed for memory")
-    assert found["training"] == [["0", "1", "2"], 1]
+    assert found["training"][0] == ["0", "1", "2"]
     assert found["columns"] == [list(range(6)), True]
     assert found["index"] == list(range(4))
-    assert "Ray's raylet" in end["stopped"]
-    assert end["seconds"] < 15
-    assert "Traceback" not in done.stderr
+    assert told.count("Ray's raylet") == 1
 
 
 @needs_mounts
 def test_a_killed_control_service_ends_the_run_too(tmp_path):
-    started = time.monotonic()
-    found, end, done = deaths(tmp_path, "gcs_server")
+    found, told = deaths(tmp_path, "gcs_server")
     assert found == {}
-    assert "Ray's gcs_server" in (end.get("stopped") or done.stderr)
-    assert time.monotonic() - started < 120, "Ray itself would have ended it after 60 s more"
-    assert "Traceback" not in done.stderr
+    assert told.count("Ray's gcs_server") == 1
 
 
 def test_sigterm_before_there_is_a_cluster_ends_the_command_with_130(tmp_path):

@@ -70,6 +70,7 @@ def test_a_served_run_answers_explains_is_full_and_ends_cleanly(run, job, tmp_pa
     assert process.stderr.read() == ""
     port = int(address.rsplit(":", 1)[1].strip("/"))
     with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as whoever serves there next
         probe.bind(("127.0.0.1", port))
 
 

@@ -23,7 +23,7 @@ from ray.exceptions import (
 )
 
 from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError, RunStopped, StorageError
-from influray.runtime.retries import SideBySide, TooLittleMemory, loss_of, need_memory
+from influray.runtime.retries import NEWS_SECONDS, SideBySide, TooLittleMemory, loss_of, need_memory
 
 RUNTIME = Path(__file__).parents[2] / "influray" / "runtime"
 
@@ -90,7 +90,8 @@ def test_a_kill_counts_only_where_nobody_was_beside_it():
     assert [beside.killed(began, others) for others in (3, 2, 1)] == [False] * 3
     assert (beside.limit(4), beside.kills) == (1, 3)
     assert not beside.killed(began, 0), "what was at work before there were fewer had others beside it"
-    assert beside.killed(time.monotonic(), 0)
+    assert not beside.killed(time.monotonic(), 0), "nor is it news what had died with the others"
+    assert beside.killed(time.monotonic() + 2 * NEWS_SECONDS, 0)
     assert beside.limit(4) == 1
 
 
