@@ -159,7 +159,7 @@ def test_planted_flaws_are_found_and_ranked_first(planted):
 def test_a_pool_too_large_to_compare_with_itself_is_searched_and_sampled_and_says_so(planted, monkeypatch):
     run, flaws = planted
     whole = look_over(run.path)
-    rows, width = whole["rows"], 2 * D
+    rows, width = whole["rows"], max(2 * D, neighbours.LEAST_WIDTH)
     monkeypatch.setattr(neighbours, "LEAST_SAMPLE", 1)
     monkeypatch.setattr(neighbours, "MOST_PRODUCTS", rows * width * 120)
     found = look_over(run.path)
@@ -197,7 +197,7 @@ def test_the_command_prints_tables_writes_json_and_the_page_shows_it_escaped(pla
 
 
 def test_the_ids_that_it_writes_are_taken_by_a_constraint_and_id_stands_beside_text_at_80_columns(planted, tmp_path):
-    run, flaws = planted
+    run, _ = planted
     path = tmp_path / "bad.txt"
     result = CliRunner().invoke(app, ["audit", str(run.path), "--exclude", str(path)], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
@@ -209,7 +209,7 @@ def test_the_ids_that_it_writes_are_taken_by_a_constraint_and_id_stands_beside_t
     for group in found["duplicates"]:
         assert sum(identity not in ids for identity in group["ids"]) <= 1, "one of each group stays at most"
     assert not set(ids) >= {one["id"] for one in found["mislabelled"]}
-    count, limits = resolve_limits(5, parse_constraints({"exclude": str(path)}), 100)
+    _, limits = resolve_limits(5, parse_constraints({"exclude": str(path)}), 100)
     assert limits.exclude == tuple(ids)
     for table in audit_tables(found, 80)[:-1]:
         parts, _ = fit([table], 80, ())
