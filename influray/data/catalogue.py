@@ -28,6 +28,7 @@ from influray.data.quarantine import entry, write_quarantine
 from influray.data.readers import DataFile, file_digest
 from influray.data.reading import Reading, reading_of
 from influray.data.records import Record
+from influray.data.weights import has_weights
 from influray.protocols import DataError, TextExample, TokenizedExample
 from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
 from influray.store.checks import check_file, damaged
@@ -236,6 +237,7 @@ def build_catalogue(
         write_quarantine(quarantine, split, stage, [found for _, found in bad if found["stage"] == stage])
     described = [_described(store, job, parts) for job, parts in zip(jobs, keys, strict=True)]
     _check(split, jobs, described, bad, config)
+    _require_weighed(store, jobs, described)
     if not unchanged:
         flat = [key for parts in keys for key in parts]
         receipts = [store.receipt(key) for key in flat]
@@ -363,6 +365,21 @@ def _check(
             f"{key}: {len(bad)} of {read} rows of the {split} cannot be used, more than data.max_bad_fraction = "
             f"{config.max_bad_fraction} allows; mend them or raise the limit{quoted}"
         )
+
+
+def _require_weighed(store: ShardStore, jobs: Sequence[FileJob], described: Sequence[Mapping[str, Any]]) -> None:
+    found: dict[str, bool] = {}
+    for job, facts in zip(jobs, described, strict=True):
+        if job.file.reading.weights:
+            files = [
+                store.folder / r.file for key in facts["parts"] if (r := store.receipt(key)) is not None and r.file
+            ]
+            weighed = bool(facts["left_out"]) or has_weights(files)
+            found[job.file.reading.weights] = found.get(job.file.reading.weights, False) or weighed
+            log.info("%s: %d rows have the weight 0 and were left out", job.file.path, facts["left_out"])
+    for address, weighed in found.items():
+        if not weighed:
+            raise DataError(f"weight_of_ids: {address} names no row of its entry; its ids must be those of the rows")
 
 
 def _shared_strings(column: pa.Array) -> list[str]:

@@ -97,13 +97,12 @@ def parse_record(raw: bytes, default_source: str = "", columns: Columns | None =
 
 
 def _require_an_answer(turns: tuple[Turn, ...]) -> None:
-    answers = [turn for turn in turns if turn.role == "assistant"]
-    if not answers:
+    last = next((turn for turn in reversed(turns) if turn.role == "assistant" and turn.trained), None)
+    if last is None:
+        if any(turn.role == "assistant" for turn in turns):
+            raise BadRow("no answer is trained: the row takes each out of the loss (weight, train, loss)")
         raise BadRow("no assistant turn, so nothing to train on")
-    trained = [turn for turn in answers if turn.trained]
-    if not trained:
-        raise BadRow("no answer is trained: the row takes each out of the loss (weight, train, loss)")
-    if is_blank(trained[-1].text):
+    if is_blank(last.text):
         raise BadRow("empty answer: the last assistant turn has no visible character")
 
 
@@ -151,9 +150,9 @@ def _tools(tree: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _template_options(value: Any) -> dict[str, Any]:
-    options = decoded(value, "chat_template_kwargs")
-    if options is None or options == "":
+    if value is None or value == "":
         return {}
+    options = decoded(value, "chat_template_kwargs")
     if not isinstance(options, dict):
         raise BadRow(f"chat_template_kwargs must be an object, found {kind(options)}")
     for key in options:

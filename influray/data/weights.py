@@ -6,14 +6,14 @@ import csv
 import functools
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from influray.data.records import identity_of
 from influray.data.turns import BadRow, parse_json
 from influray.protocols import DataError
-from influray.store.artifact import hash_file
+from influray.store.artifact import hash_file, map_table
 from influray.store.mirror import local, present
 
 Weights = Mapping[str, float]
@@ -55,6 +55,11 @@ def read_weights(address: str, digest: str) -> Weights:
     if not found:
         raise DataError(f"weight_of_ids: {path} holds no line")
     return found
+
+
+def has_weights(parts: Iterable[Path]) -> bool:
+    """Return whether a row of these parts of a catalogue has another weight than 1."""
+    return any((map_table(path)["weight"].to_numpy() != 1).any() for path in parts)
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
