@@ -140,6 +140,12 @@ class Location:
         """Return the paths of all objects below a folder, sorted; they need not be in the mirror."""
         return list(self.below(folder))
 
+    def names(self, folder: Path) -> list[str]:
+        """Return the names directly below a folder, of objects and of folders of them, sorted."""
+        selector = fs.FileSelector(self.key(folder), allow_not_found=True, recursive=False)
+        infos = self._ask("listing", folder, lambda system: system.get_file_info(selector))
+        return sorted(info.base_name for info in infos)
+
     def sizes(self, folder: Path) -> dict[str, int]:
         """Return name -> bytes of the objects in a folder, without those of folders in it."""
         return {path.name: size for path, size in self.below(folder).items() if path.parent == folder}

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from influray.cli import app
-from influray.config import dump_config, parse_config
+from influray.config import dump_config, parse_config, parse_constraints
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.files import resolve_files
@@ -20,8 +21,10 @@ from influray.evaluation import audit, copies, neighbours
 from influray.evaluation.known_answer import auc
 from influray.miniature.world import Size, make_world
 from influray.report.audit import audit as look_over
-from influray.report.audit import read_audit
+from influray.report.audit import audit_tables, read_audit
 from influray.report.page import write_report
+from influray.report.terminal import fit
+from influray.selectors.api import resolve_limits
 from influray.store.run_directory import RunDirectory
 from tests.reference.near_copies import reachable
 from tests.tiny import byte_tokenizer, chat, write_jsonl
@@ -156,7 +159,7 @@ def test_planted_flaws_are_found_and_ranked_first(planted):
 def test_a_pool_too_large_to_compare_with_itself_is_searched_and_sampled_and_says_so(planted, monkeypatch):
     run, flaws = planted
     whole = look_over(run.path)
-    rows, width = whole["rows"], 2 * D
+    rows, width = whole["rows"], max(2 * D, neighbours.LEAST_WIDTH)
     monkeypatch.setattr(neighbours, "LEAST_SAMPLE", 1)
     monkeypatch.setattr(neighbours, "MOST_PRODUCTS", rows * width * 120)
     found = look_over(run.path)
@@ -191,6 +194,46 @@ def test_the_command_prints_tables_writes_json_and_the_page_shows_it_escaped(pla
     assert 'id="audit"' in page
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page
+
+
+def test_the_ids_that_it_writes_are_taken_by_a_constraint_and_id_stands_beside_text_at_80_columns(planted, tmp_path):
+    run, _ = planted
+    path = tmp_path / "bad.txt"
+    result = CliRunner().invoke(app, ["audit", str(run.path), "--exclude", str(path)], env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    assert str(path) in result.output
+    ids = path.read_text().splitlines()
+    assert len(ids) == len(set(ids))
+    assert {"harm-a", "harm-b", "copy", "test-copy", "leak"} <= set(ids)
+    found = look_over(run.path)
+    for group in found["duplicates"]:
+        assert sum(identity not in ids for identity in group["ids"]) <= 1, "one of each group stays at most"
+    assert not set(ids) >= {one["id"] for one in found["mislabelled"]}
+    _, limits = resolve_limits(5, parse_constraints({"exclude": str(path)}), 100)
+    assert limits.exclude == tuple(ids)
+    for table in audit_tables(found, 80)[:-1]:
+        parts, _ = fit([table], 80, ())
+        assert parts[0].columns[1] == "text", "in one table with the id"
+        assert all(cell_len(row[0][:40]) + 2 + cell_len(row[1]) <= 80 for row in parts[0].rows)
+    assert "ranked by how mislabelled" in result.output
+
+
+def test_narrow_vectors_are_compared_in_blocks_of_few_rows():
+    class Narrow:
+        dimension = 2
+        largest = 0
+        row_ND = np.random.default_rng(0).standard_normal((9000, 2)).astype(np.float32)
+
+        def __len__(self):
+            return len(self.row_ND)
+
+        def blocks(self, size):
+            self.largest = max(self.largest, size)
+            return ((start, self.row_ND[start : start + size].copy()) for start in range(0, len(self), size))
+
+    rows = Narrow()
+    neighbours.compared(rows, rows.blocks, np.arange(len(rows)), 1.1)
+    assert rows.largest == neighbours.BLOCK_ROWS
 
 
 def test_texts_are_compared_by_words_and_long_prompts_by_their_ngrams():
