@@ -11,20 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from influray.config_base import Name, Positive, Section
+from influray.config_data import DataConfig
 from influray.config_messages import readable
 from influray.protocols import ConfigError
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe as a folder name
-Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, and strict about its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
 
 
 class LoraConfig(Section):
@@ -49,46 +43,6 @@ class ModelConfig(Section):
     trust_remote_code: bool = False  # runs code of the model's author
     chat_template: str | Literal["auto"] = "auto"  # auto = the tokenizer's own, else a plain Tulu-style one; or a file
     lora: LoraConfig = LoraConfig()
-
-
-class TargetConfig(Section):
-    """One task."""
-
-    files: tuple[str, ...] = Field(min_length=1)  # as data.pool
-    limit: Positive | None = None  # the first so many usable rows
-    test: tuple[str, ...] = ()  # held-out records for `influray evaluate`; empty = evaluate on nothing
-    test_limit: Positive | None = None
-    expected_sources: tuple[str, ...] = ()  # pool sources that should rank high: the report's known-answer check
-
-    @field_validator("files", "test", "expected_sources", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-
-class DataConfig(Section):
-    """Pool and targets."""
-
-    root: str = "."  # relative paths start here
-    pool: tuple[str, ...] = Field(min_length=1)  # files, folders or hf:// ids
-    targets: dict[Name, TargetConfig] = Field(min_length=1)  # task -> its examples
-    max_tokens: Annotated[int, Field(ge=8)] = 2048
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  # of a split's rows, before the run fails
-    max_line_bytes: Positive = 16 * 2**20
-    max_file_bytes: Positive = 2**40  # of one file, decompressed
-    target_end_token: bool = True  # False = the end-of-turn token is not trained in targets, as LESS has it
-
-    @field_validator("pool", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _short_targets(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {k: {"files": v} if isinstance(v, str | list | tuple) else v for k, v in value.items()}
-        return value
 
 
 class FinetuneConfig(Section):
@@ -130,14 +84,14 @@ class ProjectorConfig(Section):
     name: str = "sparse_jl"  # the fastest at the variance of dense signs (jobs/benchmark_projectors.py)
     dimension: Positive = 8192  # D
     seed: int = 0
-    options: dict[str, Any] = {}  # such as nonzeros of sparse_jl
+    options: dict[str, Any] = Field(default_factory=dict)  # such as nonzeros of sparse_jl
 
 
 class FeaturesConfig(Section):
     """What a feature row is."""
 
     featurizer: str = "gradient"
-    options: dict[str, Any] = {}  # of the featurizer, such as n of ngram; gradient has none
+    options: dict[str, Any] = Field(default_factory=dict)  # of the featurizer, such as n of ngram; gradient has none
     # The eight that follow are those of gradient; other featurizers do not read them, nor do their fingerprints.
     direction: Literal["adam", "sgd", "sign"] = "adam"  # of pool rows; target rows are always plain
     # "lora" = the adapter's matrices; else name endings of linear layers whose own weights are taken, without biases
@@ -169,7 +123,7 @@ class AttributionConfig(Section):
 
     scorer: str = "inner_product"
     weights: Literal["learning_rate", "uniform"] | tuple[float, ...] = "learning_rate"  # one per checkpoint
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class TokenBudget(Section):
@@ -201,8 +155,10 @@ class ConstraintsConfig(Section):
 
     include: tuple[str, ...] | str = ()  # ids that must be in; one text: a file of one id a line, under data.root
     exclude: tuple[str, ...] | str = ()  # ids that must not; likewise
-    sources: dict[str, BoundsConfig] = {}
-    tasks: dict[str, BoundsConfig] = {}  # a row is of the task of its highest standardised column
+    sources: dict[str, BoundsConfig] = Field(default_factory=dict)
+    tasks: dict[str, BoundsConfig] = Field(
+        default_factory=dict
+    )  # a row is of the task of its highest standardised column
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None  # cosine to a chosen row that leaves a row out
 
     @field_validator("include", "exclude", mode="before")
@@ -218,7 +174,7 @@ class SelectorConfig(Section):
     method: str  # a selector's or a published method's name, or a plug-in
     budget: Positive | Fraction | TokenBudget  # examples, a fraction of the rows, rounded down, or {tokens: n}
     seed: int = 0
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     constraints: ConstraintsConfig = ConstraintsConfig()
 
     @field_validator("budget", mode="before")

@@ -35,7 +35,7 @@ def readable(error: ValidationError, where: str, root: type[BaseModel]) -> str:
 
 def _is_branch(part: Any) -> bool:
     text = str(part)
-    return text.startswith(("literal[", "constrained-", "function-", "tuple[")) or text in {
+    return text.startswith(("literal[", "constrained-", "function-", "tuple[", "<")) or text in {
         "int",
         "float",
         "str",

@@ -28,7 +28,6 @@ import httpx
 import numpy as np
 
 from influray.data.catalogue import Catalogue
-from influray.data.records import parse_record
 from influray.store.run_directory import RunDirectory
 
 START_SECONDS = 300.0
@@ -58,7 +57,7 @@ def questions(run_dir: Path) -> list[dict[str, Any]]:
     catalogue = Catalogue(RunDirectory(run_dir).data("target"))
     found = []
     for row in range(len(catalogue)):
-        turns = parse_record(catalogue.record(row)).turns
+        turns = catalogue.parsed(row).turns
         if [turn.role for turn in turns] == ["user", "assistant"]:
             found.append({"prompt": turns[0].content, "answer": turns[1].content})
     return found

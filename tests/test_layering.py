@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent / "influray"
 LAYERS = [
     {"protocols"},
     {"registry"},
-    {"config_messages"},
+    {"config_messages", "config_base"},
+    {"config_data"},
     {"config"},
     {"planning"},
     {"store"},

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +22,13 @@ import pyarrow.compute as pc
 
 from influray.config import DataConfig
 from influray.data.chat import mask_of
-from influray.data.drafts import SCHEMA, Encoder
+from influray.data.drafts import LEFT_OUT, SCHEMA, Encoder
 from influray.data.parts import FileJob, FindCrew, PartsBuilder
 from influray.data.quarantine import entry, write_quarantine
 from influray.data.readers import DataFile, file_digest
-from influray.data.records import parse_record
+from influray.data.reading import Reading, reading_of
+from influray.data.records import Record
+from influray.data.weights import has_weights
 from influray.protocols import DataError, TextExample, TokenizedExample
 from influray.store.artifact import ShardStore, fingerprint, map_table, read_manifest, require_manifest
 from influray.store.checks import check_file, damaged
@@ -48,6 +50,9 @@ class Catalogue:
         lengths = [part["rows"] for part in self.manifest["parts"] if part["rows"]]
         self._starts = [0, *np.cumsum(lengths).tolist()]
         self._open: dict[int, pa.RecordBatch] = {}
+        read = [file for file in self.manifest["files"] if file["rows"]]
+        self._file_starts = np.cumsum([0, *(file["rows"] for file in read[:-1])]).tolist()
+        self._readings = [reading_of(file.get("reading", {})) for file in read]
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -99,9 +104,9 @@ class Catalogue:
         examples = []
         for first, batch in self._slices(start, stop):
             columns = (batch.column(name).to_pylist() for name in ("record", "tokens", "loss_tokens"))
-            for i, (record, tokens, loss_tokens) in enumerate(zip(*columns, strict=True)):
-                turns = parse_record(record).turns
-                text = "\n".join(turn.content for turn in turns if turn.role in ("user", "assistant"))
+            for i, (raw, tokens, loss_tokens) in enumerate(zip(*columns, strict=True)):
+                turns = self.reading(first + i).parse(raw).turns
+                text = "\n".join(turn.text for turn in turns if turn.role in ("user", "assistant"))
                 examples.append(TextExample(first + i, text, tokens, loss_tokens))
         return examples
 
@@ -134,6 +139,18 @@ class Catalogue:
 
     def records(self, rows: Sequence[int]) -> list[bytes]:
         return [self.record(int(row)) for row in rows]
+
+    def reading(self, row: int) -> Reading:
+        """Return how the row was read: what of the config says what its bytes mean."""
+        return self._readings[bisect_right(self._file_starts, row) - 1]
+
+    def parsed(self, row: int) -> Record:
+        """Return the record of a row, read as it was when it was catalogued."""
+        return self.reading(row).parse(self.record(row), self.cell(row, "source"))
+
+    def all_parsed(self, rows: Iterable[int]) -> list[Record]:
+        """Return the records of rows."""
+        return [self.parsed(int(row)) for row in rows]
 
     def cell(self, row: int, column: str) -> Any:
         """Return one value as a Python object."""
@@ -220,6 +237,7 @@ def build_catalogue(
         write_quarantine(quarantine, split, stage, [found for _, found in bad if found["stage"] == stage])
     described = [_described(store, job, parts) for job, parts in zip(jobs, keys, strict=True)]
     _check(split, jobs, described, bad, config)
+    _require_weighed(store, jobs, described)
     if not unchanged:
         flat = [key for parts in keys for key in parts]
         receipts = [store.receipt(key) for key in flat]
@@ -243,18 +261,19 @@ def _plan(
     def job(group: str, name: str) -> FileJob:
         # Rows and taken ids follow from the files before, so each key holds the one before it.
         file, digest = waiting[group, name]
-        limit = _limit(split, group, config)
+        limits = _limits(split, group, file, config)
         facts = {
             "after": jobs[-1].key if jobs else split,
             "name": name,
             "group": group,
             "digest": digest,
             "encoder": encoder_key,
-            "limit": limit,
+            "limits": limits,
+            "reading": file.reading.facts(),
             "max_line_bytes": config.max_line_bytes,
             "max_file_bytes": config.max_file_bytes,
         }
-        return FileJob(file, group, digest, fingerprint(facts), limit)
+        return FileJob(file, group, digest, fingerprint(facts), limits)
 
     torn: list[int] = []
     for old in previous:
@@ -278,11 +297,16 @@ def _is_there(store: ShardStore, keys: Sequence[str]) -> bool:
     return len(receipts) == len(keys) and not damaged(store.folder, {"parts": [vars(receipt) for receipt in receipts]})
 
 
-def _limit(split: Split, group: str, config: DataConfig) -> int | None:
-    if split == "pool":
-        return None
-    target = config.targets[group]
-    return target.limit if split == "target" else target.test_limit
+def _limits(split: Split, group: str, file: DataFile, config: DataConfig) -> dict[str, int]:
+    """Return what of the file's rows is limited: those of its task, those of its entry."""
+    limits: dict[str, int] = {}
+    if split != "pool":
+        target = config.targets[group]
+        limit = target.limit if split == "target" else target.test_limit
+        limits |= {f"task {group}": limit} if limit is not None else {}
+    if file.reading.limit is not None:
+        limits[file.reading.entry] = file.reading.limit
+    return limits
 
 
 def _bad_rows(
@@ -294,6 +318,8 @@ def _bad_rows(
         for key in parts:
             receipt = store.receipt(key)
             for bad in receipt.details["bad"] if receipt else ():
+                if bad["stage"] == LEFT_OUT:
+                    continue
                 where = f"{job.file.path}:{bad['line']}"
                 facts = entry(split, bad["stage"], bad["reason"], file=job.file.name, line=bad["line"], id=bad["id"])
                 found.append((where, facts))
@@ -310,6 +336,8 @@ def _described(store: ShardStore, job: FileJob, keys: Sequence[str]) -> dict[str
         "parts": list(keys),
         "rows": sum(receipt.rows for receipt in receipts),
         "read": sum(receipt.details["read"] for receipt in receipts),
+        "left_out": sum(bad["stage"] == LEFT_OUT for receipt in receipts for bad in receipt.details["bad"]),
+        "reading": job.file.reading.facts(),
     }
 
 
@@ -337,6 +365,21 @@ def _check(
             f"{key}: {len(bad)} of {read} rows of the {split} cannot be used, more than data.max_bad_fraction = "
             f"{config.max_bad_fraction} allows; mend them or raise the limit{quoted}"
         )
+
+
+def _require_weighed(store: ShardStore, jobs: Sequence[FileJob], described: Sequence[Mapping[str, Any]]) -> None:
+    found: dict[str, bool] = {}
+    for job, facts in zip(jobs, described, strict=True):
+        if job.file.reading.weights:
+            files = [
+                store.folder / r.file for key in facts["parts"] if (r := store.receipt(key)) is not None and r.file
+            ]
+            weighed = bool(facts["left_out"]) or has_weights(files)
+            found[job.file.reading.weights] = found.get(job.file.reading.weights, False) or weighed
+            log.info("%s: %d rows have the weight 0 and were left out", job.file.path, facts["left_out"])
+    for address, weighed in found.items():
+        if not weighed:
+            raise DataError(f"weight_of_ids: {address} names no row of its entry; its ids must be those of the rows")
 
 
 def _shared_strings(column: pa.Array) -> list[str]:

@@ -41,11 +41,11 @@ def read_parts(parts: Sequence[Any], where: str, role: str) -> Parts:
             texts.append(part)
             flags.add(True)
             continue
-        kind = part.get("type") if isinstance(part, dict) else None
-        text = next((part[key] for key in TEXT_KEYS if isinstance(part.get(key), str)), None) if kind is None else None
-        if kind in TEXT_PARTS:
-            text = next((part[key] for key in TEXT_KEYS if isinstance(part.get(key), str)), None)
-        if isinstance(part, dict) and text is not None:
+        if not isinstance(part, dict):
+            raise BadRow(f"{where}: a part without text or type ({shown(part)})")
+        kind = part.get("type")
+        text = next((part[key] for key in TEXT_KEYS if isinstance(part.get(key), str)), None)
+        if text is not None and (kind is None or kind in TEXT_PARTS):
             texts.append(text)
             flags.add(part_flag(part, where) is not False)
         elif kind == "tool_use" and role == "assistant":
@@ -58,7 +58,7 @@ def read_parts(parts: Sequence[Any], where: str, role: str) -> Parts:
             )
         elif kind == "thinking" and role == "assistant" and isinstance(part.get("thinking"), str):
             found.reasoning += part["thinking"]
-        elif isinstance(part, dict) and isinstance(kind, str) and kind not in TEXT_PARTS:
+        elif isinstance(kind, str) and kind not in TEXT_PARTS:
             texts.append(f"[{kind}]")
             others += 1
         else:

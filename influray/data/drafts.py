@@ -21,7 +21,8 @@ import pyarrow as pa
 from influray.data.chat import Encoded
 from influray.data.identity import content_name, id_hashes
 from influray.data.readers import DataFile
-from influray.data.records import BadRow, Record, parse_record
+from influray.data.records import BadRow, Record
+from influray.data.weights import Weights
 from influray.protocols import DamagedArtifact, DataError
 from influray.store.artifact import Receipt, ShardStore, fingerprint, map_table
 
@@ -42,6 +43,7 @@ SCHEMA = pa.schema(
         ("loss_tokens", pa.int32()),
         ("truncated", pa.bool_()),
         ("cut_by_template", pa.bool_()),  # the template leaves out or rewrites a part of an answer, or the tools
+        ("weight", pa.float32()),  # that the entry's file of weights gives the row, else 1
         ("record", pa.binary()),  # the bytes as they were read
         ("input_ids", _TOKENS),
         ("loss_spans", _TOKENS),  # flat (start, stop) pairs of the trained tokens
@@ -50,6 +52,8 @@ SCHEMA = pa.schema(
 # In a file of its own, so that nobody reads the rows for it.
 MARKS = pa.schema([("hash", pa.int64()), ("size", pa.int64()), ("line", pa.int64()), ("given", pa.bool_())])
 
+LEFT_OUT = "weight"  # the stage of rows whose weight is 0: they are counted, and not bad
+
 Row = tuple[int, bytes | BadRow]  # a line's number, and its bytes or why there are none
 
 
@@ -57,6 +61,10 @@ class Encoder(Protocol):
     """What a catalogue needs of chat.ChatEncoder."""
 
     def encode_many(self, records: list[Record]) -> list[Encoded | BadRow]: ...
+
+
+class LeftOut(BadRow):
+    """A row whose weight is 0."""
 
 
 class UnusableFile(DataError):
@@ -192,11 +200,13 @@ def _draft(block: Sequence[Row], file: DataFile, group: str, encoder: Encoder) -
     raws: list[bytes] = []
     records: list[Record] = []
     encodings: list[Encoded] = []
-    parsed = [(line, raw, _parsed(raw, file.stem)) for line, raw in block]
+    weights = file.reading.weights_by_id()
+    parsed = [(line, raw, _parsed(raw, file, weights)) for line, raw in block]
     encoded = iter(_encoded([(line, found) for line, _, found in parsed if isinstance(found, Record)], file, encoder))
     for line, raw, found in parsed:
         if isinstance(found, BadRow):
-            bad.append({"line": line, "id": found.id, "stage": "read", "reason": found.reason})
+            stage = LEFT_OUT if isinstance(found, LeftOut) else "read"
+            bad.append({"line": line, "id": found.id, "stage": stage, "reason": found.reason})
             continue
         outcome = next(encoded)
         if isinstance(outcome, BadRow):
@@ -207,7 +217,7 @@ def _draft(block: Sequence[Row], file: DataFile, group: str, encoder: Encoder) -
         raws.append(raw)
         records.append(found)
         encodings.append(outcome)
-    ids = [content_name(record.turns) if record.id is None else record.id for record in records]
+    ids = [content_name(record) if record.id is None else file.reading.scoped(record.id) for record in records]
     columns: dict[str, Any] = {
         "row": [0] * len(lines),
         "id": ids,
@@ -219,6 +229,7 @@ def _draft(block: Sequence[Row], file: DataFile, group: str, encoder: Encoder) -
         "loss_tokens": [found.loss_tokens for found in encodings],
         "truncated": [found.truncated for found in encodings],
         "cut_by_template": [found.cut_by_template for found in encodings],
+        "weight": [1.0 if weights is None else weights.get(_own_id(record), 1.0) for record in records],
         "record": raws,
         "input_ids": _list_array([found.input_ids for found in encodings]),
         "loss_spans": _list_array([found.loss_spans for found in encodings]),
@@ -239,13 +250,20 @@ def _draft(block: Sequence[Row], file: DataFile, group: str, encoder: Encoder) -
     return Draft(marks, bad, lambda: table)
 
 
-def _parsed(raw: bytes | BadRow, source: str) -> Record | BadRow:
+def _parsed(raw: bytes | BadRow, file: DataFile, weights: Weights | None) -> Record | BadRow:
     if isinstance(raw, BadRow):
         return raw
     try:
-        return parse_record(raw, source)
+        record = file.reading.parse(raw, file.stem)
     except BadRow as bad:
         return bad
+    if weights is not None and weights.get(_own_id(record), 1.0) == 0:
+        return LeftOut("")
+    return record
+
+
+def _own_id(record: Record) -> str:
+    return content_name(record) if record.id is None else record.id
 
 
 def _encoded(rows: list[tuple[int, Record]], file: DataFile, encoder: Encoder) -> list[Encoded | BadRow]:

@@ -26,6 +26,7 @@ PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "
 PREFERENCES += ("positive_messages", "negative_messages")
 _TRACES = (*REASONING, "thought", "thoughts", "cot", "chain_of_thought", "rationale")
 _KNOWN = frozenset((*LISTS, *SYSTEMS, *PROMPTS, *ANSWERS, *REFERENCES, *PREFERENCES, "history", "tools", "functions"))
+_BESIDE = frozenset((*SYSTEMS, *PREFERENCES, *MEDIA, "history", "mask_history", "kto_tag", "label", "completions"))
 _RECORD = "a list of turns (messages, conversations), prompt and completion, or instruction and output"
 
 
@@ -37,16 +38,16 @@ def conversation(tree: Mapping[str, Any], names: MessageKeys | None = None) -> t
             not read.
     """
     read, turns = _turns(tree, names)
-    if len(tree) > 1:
-        turns = (*_history(tree, names), *turns)
-        turns = _with_system(tree, turns)
-        _refuse_unread(tree, read, turns, names)
+    if not tree.keys().isdisjoint(_BESIDE):
+        turns = _with_system(tree, (*_history(tree, names), *turns))
+        _refuse_beside(tree)
         if tree.get("mask_history") is True:
             last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
             turns = tuple(
                 replace(turn, trained=False) if turn.role == "assistant" and i < last else turn
                 for i, turn in enumerate(turns)
             )
+    _refuse_lists(tree, read, turns, names)
     return turns
 
 
@@ -56,8 +57,7 @@ def _turns(tree: Mapping[str, Any], names: MessageKeys | None) -> tuple[str, tup
         value = tree.get(key)
         if value is not None and (key in LISTS[:2] or isinstance(value, list) or _is_conversation(value)):
             turns = turns_of(value, key, names)
-            answer = next((a for a in ("completion", "output", "response") if tree.get(a) is not None), None)
-            if answer and turns[-1].role in ("user", "tool"):  # the list is the prompt
+            if turns[-1].role in ("user", "tool") and (answer := _completion(tree)):  # the list is the prompt
                 return key, (*_untrained(turns), *_side(tree, answer, "assistant", names))
             return key, turns
     asked, answered = _pair(tree)
@@ -72,6 +72,10 @@ def _turns(tree: Mapping[str, Any], names: MessageKeys | None) -> tuple[str, tup
         answer = (replace(answer[0], extra={**answer[0].extra, "reasoning_content": trace}),)
     _refuse_other_texts(tree, asked, answered, (*prompt, *answer))
     return "", (*_untrained(prompt), *answer)
+
+
+def _completion(tree: Mapping[str, Any]) -> str:
+    return next((key for key in ("completion", "output", "response") if tree.get(key) is not None), "")
 
 
 def _pair(tree: Mapping[str, Any]) -> tuple[str, str]:
@@ -187,7 +191,8 @@ def _refuse_other_texts(tree: Mapping[str, Any], asked: str, answered: str, turn
         raise _unread(key, "a text beside the conversation", as_what)
 
 
-def _refuse_unread(tree: Mapping[str, Any], read: str, turns: Sequence[Turn], names: MessageKeys | None) -> None:
+def _refuse_beside(tree: Mapping[str, Any]) -> None:
+    """Refuse a row with data of preferences, pictures or sound."""
     for key in PREFERENCES:
         if not _is_empty(tree.get(key)):
             raise _unread(key, "data of preferences", "completion")
@@ -199,11 +204,15 @@ def _refuse_unread(tree: Mapping[str, Any], read: str, turns: Sequence[Turn], na
     for key in MEDIA:
         if not _is_empty(tree.get(key)):
             raise _unread(key, "pictures, videos and sound", "")
+
+
+def _refuse_lists(tree: Mapping[str, Any], read: str, turns: Sequence[Turn], names: MessageKeys | None) -> None:
+    """Refuse a row with a further list of messages that says something else."""
     contents = None
     for key, value in tree.items():
-        if key == read or (key in _KNOWN and key not in LISTS):
+        if key == read or not isinstance(value, list | str) or (key in _KNOWN and key not in LISTS):
             continue
-        if isinstance(value, list | str) and value and _is_conversation(value):
+        if value and _is_conversation(value):
             contents = contents or [turn.content.strip() for turn in turns]
             if not _says_the_same(key, value, contents, names):
                 raise _unread(key, "a list of messages beside the one that is read", "messages")
@@ -239,8 +248,8 @@ def _is_empty(value: Any) -> bool:
 def _is_conversation(value: Any) -> bool:
     """Return whether a value looks like a list of messages, or is the JSON text of one."""
     if isinstance(value, str):
-        head = value[:2000]
-        return head.lstrip()[:1] == "[" and any(f'"{a}"' in head and f'"{b}"' in head for a, b in _LOOKS)
+        head = value[:2000].lstrip()
+        return head[:1] == "[" and any(f'"{a}"' in head and f'"{b}"' in head for a, b in _LOOKS)
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
     return any(isinstance(value[0].get(a), str) and b in value[0] for a, b in _LOOKS)

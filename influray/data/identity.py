@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
-from influray.data.records import Turn
+from influray.data.records import Record
 
 FIRST = "#1"  # how the id of a content that comes for the first time ends
 
@@ -22,9 +23,18 @@ def id_hashes(ids: Iterable[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64, copy=False)
 
 
-def content_name(turns: Sequence[Turn]) -> str:
-    """Return the id of a row without one, where its content comes for the first time: a hash of its turns + "#1"."""
-    plain = json.dumps([(turn.role, turn.content) for turn in turns], ensure_ascii=False, separators=(",", ":"))
+def content_name(record: Record) -> str:
+    """Return the id of a row without one, where its content comes for the first time: a hash of it + "#1".
+
+    Of turns that are a role and a content each, it is the hash of those alone; where there are other keys, turns that
+    are not trained, tools or options of the template, these count as well.
+    """
+    turns: list[Any] = [(turn.role, turn.content) for turn in record.turns]
+    if any(turn.extra or not turn.trained for turn in record.turns):
+        turns = [[*pair, turn.extra, turn.trained] for pair, turn in zip(turns, record.turns, strict=True)]
+    beside = [record.tools, record.template_options] if record.tools or record.template_options else []
+    content = [turns, *beside] if beside else turns
+    plain = json.dumps(content, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return hashlib.sha256(plain.encode("utf-8")).hexdigest()[:32] + FIRST
 
 

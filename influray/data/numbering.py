@@ -24,6 +24,8 @@ from influray.store.artifact import Receipt, map_table
 PART_ROWS = 8192  # rows read, the bad ones too: they are kept in the part's receipt
 PART_BYTES = 64 * 2**20  # of record bytes and tokens
 
+Limits = Mapping[str, int]  # what is counted, over all files that it names: a task, an entry -> most usable rows
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -140,27 +142,30 @@ class Numbering:
     def __init__(self) -> None:
         self.rows = NumberedRows()
         self._index = IdIndex(lambda row: self.rows.cell(row, "id"))
-        self._usable: dict[str, int] = {}  # group -> rows
+        self._usable: dict[str, int] = {}  # what is counted -> rows
         self._part = Part(0, 1)
-        self._group, self._name, self._room = "", "", None
+        self._name, self._room = "", None
+        self._counted: tuple[str, ...] = ()
 
-    def take(self, folder: Path, receipt: Receipt, group: str) -> None:
-        """Take in a part that is committed, ids and all."""
+    def take(self, folder: Path, receipt: Receipt, limits: Limits) -> None:
+        """Take in a part that is committed, ids and all; `limits` are those of its file."""
         first = self.rows.count
         if receipt.file:
             self._index.load(id_hashes(map_table(folder / receipt.file)["id"].to_pylist()), first)
         self.rows.commit(folder / receipt.file, receipt.rows)
-        self._usable[group] = self._usable.get(group, 0) + receipt.rows
+        for name in limits:
+            self._usable[name] = self._usable.get(name, 0) + receipt.rows
 
-    def begin(self, name: str, group: str, line: int, limit: int | None) -> None:
-        """Begin a file, or go on with it at a line; `limit` is of the group's usable rows over all its files."""
-        self._name, self._group = name, group
-        self._room = None if limit is None else max(0, limit - self._usable.get(group, 0))
+    def begin(self, name: str, line: int, limits: Limits) -> None:
+        """Begin a file, or go on with it at a line."""
+        self._name, self._counted = name, tuple(limits)
+        rooms = [max(0, limit - self._usable.get(counted, 0)) for counted, limit in limits.items()]
+        self._room = min(rooms, default=None)
         self._part = Part(self.rows.count, line)
 
     @property
     def satisfied(self) -> bool:
-        """Whether the file's group has as many rows as its limit allows, so that no more are to be read."""
+        """Whether there are as many rows as a limit of the file allows, so that no more are to be read."""
         return self._room == 0
 
     def feed(self, draft: Draft) -> Iterator[Part]:
@@ -169,7 +174,8 @@ class Numbering:
         dropped, names, repeated, used = self._identify(draft, first_row)
         whole = Piece(draft, draft.offset, draft.offset + used, tuple(dropped), names)
         self.rows.add(whole)
-        self._usable[self._group] = self._usable.get(self._group, 0) + len(whole)
+        for name in self._counted:
+            self._usable[name] = self._usable.get(name, 0) + len(whole)
         if self._room is not None:
             self._room -= len(whole)
         bad = draft.bad
@@ -205,6 +211,8 @@ class Numbering:
                 here = (self._name, line_R[kept[first - first_row]]) if first >= first_row else None
                 file, line = here or (self.rows.cell(first, name) for name in ("file", "line"))
                 reason = f"the id was used before, at {file}:{line}"
+                if file != self._name:
+                    reason += f"; if each file has its own, name them as {{files: [{self._name}], ids: scoped}}"
                 repeated.append({"line": int(line_R[at]), "id": identity, "stage": "read", "reason": reason})
                 dropped.append(draft.offset + at)
                 continue

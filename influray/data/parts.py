@@ -25,7 +25,7 @@ from influray.data.jobs import (
     committed_drafts,
     span_key,
 )
-from influray.data.numbering import Numbering, Part, part_table
+from influray.data.numbering import Limits, Numbering, Part, part_table
 from influray.data.readers import DataFile, Span, read_rows
 from influray.data.spans import find_spans
 from influray.planning import COMPRESSED, TOKEN_BYTES, Rates, data_seconds
@@ -49,7 +49,7 @@ class FileJob:
     group: str
     digest: str
     key: str
-    limit: int | None  # usable rows of the group, over all its files
+    limits: Limits  # of usable rows, over all files that count towards the same
 
     def part_key(self, number: int) -> str:
         return fingerprint({"file": self.key, "part": number})
@@ -82,7 +82,7 @@ class PartsBuilder:
         for key in keys:
             receipt = self._store.receipt(key)
             assert receipt is not None, f"{job.file.name}: part {key} lost its receipt"
-            self._numbering.take(self._store.folder, receipt, job.group)
+            self._numbering.take(self._store.folder, receipt, job.limits)
 
     def build(self, jobs: Sequence[FileJob], find_crew: FindCrew | None = None) -> list[list[str]]:
         """Commit the parts of files and return their keys; what an interrupted build left is kept.
@@ -114,7 +114,7 @@ class PartsBuilder:
         keys = [receipt.key for receipt in begun.receipts]
         if begun.done:
             return keys
-        numbering.begin(job.file.name, job.group, begun.line, job.limit)
+        numbering.begin(job.file.name, begun.line, job.limits)
         found = drafts(self._rows(job, begun.line), job.file, job.group, self._encoder)
         while not numbering.satisfied and (draft := next(found, None)) is not None:
             for part in numbering.feed(draft):
@@ -160,7 +160,7 @@ class PartsBuilder:
             name, key = job.file.name, job.part_key(number)
             jobs.append(PartJob(key, self._split, name, part.first_row, pieces, part.details(last)))
 
-        numbering.begin(job.file.name, job.group, begun.line, None)
+        numbering.begin(job.file.name, begun.line, {})
         for draft in found:
             for part in numbering.feed(draft if begun.line == 1 else draft.from_line(begun.line)):
                 add(part, last=False)
@@ -207,7 +207,7 @@ class PartsBuilder:
 
     def _take(self, begun: _Begun) -> None:
         for receipt in begun.receipts:
-            self._numbering.take(self._store.folder, receipt, begun.job.group)
+            self._numbering.take(self._store.folder, receipt, begun.job.limits)
 
     def _rows(self, job: FileJob, line: int) -> Iterator[Row]:
         rows = read_rows(job.file, self._config.max_line_bytes, self._config.max_file_bytes)
@@ -242,7 +242,7 @@ def _text_bytes(file: DataFile) -> int:
 
 def _travels(job: FileJob) -> bool:
     """Whether others may draft a file: a limit says row by row how far it is read, and hubs count their readers."""
-    return job.limit is None and job.file.kind != "hub"
+    return not job.limits and job.file.kind != "hub"
 
 
 def _waves(jobs: Sequence[FileJob]) -> Iterator[list[FileJob]]:

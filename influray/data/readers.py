@@ -21,6 +21,7 @@ import zstandard
 
 from influray.data import hub
 from influray.data.canonical import canonical_line
+from influray.data.reading import PLAIN, Reading
 from influray.data.records import BadRow
 from influray.protocols import USER_ERRORS, DataError
 from influray.store.artifact import fingerprint, hash_file
@@ -52,6 +53,7 @@ class DataFile:
     name: str
     kind: Kind
     compression: str = ""  # "", "gzip" or "zstd"
+    reading: Reading = PLAIN  # what its entry says of its rows
 
     @property
     def stem(self) -> str:
@@ -61,18 +63,18 @@ class DataFile:
         return last[: -len(suffix)] if suffix else last
 
 
-def resolve_files(entries: Sequence[str], root: str | Path, key: str) -> list[DataFile]:
+def resolve_files(entries: Sequence[str], root: str | Path, key: str, first: int = 0) -> list[DataFile]:
     """Return the files that config entries name, in byte order of their names.
 
     An entry is a file, a folder (searched through, hidden names and other suffixes left out), the same on object
     storage (`s3://`, `gs://`) or an `hf://` id; relative ones start at `root`. `key` is the dotted key of the list,
-    for messages.
+    for messages, and `first` the place in it of the first entry.
 
     Raises:
         DataError: nothing there, a suffix that is not read, a folder without data, a file named twice.
     """
     found: dict[str, tuple[DataFile, str]] = {}
-    for i, entry in enumerate(entries):
+    for i, entry in enumerate(entries, first):
         where = f"{key}.{i}"
         for file in _entry_files(entry, Path(root), where):
             if file.name in found:

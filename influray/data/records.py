@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from influray.data.columns import Columns
 from influray.data.forms import conversation
 from influray.data.tools import legacy_functions, tool_definitions
 from influray.data.turns import BadRow, Turn, decoded, is_blank, kind, parse_json
@@ -54,8 +55,10 @@ class Record:
     template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def parse_record(raw: bytes, default_source: str = "") -> Record:
+def parse_record(raw: bytes, default_source: str = "", columns: Columns | None = None) -> Record:
     """Return the record of one row's bytes; `default_source` stands in for a source that is missing or blank.
+
+    `columns` says what the row calls its keys, where these are not the names that are read.
 
     Decided here, where the forms leave it open: an id of any type becomes text (1.0 is "1", `{"$oid": x}` is x); so
     does a source. An answer that is a number or a truth is its text; one that is neither is none, and the row has no
@@ -72,12 +75,14 @@ def parse_record(raw: bytes, default_source: str = "") -> Record:
     tree = parse_json(text)
     if not isinstance(tree, dict):
         raise BadRow(f"a record is a JSON object, found {kind(tree)}")
-    identity = _identity(tree.get("id"))
+    if columns is not None:
+        tree = columns.renamed(tree)
+    identity = identity_of(tree.get("id"))
     try:
         record = Record(
             identity,
             _source(tree.get("source")) or default_source,
-            conversation(tree),
+            conversation(tree, columns.messages if columns else None),
             _answer(tree.get("answer")),
             _tools(tree),
             _template_options(tree.get("chat_template_kwargs")),
@@ -92,21 +97,21 @@ def parse_record(raw: bytes, default_source: str = "") -> Record:
 
 
 def _require_an_answer(turns: tuple[Turn, ...]) -> None:
-    answers = [turn for turn in turns if turn.role == "assistant"]
-    if not answers:
+    last = next((turn for turn in reversed(turns) if turn.role == "assistant" and turn.trained), None)
+    if last is None:
+        if any(turn.role == "assistant" for turn in turns):
+            raise BadRow("no answer is trained: the row takes each out of the loss (weight, train, loss)")
         raise BadRow("no assistant turn, so nothing to train on")
-    trained = [turn for turn in answers if turn.trained]
-    if not trained:
-        raise BadRow("no answer is trained: the row takes each out of the loss (weight, train, loss)")
-    if is_blank(trained[-1].text):
+    if is_blank(last.text):
         raise BadRow("empty answer: the last assistant turn has no visible character")
 
 
-def _identity(value: Any) -> str | None:
+def identity_of(value: Any) -> str | None:
+    """Return the text of an id of any type, None where there is none."""
     if isinstance(value, str):
         return None if is_blank(value) else value
     if isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$"):  # MongoDB's extended JSON
-        return _identity(next(iter(value.values())))
+        return identity_of(next(iter(value.values())))
     return _as_text(value) or None
 
 
@@ -145,9 +150,9 @@ def _tools(tree: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _template_options(value: Any) -> dict[str, Any]:
-    options = decoded(value, "chat_template_kwargs")
-    if options is None or options == "":
+    if value is None or value == "":
         return {}
+    options = decoded(value, "chat_template_kwargs")
     if not isinstance(options, dict):
         raise BadRow(f"chat_template_kwargs must be an object, found {kind(options)}")
     for key in options:

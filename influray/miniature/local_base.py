@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from influray.data.readers import read_rows, resolve_files
-from influray.data.records import BadRow, parse_record
+from influray.data.records import BadRow
 
 logger = logging.getLogger(__name__)
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
@@ -51,10 +51,10 @@ def pool_texts(entries: Sequence[str], root: str | Path) -> Iterator[str]:
             if isinstance(raw, BadRow):
                 continue
             try:
-                record = parse_record(raw)
+                record = file.reading.parse(raw)
             except BadRow:
                 continue
-            yield "\n".join(f"<|{turn.role}|>\n{turn.content}" for turn in record.turns)
+            yield "\n".join(f"<|{turn.role}|>\n{turn.text}" for turn in record.turns)
 
 
 def fit_tokenizer(texts: Iterator[str], recipe: LocalRecipe) -> PreTrainedTokenizerFast:

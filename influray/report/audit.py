@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from influray.data.catalogue import Catalogue
-from influray.data.records import parse_record
 from influray.evaluation import audit as judged
 from influray.evaluation import copies
 from influray.evaluation.known_answer import task_scores
@@ -218,11 +217,10 @@ def _contaminated(run: RunDirectory, pool: Catalogue) -> list[dict[str, Any]]:
 
 def _texts(catalogue: Catalogue) -> Iterator[copies.Text]:
     for start in range(0, len(catalogue), TEXTS_AT_ONCE):
-        records = catalogue.values("record", start, min(start + TEXTS_AT_ONCE, len(catalogue)))
-        for row, raw in enumerate(records, start=start):
-            turns = parse_record(raw).turns
-            prompt = "\n".join(turn.content for turn in turns if turn.role != "assistant")
-            answer = "\n".join(turn.content for turn in turns if turn.role == "assistant")
+        records = catalogue.all_parsed(range(start, min(start + TEXTS_AT_ONCE, len(catalogue))))
+        for row, record in enumerate(records, start=start):
+            prompt = "\n".join(turn.text for turn in record.turns if turn.role != "assistant")
+            answer = "\n".join(turn.text for turn in record.turns if turn.role == "assistant")
             yield copies.Text(row, copies.normalised(prompt), copies.normalised(answer))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from influray.data.records import parse_record
+from influray.data.records import Record
 from influray.report.data import Example, TaskExamples
 from influray.report.selections import Pool, content_key
 from influray.store.attribution import Attribution
@@ -70,8 +70,8 @@ def _distinct(
     chosen: Mapping[str, Mapping[int, int]],
     most: int,
 ) -> tuple[Example, ...]:
-    raws = pool.catalogue.records(rows.tolist())
-    keys = [content_key(raw) for raw in raws]
+    records = pool.catalogue.all_parsed(rows.tolist())
+    keys = [content_key(record) for record in records]
     examples = []
     for key in list(dict.fromkeys(keys))[:most]:
         place = keys.index(key)
@@ -86,22 +86,21 @@ def _distinct(
                 influence=float(influence[place]),
                 copies=keys.count(key),
                 chosen={name: ranks[row] for name, ranks in chosen.items() if row in ranks},
-                turns=_turns(raws[place], row),
+                turns=_turns(records[place], row),
             )
         )
     return tuple(examples)
 
 
-def _turns(raw: bytes, row: int) -> tuple[tuple[str, str], ...]:
+def _turns(record: Record, row: int) -> tuple[tuple[str, str], ...]:
     """Return (role, text) of a record's turns, cut off after MAX_TEXT characters in all."""
     turns, left = [], MAX_TEXT
-    all_turns = parse_record(raw).turns
-    for turn in all_turns:
-        turns.append((turn.role, turn.content[:left]))
-        left -= len(turn.content)
+    for turn in record.turns:
+        turns.append((turn.role, turn.text[:left]))
+        left -= len(turn.text)
         if left <= 0:
             break
-    hidden = sum(len(turn.content) for turn in all_turns) - MAX_TEXT
+    hidden = sum(len(turn.text) for turn in record.turns) - MAX_TEXT
     if hidden > 0:
         role, text = turns[-1]
         turns[-1] = (role, f"{text}\n[{hidden:,} more characters: `influray inspect CONFIG --row {row}`]")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from influray.data.catalogue import Catalogue
-from influray.data.records import parse_record
+from influray.data.records import Record
 from influray.evaluation.balance import measure_balance
 from influray.evaluation.overlap import jaccard, rank_biased_overlap
 from influray.protocols import ArtifactMismatch, DataError
@@ -89,13 +89,14 @@ def count_duplicates(catalogue: Catalogue, rows: np.ndarray) -> int:
     """Return how many of `rows` have the turns of one before them."""
     seen: set[bytes] = set()
     for start in range(0, len(rows), RECORDS_AT_ONCE):
-        seen.update(content_key(raw) for raw in catalogue.records(rows[start : start + RECORDS_AT_ONCE].tolist()))
+        records = catalogue.all_parsed(rows[start : start + RECORDS_AT_ONCE].tolist())
+        seen.update(map(content_key, records))
     return len(rows) - len(seen)
 
 
-def content_key(raw: bytes) -> bytes:
+def content_key(record: Record) -> bytes:
     """Return a digest of a record's turns: roles and contents, white space at their ends aside."""
-    turns = [(turn.role, turn.content.strip()) for turn in parse_record(raw).turns]
+    turns = [(turn.role, turn.text.strip()) for turn in record.turns]
     return hashlib.sha256(json.dumps(turns).encode()).digest()
 
 

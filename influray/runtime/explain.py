@@ -68,7 +68,7 @@ class Explainer:
             name = selection or next(iter(ranks), self.names[0] if self.names else "")
             chosen = open_chosen(self.directory.path, name) if name else None
             z_T, influence_T = self._influence(row)
-            text = plain(self._pool.record(row))
+            text = plain(self._pool.parsed(row))
             found: dict[str, Any] = {
                 "row": row,
                 "id": identity,
@@ -129,7 +129,7 @@ class Explainer:
 
     def _column(self, j: int) -> dict[str, Any]:
         row = int(self._attribution.target_rows[j])
-        text = plain(self._target.record(row))[:MAX_TEXT] if row >= 0 else ""
+        text = plain(self._target.parsed(row))[:MAX_TEXT] if row >= 0 else ""
         return {"id": self._attribution.target_ids[j], "task": self._attribution.groups[j], "text": text}
 
     def _neighbours(self, row: int, chosen: ChosenRows | None) -> list[dict[str, Any]] | None:

@@ -21,7 +21,7 @@ from influray.config import Config
 from influray.data.catalogue import Catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.question import Question, question_record
-from influray.data.records import BadRow, parse_record
+from influray.data.records import BadRow
 from influray.features.answer_pieces import answer_pieces
 from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError, TokenizedExample
 from influray.report.explorer.rows import MAX_TEXT, plain
@@ -244,7 +244,7 @@ class QueryEngine:
     def _row_facts(self, row: int) -> dict[str, Any]:
         catalogue = self._catalogues["pool"]
         position = self._vectors.positions_of(np.array([row]))[0]
-        text = plain(catalogue.record(row))
+        text = plain(catalogue.parsed(row))
         return {
             "row": row,
             "id": catalogue.cell(row, "id"),
@@ -315,7 +315,7 @@ class QueryEngine:
         row = int(self._targets.rows[0])
         catalogue = self._catalogues["target"]
         (example,) = catalogue.tokenized(row, row + 1)
-        encoded = self._encoder.encode(parse_record(catalogue.record(row)))
+        encoded = self._encoder.encode(catalogue.parsed(row))
         if not np.array_equal(encoded.input_ids, example.input_ids_S):
             raise ArtifactMismatch(
                 f"{catalogue.folder}: target {catalogue.cell(row, 'id')!r} has other tokens now; the tokenizer, "

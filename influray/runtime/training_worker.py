@@ -274,7 +274,6 @@ def _import(job: TrainingJob, device_map: str | None) -> dict[str, Any]:
 
 
 def _evaluate(job: EvaluationJob, device: Any, device_map: str | None) -> dict[str, Any]:
-    from influray.data.records import parse_record
     from influray.evaluation.answer_loss import score_answers
     from influray.evaluation.exact_match import greedy_exact_match
     from influray.evaluation.summary import summarise
@@ -289,7 +288,7 @@ def _evaluate(job: EvaluationJob, device: Any, device_map: str | None) -> dict[s
     losses, teacher_forced = score_answers(model, examples, settings.token_budget)
     exact: list[bool | None] = [None] * len(examples)
     if settings.exact_match:
-        answers = [parse_record(raw).answer for raw in catalogue.records(range(len(catalogue)))]
+        answers = [record.answer for record in catalogue.all_parsed(range(len(catalogue)))]
         asked = [i for i, answer in enumerate(answers) if answer is not None]
         found = greedy_exact_match(
             model,

@@ -74,7 +74,7 @@ def select_and_write(
         attribution, attribution.groups, budget, selector["seed"], facts, limits, features, journal
     )
     selection = run_selector(problem, selector["method"], selector["options"])
-    chosen = {name: catalogue.gather(name, selection.rows) for name in facts}
+    chosen = {name: catalogue.gather(name, selection.rows) for name in (*facts, "weight")}
     balance = measure_balance(attribution, attribution.stats, attribution.groups, selection.rows)
     summary = _summary(selector, attribution, selection, chosen, balance)
     scratch = _scratch(folder)
@@ -123,6 +123,7 @@ def _table(attribution: Attribution, selection: Selection, chosen: Mapping[str, 
             "target_id": of_column(attribution.target_ids),
             "task": of_column(attribution.groups),
             "column": pa.array(selection.column),
+            "weight": pa.array(chosen["weight"], pa.float32()),
         }
     )
 

@@ -20,18 +20,14 @@ def data(context: StepContext) -> StepResult:
     """Bring the catalogues of pool, targets and held-out records up to date."""
     from influray.data.catalogue import build_catalogue
     from influray.data.chat import split_encoder
-    from influray.data.readers import resolve_files
+    from influray.data.entries import pool_files, target_files
     from influray.model.loading import tokenizer_digest
 
     cfg, directory = context.config.data, context.directory
-    files: dict[Split, list[Any]] = {"pool": [("", f) for f in resolve_files(cfg.pool, cfg.root, "data.pool")]}
-    attributes: tuple[tuple[Split, str], ...] = (("target", "files"), ("test", "test"))
-    for split, attribute in attributes:
-        files[split] = [
-            (task, file)
-            for task, target in cfg.targets.items()
-            for file in resolve_files(getattr(target, attribute), cfg.root, f"data.targets.{task}.{attribute}")
-        ]
+    files: dict[Split, list[Any]] = {"pool": [("", file) for file in pool_files(cfg)]}
+    splits: tuple[Split, ...] = ("target", "test")
+    for split in splits:
+        files[split] = [(task, file) for task in cfg.targets for file in target_files(cfg, task, split == "test")]
     before = [read_manifest(directory.data(split)) for split in files]
     catalogues = {}
     with contextlib.ExitStack() as stack:

@@ -149,22 +149,23 @@ def resolve_paths(config: Config) -> list[tuple[tuple[str, str], DataFile]]:
 
 
 def _files_of(config: Config, split: str) -> Iterator[tuple[str, DataFile, int | None]]:
-    from influray.data.readers import resolve_files
+    from influray.data.entries import pool_files, target_files
 
     data = config.data
     if split == "pool":
-        yield from (("", file, None) for file in resolve_files(data.pool, data.root, "data.pool"))
+        yield from (("", file, file.reading.limit) for file in pool_files(data))
         return
     for task, target in data.targets.items():
-        entries, limit = (target.files, target.limit) if split == "target" else (target.test, target.test_limit)
-        key = f"data.targets.{task}.{'files' if split == 'target' else 'test'}"
-        yield from ((task, file, limit) for file in resolve_files(entries, data.root, key))
+        limit = target.limit if split == "target" else target.test_limit
+        for file in target_files(data, task, split == "test"):
+            limits = [found for found in (limit, file.reading.limit) if found is not None]
+            yield task, file, min(limits, default=None)
 
 
 def _sample(file: Any, config: Config, encoder: Any) -> Any:
     """Yield (bytes, (tokens, trained tokens)) of the first usable rows of a file."""
     from influray.data.readers import read_rows
-    from influray.data.records import BadRow, parse_record
+    from influray.data.records import BadRow
 
     if file.kind == "hub":
         return
@@ -177,7 +178,7 @@ def _sample(file: Any, config: Config, encoder: Any) -> Any:
             yield len(raw), (tokens, tokens // 2)
             continue
         try:
-            encoded = encoder.encode(parse_record(raw, file.stem))
+            encoded = encoder.encode(file.reading.parse(raw, file.stem))
         except BadRow:
             continue
         yield len(raw), (len(encoded.input_ids), encoded.loss_tokens)

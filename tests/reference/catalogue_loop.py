@@ -74,13 +74,17 @@ def _values(raw: bytes, file: DataFile, encoder: Any, taken: dict[str, str]) -> 
             occurrence += 1
         identity = f"{content}#{occurrence}"
     elif identity in taken:
-        raise BadRow(f"the id was used before, at {taken[identity]}", identity)
+        reason = f"the id was used before, at {taken[identity]}"
+        if taken[identity].rpartition(":")[0] != file.name:
+            reason += f"; if each file has its own, name them as {{files: [{file.name}], ids: scoped}}"
+        raise BadRow(reason, identity)
     return {
         "id": identity,
         "source": record.source,
         "tokens": len(encoded.input_ids),
         "loss_tokens": encoded.loss_tokens,
         "truncated": encoded.truncated,
+        "weight": 1.0,
         "record": raw,
         "input_ids": encoded.input_ids.tolist(),
         "loss_spans": encoded.loss_spans.tolist(),

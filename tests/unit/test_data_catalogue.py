@@ -18,7 +18,7 @@ from influray.data.chat import ChatEncoder
 from influray.data.identity import IdIndex, content_name
 from influray.data.quarantine import read_quarantine
 from influray.data.readers import resolve_files
-from influray.data.records import Turn, parse_record
+from influray.data.records import Record, Turn, parse_record
 from influray.protocols import DataError
 from influray.store.artifact import read_manifest
 from tests.tiny import byte_tokenizer, chat, pool_rows, target_rows, write_jsonl
@@ -163,7 +163,7 @@ def test_an_added_file_goes_to_the_end_even_if_its_name_sorts_first(tmp_path, sm
     assert after["id"][24:] == [f"new-{i}" for i in range(5)]
     assert catalogue.file_lengths == [24, 5]
     (bad,) = read_quarantine(tmp_path / "quarantine.jsonl")
-    assert bad["reason"].endswith("m.jsonl:1")
+    assert "at pool/m.jsonl:1; if each file" in bad["reason"]
     # And once more: now it stands where it was put, and nothing is to be done.
     counting = encoder()
     assert build(tmp_path, tmp_path, chat_encoder=counting, max_bad_fraction=0.1).digest == catalogue.digest
@@ -336,7 +336,7 @@ def test_ids_of_one_hash_are_told_apart_and_old_ones_found(monkeypatch):
             index.settle()
     assert [index.find(name) for name in names] == list(range(500))
     assert index.find("y") is None
-    first = content_name((Turn("user", "q"),))
+    first = content_name(Record(None, "", (Turn("user", "q"),), None))
     assert index.name_for(first) == first
     index.add(first, 500)
     assert index.name_for(first) == first[:-1] + "2"

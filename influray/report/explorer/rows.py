@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from influray.config import load_config
 from influray.data.catalogue import Catalogue
-from influray.data.records import parse_record
+from influray.data.records import Record
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.selections import committed
 from influray.selectors.options import near
@@ -108,7 +108,7 @@ class ChosenRows:
 
     def text(self, place: int) -> dict[str, Any]:
         """Return {"text", "cut"} of one place: see `plain`."""
-        text = plain(self.catalogue.record(int(self.row_n[place])))
+        text = plain(self.catalogue.parsed(int(self.row_n[place])))
         return {"text": text[:MAX_TEXT], "cut": len(text) > MAX_TEXT}
 
     def _order(self, sort: str) -> np.ndarray:
@@ -163,8 +163,8 @@ class ChosenRows:
         for start in range(0, len(self), TEXTS_AT_ONCE):
             stop = min(len(self), start + TEXTS_AT_ONCE)
             ids = self.id_n.slice(start, stop - start).to_pylist()
-            raws = self.catalogue.records(self.row_n[start:stop].tolist())
-            texts = [f"{id}\n{plain(raw)}".casefold() for id, raw in zip(ids, raws, strict=True)]
+            records = self.catalogue.all_parsed(self.row_n[start:stop].tolist())
+            texts = [f"{id}\n{plain(record)}".casefold() for id, record in zip(ids, records, strict=True)]
             yield pa.array(texts, pa.large_string())
 
 
@@ -192,9 +192,9 @@ def _opened(path: Path, selection: str, made_from: str) -> ChosenRows:
     return ChosenRows(RunDirectory(path), selection)
 
 
-def plain(raw: bytes) -> str:
+def plain(record: Record) -> str:
     """Return a record as text: its turns, each after its role, with an empty line between them."""
-    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in parse_record(raw).turns)
+    return "\n\n".join(f"{turn.role}: {turn.text}" for turn in record.turns)
 
 
 def check_page(text: str, sort: str, offset: int, limit: int, budget: int) -> None:
