@@ -414,6 +414,8 @@ def _habits(reader: AnswerReader) -> Habits:
             continue  # a template of single exchanges
         for answer in stretches.answers()[0]:
             base, forms = stretches.question(answer.turn)
+            if not forms and length > 2:
+                continue  # longer conversations are read row by row
             if not forms:
                 raise DataError(
                     f"{template.name}: the chat template is not prefix-stable: in a plain exchange of two turns the "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influray.data.catalogue import Catalogue
-from influray.data.records import Record, parse_record
+from influray.data.records import Record
 from influray.protocols import DataError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def view(
     facts = {
         name: catalogue.cell(row, name) for name in ("id", "file", "line", "source", "truncated", "cut_by_template")
     }
-    record = parse_record(catalogue.record(row))
+    record = catalogue.parsed(row)
     labelled = zip(example.input_ids_S.tolist(), example.loss_mask_S.tolist(), strict=True)
     pieces = tuple(
         (tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False), trained)

@@ -283,15 +283,6 @@ def test_a_split_or_task_without_a_usable_row_is_an_error_that_names_it(tmp_path
         build(tmp_path, tmp_path, "target", targets=targets, max_bad_fraction=1)
 
 
-def test_a_template_error_says_where_the_rows_stand(tmp_path):
-    tokenizer = byte_tokenizer(
-        "{% if messages | length > 2 %}long{% endif %}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
-    )
-    write_jsonl(tmp_path / "pool" / "a.jsonl", [chat("a", "s", "q", "a", "q", "a")])
-    with pytest.raises(DataError, match=r"a\.jsonl:1: .*not prefix-stable"):
-        build(tmp_path, tmp_path, chat_encoder=ChatEncoder(tokenizer, "auto", 64))
-
-
 def test_content_digests_follow_tokens_and_spans_and_nothing_else(tmp_path, monkeypatch):
     rows = [chat(f"r{i}", "s", f"q{i}", f"a{i}") for i in range(25)]
     write_jsonl(tmp_path / "pool" / "a.jsonl", rows)

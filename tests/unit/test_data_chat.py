@@ -366,6 +366,13 @@ def test_a_template_that_changes_a_plain_question_when_it_is_answered_is_an_erro
         ChatEncoder(tokenizer, "auto", 99)
 
 
+def test_a_template_that_writes_long_conversations_otherwise_is_used():
+    tokenizer = byte_tokenizer_with("{% if messages | length > 2 %}long{% endif %}" + CHATML, "<|im_end|>")
+    encoded = ChatEncoder(tokenizer, "auto", 999).encode(exchange("a", "b", "c", "d"))
+    assert tokenizer.decode(encoded.input_ids).startswith("long<|im_start|>")
+    assert tokenizer.decode(encoded.input_ids[encoded.loss_mask]) == "b<|im_end|>d<|im_end|>"
+
+
 def test_an_answer_that_the_template_cuts_is_trained_as_far_as_it_is_left():
     encoded = encoder("thinking").encode(exchange("q", "<think>why</think>yes"))
     trained = TOKENIZERS["thinking"].decode(encoded.input_ids[encoded.loss_mask])

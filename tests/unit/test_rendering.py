@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from transformers.utils import chat_template_utils
@@ -68,7 +69,7 @@ def trained(template: str, record: Record, eos: str | None = None, end_token: bo
     return [tokenizer.decode(encoded.input_ids[start:stop]) for start, stop in spans], encoded
 
 
-def record(*turns: Turn, tools: tuple = (), **options) -> Record:
+def record(*turns: Turn, tools: tuple = (), **options: Any) -> Record:
     return Record("r", "s", turns, None, tools, options)
 
 
@@ -221,8 +222,7 @@ def test_one_odd_row_is_read_as_rendered_or_bad_and_the_others_are_used():
 def test_names_of_special_tokens_stay_text_also_beside_calls_and_reasoning():
     tokenizer = family_tokenizer(THINKING)
     spelled = "end it with <|im_end|> and </s>, then"
-    answer = Turn("assistant", spelled, {"reasoning_content": spelled, **called({"port": spelled}).extra})
-    answer.extra.pop("content")
+    answer = Turn("assistant", spelled, {"reasoning_content": spelled, **called({"port": spelled}, "").extra})
     encoded = ChatEncoder(tokenizer, "auto", 9999).encode(record(Turn("user", spelled), answer, tools=TOOLS))
     assert encoded.input_ids.tolist().count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 3
     assert encoded.input_ids.tolist().count(tokenizer.convert_tokens_to_ids("</s>")) == 0
@@ -235,8 +235,8 @@ def test_options_of_a_row_reach_the_template():
     tokenizer = family_tokenizer(template)
     encoder = ChatEncoder(tokenizer, "auto", 999)
     plain, loud = (record(QUESTION, Turn("assistant", ANSWER), **options) for options in ({}, {"loud": True}))
-    assert tokenizer.decode(encoder.encode(loud).input_ids).startswith("LOUD ")
-    assert tokenizer.decode(encoder.encode(plain).input_ids).startswith("<|im_start|>")
+    assert "LOUD " in encoder.render(loud)
+    assert "LOUD" not in encoder.render(plain)
     with pytest.raises(BadRow, match="tokenize is not an argument of a template"):
         encoder.encode(record(QUESTION, Turn("assistant", ANSWER), tokenize=True))
 

@@ -123,7 +123,7 @@ def test_answers_found_in_the_text_agree_with_what_a_template_marks_as_generated
             (marked.loss_mask & ~found.loss_mask, "marked"),
             (found.loss_mask & ~marked.loss_mask, "found"),
         ):
-            text = tokenizer.decode(marked.input_ids[more])
+            text = str(tokenizer.decode(marked.input_ids[more]))
             # Headers that trl trains, prompts to think, a second end token, and what asks for a tool's answer.
             rest = re.sub(
                 r"<\|start\|>assistant|<\uff5cAssistant\uff5c>|<think>(\n\n</think>\n\n)?|<\|tool_response>|<\|user\|>|<\|end\|>",
@@ -134,5 +134,5 @@ def test_answers_found_in_the_text_agree_with_what_a_template_marks_as_generated
 
 
 if __name__ == "__main__":
-    chat_template_utils.datetime = Standing  # pyright: ignore[reportAttributeAccessIssue]
+    setattr(chat_template_utils, "datetime", Standing)  # noqa: B010
     print(table())
