@@ -88,7 +88,11 @@ def family_tokenizer(template: str, eos: str | None = None) -> PreTrainedTokeniz
     found = sorted(set(_SPELLED.findall(template)) - {"<pad>", "<s>", "</s>"})
     eos = eos or next((token for token in _ENDS if token in found), "</s>")
     specials = list(dict.fromkeys(["<pad>", "<s>", "</s>", eos, *found]))
-    vocabulary = [*specials, *(word for word in WORDS if word not in specials), *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = [
+        *specials,
+        *(word for word in WORDS if word not in specials),
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+    ]
     inner = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(vocabulary)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
