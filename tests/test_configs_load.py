@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from influray.config import dump_config, load_config
-from influray.pipeline import check_names
+from influray.steps.checks_of_config import names
+from influray.steps.subject import Subject
+from influray.store.run_directory import RunDirectory
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -15,7 +17,7 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_a_shipped_config_loads_and_repeats(path: Path, tmp_path: Path):
     config = load_config(path)
-    check_names(config)
+    names(Subject(config, RunDirectory(tmp_path), ()))
     again = tmp_path / "again.yaml"
     again.write_text(dump_config(config))
     assert load_config(again) == config

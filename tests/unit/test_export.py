@@ -19,7 +19,7 @@ from influray.config import dump_config, parse_config
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import Encoded
 from influray.data.export_forms import FORMATS, HANDLES, Unfit, formed
-from influray.data.readers import resolve_files
+from influray.data.files import resolve_files
 from influray.data.records import Record, parse_record
 from influray.data.turns import BadRow, Turn
 from influray.protocols import ConfigError, DataError
