@@ -12,23 +12,18 @@ All positions are characters of the text whose special tokens have private names
 from __future__ import annotations
 
 import functools
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from influray.data.marks import CALLS, Place, find_places, mark, said, settle, unmarked, with_marks
+from influray.data.habits import EXCHANGE, Habits, common, shared, squeezed, visible, without_thought
+from influray.data.marks import CALLS, Place, find_places, mark, said, says_something, settle, unmarked, with_marks
 from influray.data.records import BadRow, Record, Turn, is_blank
 from influray.data.rendering import ChatTemplate, Conversation
 from influray.data.vocabulary import PRIVATE, PrivateVocabulary
 from influray.protocols import DataError
 
-_EXCHANGE = ("One", "Two", "Three", "Four")
-
 MAX_RENDERINGS = 400  # of one conversation: a stretch that needs its own takes one or two
-# Two texts of a template are compared by words, tags and special tokens, since the letters of different ones agree.
-_UNITS = re.compile(rf"{PRIVATE.pattern}|<[^<>\s]{{1,60}}>|\[[^\[\]\s]{{1,60}}\]|\w+|.", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,35 +51,6 @@ class Reading:
     answers: tuple[Answer, ...]
     gone: tuple[int, ...]
     cut: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Habits:
-    """What a template writes around a plain answer: after a user's words, as header, and as its last special token.
-
-    `prompts` says whether it writes more where an answer is asked for; without that a header is what stands before
-    the answer's first word.
-    """
-
-    after_user: str = ""
-    header: str = ""
-    end: str = ""
-    prompts: bool = True
-
-
-def says_something(message: dict[str, Any]) -> bool:
-    """Return whether a message has a visible character that its speaker said, or calls something."""
-    return any(not is_blank(text) for _, text in said(message))
-
-
-def common(one: str, other: str) -> int:
-    """Return how long a beginning two texts share, in whole words, tags and special tokens."""
-    length = 0
-    for mine, its in zip(_UNITS.finditer(one), _UNITS.finditer(other), strict=False):
-        if mine[0] != its[0]:
-            break
-        length = mine.end()
-    return length
 
 
 class AnswerReader:
@@ -150,7 +116,7 @@ class _Stretches:
                 gone.append(turn)
             else:
                 answers.append(found)
-                cut += self._cut(turn, _squeezed(shown))
+                cut += self._cut(turn, squeezed(shown))
         return answers, gone, cut
 
     def _generated(self) -> list[tuple[int, int]] | None:
@@ -351,7 +317,7 @@ class _Stretches:
         end = self.reader.habits.end
         at = closing.find(end) if end else -1
         if at >= 0 and not PRIVATE.search(closing, 0, at):
-            return stop + _visible(closing[:at]), stop + at + len(end)
+            return stop + visible(closing[:at]), stop + at + len(end)
         alone = self._continued(turn, stop, anchor, False)
         shared = closing[: len(closing) if alone is None else common(closing, alone)]
         specials = list(PRIVATE.finditer(shared))
@@ -361,9 +327,9 @@ class _Stretches:
             asked = asked.partition(header)[0] if header else asked
             specials = list(PRIVATE.finditer(closing[: common(closing, asked)]))[:1]
         if not specials:
-            shown = stop + _visible(shared)
+            shown = stop + visible(shared)
             return shown, shown
-        return stop + _visible(closing[: specials[-1].start()]), stop + specials[-1].end()
+        return stop + visible(closing[: specials[-1].start()]), stop + specials[-1].end()
 
     def _continued(self, turn: int, stop: int, anchor: tuple[int, int] | None, prompt: bool) -> str | None:
         text = self._until(turn + 1, prompt)
@@ -379,7 +345,7 @@ class _Stretches:
         mine = [number for number in self.used if self.places[number].turn == turn]
         lost = {str(self.places[number].path[0]) for number in mine if number not in standing}
         for path, text in said(self.messages[turn]):
-            if path[0] not in CALLS and _squeezed(text) not in shown:
+            if path[0] not in CALLS and squeezed(text) not in shown:
                 lost.add(str(path[0]))
         return [f"{key} of turn {turn + 1}" for key in sorted(lost)]
 
@@ -401,7 +367,7 @@ def _habits(reader: AnswerReader) -> Habits:
         DataError: the text up to the question depends on the answer.
     """
     template = reader.template
-    turns = tuple(Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(_EXCHANGE))
+    turns = tuple(Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(EXCHANGE))
     headers, afters, ends = [], [], []
     prompts = False
     for length in (4, 2):
@@ -429,52 +395,6 @@ def _habits(reader: AnswerReader) -> Habits:
             afters.append(gap)
             special = [match[0] for match in PRIVATE.finditer(stretches.text, answer.stop, answer.end)]
             ends.append(special[-1] if special else "")
-    header = functools.reduce(_shared, headers)
-    header = _without_thought(reader, header) if header.strip() else ""
-    return Habits(functools.reduce(_shared, afters), header, ends[0], prompts)
-
-
-def _without_thought(reader: AnswerReader, header: str) -> str:
-    """Return a header without what an answer may begin with itself, such as the `<think>` of a prompt to think.
-
-    An answer is trained whole where it stands to the letter, so its reasoning is to be where it stands apart.
-    """
-    template, (question, thought, answer, _) = reader.template, _EXCHANGE
-    asked = Turn("user", question)
-
-    def rendered(*answers: Turn) -> str:
-        return template.render(template.conversation(Record(None, "", (asked, *answers), None)))
-
-    try:
-        apart = rendered(Turn("assistant", answer, {"reasoning_content": thought}))
-    except BadRow:
-        return header
-    plain = reader.vocabulary.plain(header)
-    at, stop = apart.rfind(plain), apart.rfind(answer) + len(answer)
-    if thought not in apart or at < 0:
-        return header
-    for unit in reversed([*_UNITS.finditer(header)]):
-        kept = len(reader.vocabulary.plain(header[: unit.start()]))
-        rest = len(reader.vocabulary.plain(header[: unit.end()]))
-        if unit[0].isspace() or not kept:
-            continue
-        try:
-            spelled = rendered(Turn("assistant", apart[at + kept : stop]))
-            other = rendered(Turn("assistant", question + apart[at + rest : stop]))
-        except BadRow:
-            continue
-        if spelled == apart != other:  # the answer says it, and not just anything in its place
-            return header[: unit.start()]
-    return header
-
-
-def _shared(one: str, other: str) -> str:
-    return one[: common(one, other)]
-
-
-def _visible(text: str) -> int:
-    return len(text.rstrip())
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
+    header = functools.reduce(shared, headers)
+    header = without_thought(template, reader.vocabulary, header) if header.strip() else ""
+    return Habits(functools.reduce(shared, afters), header, ends[0], prompts)

@@ -20,6 +20,7 @@ import tokenizers
 
 from influray.config import Config
 from influray.data.answers import Answer, AnswerReader
+from influray.data.marks import said
 from influray.data.records import BadRow, Record
 from influray.data.rendering import TULU, ChatTemplate
 from influray.data.skeletons import Skeletons
@@ -165,9 +166,10 @@ class ChatEncoder:
         reading = self._skeletons.read(record, real) or self._reader.read(conversation, real)
         for turn in reading.gone:
             if record.turns[turn].trained:
+                keys = " and ".join(dict.fromkeys(str(path[0]) for path, _ in said(conversation.messages[turn])))
                 raise BadRow(
-                    f"the chat template leaves nothing of turn {turn + 1} (assistant); give model.chat_template a file "
-                    "that writes it"
+                    f"the chat template leaves nothing of turn {turn + 1} (assistant): it does not write its {keys}; "
+                    "give model.chat_template a file that does"
                 )
         trained = [answer for answer in reading.answers if record.turns[answer.turn].trained]
         if not trained:

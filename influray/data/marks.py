@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from influray.data.records import is_blank
+
 OPEN, CLOSE = "\U000f1a61", "\U000f1a62"
 MARK = re.compile(f"{OPEN}([0-9]+){CLOSE}")
 # What of a message is text that its speaker said; transformers fills the first name of the reasoning from the others.
@@ -55,6 +57,11 @@ def said(message: dict[str, Any]) -> Iterator[tuple[Path, str]]:
                 continue
             reasoned = True
         yield from _strings(message.get(key), (key,))
+
+
+def says_something(message: dict[str, Any]) -> bool:
+    """Return whether a message has a visible character that its speaker said, or calls something."""
+    return any(not is_blank(text) for _, text in said(message))
 
 
 def find_places(

@@ -18,10 +18,18 @@ import jinja2
 from influray.data.records import BadRow, Record
 from influray.protocols import DataError
 
-# The Tulu style, for tokenizers without a template of their own: arXiv 2306.04751, section 3.
+# The Tulu style, for tokenizers without a template of their own: arXiv 2306.04751, section 3. It knows no reasoning and
+# no tools; here reasoning stands before the content, calls as a line of JSON each after it, and tools first of all.
 TULU = (
+    "{% if tools %}{{ '<|tools|>\n' + (tools | tojson) + '\n' }}{% endif %}"
     "{% for message in messages %}"
-    "<|{{ message['role'] }}|>\n{{ message['content'] }}"
+    "<|{{ message['role'] }}|>\n"
+    "{% set thought = message['reasoning_content'] %}"
+    "{% if thought %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}"
+    "{{ message['content'] or '' }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{{ ('\n' if message['content'] or not loop.first else '') + ((call['function'] or call) | tojson) }}"
+    "{% endfor %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
     "{% if not loop.last or message['role'] != 'assistant' %}{{ '\n' }}{% endif %}"
     "{% endfor %}"
