@@ -24,6 +24,7 @@ MANIFEST = json.loads((FOLDER / "MANIFEST.json").read_bytes()) if (FOLDER / "MAN
 READ_SINCE = {"20_other_schemas.jsonl": {4, 10, 14}, "10_ids.jsonl": {3, 4, 9, 10, 21}, "14_turn_order.jsonl": {10}}
 # What the manifest took for refused, and is read by its content: lines that end with CR, an array, a name that misleads.
 BY_CONTENT = ("15b_cr_only.jsonl", "21_json_array.jsonl", "23c_not_gzip.jsonl.gz", "23e_gzip_named.jsonl")
+CALLS = ("19_tool_calls.jsonl", "20_other_schemas.jsonl")  # which a template of role and content does not write
 TORN = {"23_truncated.jsonl.gz": "gzip", "23b_bad_crc.jsonl.gz": "gzip"}
 
 
@@ -36,8 +37,16 @@ def judge(folder: Path, *names: str, template: str | None = CHATML, max_tokens: 
     return catalogue, read_quarantine(quarantine)
 
 
-@pytest.mark.parametrize("name", [name for name in MANIFEST if name not in (*TORN, *BY_CONTENT)] or ["none"])
-@pytest.mark.parametrize("template", [CHATML, None], ids=["chatml", "tulu"])
+NAMES = [name for name in MANIFEST if name not in (*TORN, *BY_CONTENT)] or ["none"]
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        *(pytest.param(CHATML, name, id=f"chatml-{name}") for name in NAMES if name not in CALLS),
+        *(pytest.param(None, name, id=f"tulu-{name}") for name in NAMES),
+    ],
+)
 def test_a_corrupt_file_is_judged_as_its_manifest_says(real_data, tmp_path, name, template):
     facts = MANIFEST[name]
     names = [name]
@@ -64,6 +73,16 @@ def test_a_corrupt_file_is_judged_as_its_manifest_says(real_data, tmp_path, name
         for i in range(len(catalogue)):
             if columns["file"][i] == name:
                 assert catalogue.record(i) == lines[columns["line"][i] - 1].removesuffix(b"\r")
+
+
+def test_a_call_that_the_template_does_not_write_is_refused_by_name(real_data, tmp_path):
+    with pytest.raises(DataError, match="no usable row"):
+        judge(tmp_path / "calls", CALLS[0])
+    found = read_quarantine(tmp_path / "calls" / "quarantine.jsonl")
+    assert len(found) == MANIFEST[CALLS[0]]["good_rows"]
+    assert all("does not write its tool_calls; give model.chat_template" in entry["reason"] for entry in found)
+    _, found = judge(tmp_path / "others", CALLS[1])
+    assert [entry["line"] for entry in found if "does not write its tool_calls" in entry["reason"]] == [1, 4]
 
 
 @pytest.mark.parametrize("name", sorted(TORN))
