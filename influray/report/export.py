@@ -21,13 +21,13 @@ from influray.config import Config
 from influray.data.catalogue import Catalogue
 from influray.data.export_forms import FORMATS, OPTIONS, Unfit, formed
 from influray.data.records import Record
-from influray.protocols import ArtifactMismatch, ConfigError, DataError
+from influray.protocols import ConfigError, DataError
 from influray.report.exported_files import OwnFiles
 from influray.report.trainers import NAMES, Written, misread, snippet
 from influray.selectors.output import TABLE
-from influray.store.artifact import require_manifest, writing
+from influray.store.artifact import committed_file, writing
 from influray.store.late_types import FirstChunk
-from influray.store.mirror import local, present
+from influray.store.mirror import local
 from influray.store.run_directory import RunDirectory
 
 WITH = ("rank", "merit", "task", "weight")  # columns that may be asked for
@@ -82,7 +82,7 @@ def export(
     Raises:
         ConfigError: a form, column or place that cannot be.
         DataError: records that the form cannot carry; it names them and the form that can.
-        ArtifactMismatch: there is no such selection.
+        ArtifactMismatch: there is no such selection, or it is not what was committed.
     """
     _check(form, beside)
     file, parquet = _place(run, to, name, parquet)
@@ -142,12 +142,7 @@ def _place(run: RunDirectory, to: str | Path, name: str, parquet: bool) -> tuple
 
 
 def _table(run: RunDirectory, name: str) -> pa.Table:
-    folder = run.selection(name)
-    require_manifest(folder, "select")
-    try:
-        return pq.read_table(present(folder / TABLE)).sort_by("rank")
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ArtifactMismatch(f"{folder}: not a readable selection ({error}); run `influray select` again") from error
+    return pq.read_table(committed_file(run.selection(name), TABLE, "select")).sort_by("rank")
 
 
 def _records(catalogue: Catalogue, table: pa.Table) -> Iterator[tuple[int, str, str, Record]]:

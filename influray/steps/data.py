@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from influray import planning
@@ -12,6 +13,8 @@ from influray.store.artifact import fingerprint, read_manifest
 if TYPE_CHECKING:
     from influray.data.catalogue import Split
     from influray.data.jobs import Crew
+
+logger = logging.getLogger(__name__)
 
 
 def data(context: StepContext) -> StepResult:
@@ -49,7 +52,15 @@ def data(context: StepContext) -> StepResult:
                 find_crew=workers.for_seconds,
             )
     rows = {split: len(catalogue) for split, catalogue in catalogues.items()}
-    tokens = {split: int(catalogue.facts("tokens")["tokens"].sum()) for split, catalogue in catalogues.items()}
+    columns = {split: catalogue.facts("tokens", "cut_by_template") for split, catalogue in catalogues.items()}
+    tokens = {split: int(found["tokens"].sum()) for split, found in columns.items()}
+    for split, found in columns.items():
+        if cut := int(found["cut_by_template"].sum()):
+            logger.warning(
+                "of %d of the %d rows of the %s the chat template leaves out the tools or a part of an answer; "
+                "`influray inspect --row` shows which, and model.chat_template takes a file that writes it",
+                *(cut, rows[split], split),
+            )
     return StepResult(
         fingerprint({split: catalogue.digest for split, catalogue in catalogues.items()}),
         skipped=before == [read_manifest(directory.data(split)) for split in files],
