@@ -23,7 +23,7 @@ from influray.data.files import DataFile
 from influray.data.identity import content_name, id_hashes
 from influray.data.records import BadRow, Record
 from influray.data.weights import Weights
-from influray.protocols import DamagedArtifact, DataError
+from influray.protocols import DamagedArtifact
 from influray.store.artifact import Receipt, ShardStore, checked_table, fingerprint, map_table
 
 # What is encoded at once. An encoding takes some 100 bytes a token, and a byte can be a token.
@@ -65,14 +65,6 @@ class Encoder(Protocol):
 
 class LeftOut(BadRow):
     """A row whose weight is 0."""
-
-
-class UnusableFile(DataError):
-    """A file that cannot be catalogued as a whole, found at `line`: a reason to stop, unlike that of a row."""
-
-    def __init__(self, message: str, line: int) -> None:
-        super().__init__(message)
-        self.line = line
 
 
 class Marks(NamedTuple):
@@ -124,11 +116,7 @@ class Draft:
 
 
 def drafts(rows: Iterable[Row], file: DataFile, group: str, encoder: Encoder) -> Iterator[Draft]:
-    """Yield a draft for each block of rows of a file, in order. `group` is the rows' task, "" in the pool.
-
-    Raises:
-        UnusableFile: the chat template cannot be used on a row.
-    """
+    """Yield a draft for each block of rows of a file, in order. `group` is the rows' task, "" in the pool."""
     for block in stretches(rows, BLOCK_ROWS, BLOCK_BYTES):
         yield _draft(block, file, group, encoder)
 
@@ -203,7 +191,7 @@ def _draft(block: Sequence[Row], file: DataFile, group: str, encoder: Encoder) -
     encodings: list[Encoded] = []
     weights = file.reading.weights_by_id()
     parsed = [(line, raw, _parsed(raw, file, weights)) for line, raw in block]
-    encoded = iter(_encoded([(line, found) for line, _, found in parsed if isinstance(found, Record)], file, encoder))
+    encoded = iter(encoder.encode_many([found for _, _, found in parsed if isinstance(found, Record)]))
     for line, raw, found in parsed:
         if isinstance(found, BadRow):
             stage = LEFT_OUT if isinstance(found, LeftOut) else "read"
@@ -265,18 +253,6 @@ def _parsed(raw: bytes | BadRow, file: DataFile, weights: Weights | None) -> Rec
 
 def _own_id(record: Record) -> str:
     return content_name(record) if record.id is None else record.id
-
-
-def _encoded(rows: list[tuple[int, Record]], file: DataFile, encoder: Encoder) -> list[Encoded | BadRow]:
-    try:
-        return encoder.encode_many([record for _, record in rows])
-    except DataError:
-        for line, record in rows:  # which one is it?
-            try:
-                encoder.encode_many([record])
-            except DataError as error:
-                raise UnusableFile(f"{file.path}:{line}: {error}", line) from error
-        raise
 
 
 def _list_array(rows: list[np.ndarray]) -> pa.ListArray:

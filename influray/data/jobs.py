@@ -17,7 +17,6 @@ from influray.data.drafts import (
     Draft,
     Encoder,
     Row,
-    UnusableFile,
     commit_draft,
     drafts,
     merged,
@@ -159,8 +158,7 @@ def carry_out(folder: str | Path, job: DraftJob | PartJob, encoder: Encoder, con
             return commit_draft(store, job.key, *_drafted(rows, job, encoder))
         return _make_drafts(store, rows, job, encoder)
     except DataError as error:
-        line = error.line if isinstance(error, UnusableFile) else rows.line
-        return Receipt(job.key, "", "", 0, 0, {"error": str(error), "line": line})
+        return Receipt(job.key, "", "", 0, 0, {"error": str(error), "line": rows.line})
 
 
 def _committed(store: ShardStore, job: DraftJob) -> Receipt | None:

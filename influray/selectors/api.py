@@ -78,6 +78,7 @@ def select(
         DataError: scores that cannot be used.
     """
     limited = parse_constraints(constraints or {})
+    check_method(method)
     permit([method])  # spelled out by the caller
     source = attribution if _is_source(attribution) else _opened(attribution)
     names = check_groups(source, groups)

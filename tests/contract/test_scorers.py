@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from influray.plugins import permit
 from influray.protocols import Arrays, Columns, ConfigError, FeatureRows, Scorer
 from influray.registry import SCORERS
 from influray.scorers.options import make_scorer
@@ -105,6 +106,7 @@ def test_an_option_that_it_has_not_is_refused(name):
 
 
 def test_a_plug_in_is_made_like_a_method_of_the_table():
+    permit(["influray.scorers.inner_product:InnerProduct"])
     plug_in = make_scorer("influray.scorers.inner_product:InnerProduct", made_for(K), {"similarity": "dot"})
     assert np.array_equal(
         plug_in.score(POOL, TARGET, {}),

@@ -85,6 +85,7 @@ def _values(raw: bytes, file: DataFile, encoder: Any, taken: dict[str, str]) -> 
         "tokens": len(encoded.input_ids),
         "loss_tokens": encoded.loss_tokens,
         "truncated": encoded.truncated,
+        "cut_by_template": encoded.cut_by_template,
         "weight": 1.0,
         "record": raw,
         "input_ids": encoded.input_ids.tolist(),

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from influray.config import DataConfig
-from influray.data import drafts, jobs, numbering, parts, readers, spans
+from influray.data import drafts, jobs, numbering, parts, spans, streams
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.files import DataFile, resolve_files
@@ -236,23 +236,18 @@ def test_a_long_line_or_a_large_file_is_judged_alike(small, tmp_path, monkeypatc
     assert messages[0] == messages[1]
 
 
-UNSTABLE = (
-    "{% if messages | length > 2 %}long{% endif %}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
-)
-
-
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
-def test_of_several_faults_the_first_is_told_whoever_finds_one_first(small, tmp_path, seed, suffix):
-    rows = [chat(str(i), "s", *(("q", "a", "q", "a") if i % 9 == 8 else ("q", "a"))) for i in range(60)]
+def test_of_several_faults_the_first_is_told_whoever_finds_one_first(small, tmp_path, monkeypatch, seed, suffix):
+    monkeypatch.setitem(LIMITS, "max_file_bytes", 4000)
+    rows = [chat(str(i), "s", "q", "a") for i in range(60)]
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / f"a.{suffix}").write_bytes(text if suffix == "jsonl" else gzip.compress(text))
     write_jsonl(tmp_path / "pool" / "b.jsonl", rows)
     crew = crew_for(tmp_path, tmp_path / "run", 4, seed=seed)
-    crew._encoder = encoder(UNSTABLE)
-    with pytest.raises(DataError, match=rf"a\.{suffix}:9: .*not prefix-stable"):
-        build(tmp_path, tmp_path / "run", crew, encoder(UNSTABLE))
+    with pytest.raises(DataError, match=rf"a\.{suffix}:\d+: more than data\.max_file_bytes = 4000"):
+        build(tmp_path, tmp_path / "run", crew)
 
 
 @pytest.mark.parametrize("call", [0, 1], ids=["drafts", "parts"])
@@ -336,8 +331,8 @@ LINES = st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b""
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=LINES, ends=st.booleans(), bom=st.booleans(), size=st.integers(1, 60), chunk=st.integers(1, 30))
 def test_spans_hold_every_line_once(tmp_path, monkeypatch, lines, ends, bom, size, chunk):
-    monkeypatch.setattr(readers, "CHUNK", chunk)
     monkeypatch.setattr(spans, "CHUNK", chunk)
+    monkeypatch.setattr(streams, "CHUNK", chunk)
     path = tmp_path / "a.jsonl"
     path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + b"\n".join(lines) + (b"\n" if ends else b""))
     file = DataFile(str(path), "a.jsonl", "jsonl")

@@ -99,8 +99,8 @@ def test_longest_takes_the_most_tokens_and_of_equals_the_lowest_row():
     ("method", "options", "message"),
     [
         ("longest", {}, r"rows\.tokens: 'longest' needs the tokens of every row; give rows="),
-        ("longest", {"rows": {"tokens": ["a", "b", "c"]}}, r"rows\.tokens: expected a number per row"),
-        ("longest", {"rows": {"tokens": [1, float("nan"), 2]}}, r"rows\.tokens: expected one finite number"),
+        ("longest", {"rows": {"tokens": ["a", "b", "c"]}}, r"rows\.tokens: found 'a' at row 0"),
+        ("longest", {"rows": {"tokens": [1, float("nan"), 2]}}, r"rows\.tokens: found nan at row 1"),
         ("strata", {"strata": 0}, r"options\.strata: found 0, expected an integer of 1 or more"),
         ("strata", {"strata": 2.5}, r"options\.strata: found 2\.5"),
         ("strata", {"drop_share": 1.5}, r"options\.drop_share: found 1\.5, expected a number of 0 to 1"),

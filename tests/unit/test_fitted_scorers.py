@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from influray.plugins import permit
 from influray.protocols import ArtifactMismatch, ConfigError, FeatureRows
 from influray.scorers.datainf import DataInf
 from influray.scorers.gram import Gram
@@ -220,6 +221,7 @@ def test_a_plug_in_may_require_an_option_or_take_any(monkeypatch):
 
     monkeypatch.setattr("influray.scorers.grand.Strict", Strict, raising=False)
     monkeypatch.setattr("influray.scorers.grand.Loose", Loose, raising=False)
+    permit(["influray.scorers.grand:Strict", "influray.scorers.grand:Loose"])
     with pytest.raises(
         ConfigError, match=r"attribution\.options\.power: required by 'influray\.scorers\.grand:Strict'"
     ):
