@@ -353,6 +353,7 @@ def _number(text: str, option: str) -> int | float:
 
 
 def _short(text: str) -> str:
+    text = " ".join(text.split())  # a cell is one line
     return text if len(text) <= SHOWN_OF_A_TURN else text[: SHOWN_OF_A_TURN - 1].rstrip() + "\u2026"
 
 
