@@ -31,11 +31,12 @@ def export(
 ) -> None:
     """Write a selection in one form, with settings for TRL, axolotl and LLaMA-Factory beside it."""
     from influray.report.compare import run_and_name
-    from influray.resolved_run import open_run
+    from influray.resolved_run import located
 
     folder, name = run_and_name(selection, "export")
     columns = tuple(part.strip() for part in beside.split(",") if part.strip())
-    made = open_run(folder).export(to, name, format=form, parquet=parquet, beside=columns, skip=skip)
+    # What was selected is read, and nothing that the run's config names.
+    made = located(folder).export(to, name, format=form, parquet=parquet, beside=columns, skip=skip)
     out.print(f"export: {made.records} records in {escape(made.path)}")
     for paths in made.trainers.values():
         out.print(f"  {escape(', '.join(paths))}")

@@ -16,6 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
+from influray import printing
+
 if TYPE_CHECKING:
     from tests.object_store import Store
 
@@ -31,6 +33,14 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("INFLURAY_DATA is unset: no real instruction data on this machine")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def consoles_of_each_test() -> Iterator[None]:
+    """Let the consoles of the command line print to the streams of the next test: `main` ties them to those of one."""
+    yield
+    for console in (printing.out, printing.err):
+        console._file = None
 
 
 @pytest.fixture(scope="module")

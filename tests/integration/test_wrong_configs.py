@@ -9,8 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
 
 from influray.cli import main
 from influray.config import parse_config
@@ -35,9 +37,9 @@ def world(tmp_path_factory) -> Path:
     (folder / "listed" / "config.json").write_text("[]")
     (folder / "strange").mkdir()
     (folder / "strange" / "config.json").write_text('{"model_type": "no_such_type"}')
-    (folder / "adapter").mkdir()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (folder / "adapter" / name).write_text("{}")
+    base = AutoModelForCausalLM.from_pretrained(folder / "model")
+    lora = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"])
+    peft.get_peft_model(base, lora).save_pretrained(folder / "adapter")
     return folder
 
 
@@ -130,7 +132,7 @@ TABLE: list[tuple[str, Any, str]] = [  # key, value (W/ = the world's folder), w
     ("warmup.seed", -1, "warmup.seed"),
     ("warmup.checkpoints", [{**CHECKPOINT, "adapter": "W/empty"}], "warmup.checkpoints.0.adapter"),
     ("warmup.checkpoints", [{**CHECKPOINT, "optimizer": "W/none.pt"}], "warmup.checkpoints.0.optimizer"),
-    ("warmup.checkpoints", [CHECKPOINT], "warmup.checkpoints.0.optimizer: required by features.direction: adam"),
+    ("warmup.checkpoints", [CHECKPOINT], "warmup.checkpoints.0.optimizer: not given, and features.direction: adam"),
     ("warmup.checkpoints", [{"adapter": "W/adapter"}], "warmup.checkpoints.0.mean_learning_rate"),
     ("features.featurizer", "gradients", "features.featurizer"),
     ("features.featurizer", "no.such:Class", "features.featurizer"),

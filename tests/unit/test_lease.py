@@ -20,7 +20,9 @@ from influray.interrupts import interrupt_on_sigterm
 from influray.protocols import RunStopped
 from influray.store.run_directory import RunDirectory
 try:
-    with interrupt_on_sigterm(), RunDirectory(sys.argv[1]).hold():
+    directory = RunDirectory(sys.argv[1])
+    with interrupt_on_sigterm(), directory.hold():
+        directory.begin()
         print("held", flush=True)
         threading.Event().wait(60)
 except RunStopped as error:

@@ -20,6 +20,7 @@ from influray.protocols import ConfigError
 from influray.registry import SEAMS as TABLES
 from influray.registry import resolve
 from influray.resolved_run import open_run
+from influray.store.run_directory import RunDirectory
 from tests.unit.synthetic_run import build_run
 from tests.unit.test_config import tree
 
@@ -54,7 +55,7 @@ def foreign(run: Path, folder: Path, key: str, value: str = "evil_module:Evil", 
     from influray.config_yaml import set_dotted
 
     set_dotted(config, key, value)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    RunDirectory(folder).write_config(yaml.safe_dump(config))  # run.json tells of it, as that of a real one would
     return folder
 
 
@@ -69,7 +70,13 @@ def arguments_of(name: str, run: Path) -> list[str] | None:
     if not places or not any(place.startswith(("CONFIG", "RUN")) for place in places):
         return None
     given = [name, str(run / "config.yaml") if places[0].startswith("CONFIG") else str(run)]
-    return given + ["a question", "--answer", "b"] * (name == "query") + ["--row", "0"] * (name == "inspect")
+    required = {
+        "query": ["a question", "--answer", "b"],
+        "inspect": ["--row", "0"],
+        "export": ["--to", str(run.parent / "exported")],
+    }
+    given[1] += "/bids" * (name == "export")
+    return given + required.get(name, [])
 
 
 TAKING = sorted(name for name in commands() if arguments_of(name, Path("x")) is not None)
@@ -94,7 +101,7 @@ def test_no_verb_imports_what_a_run_directory_names(finished, tmp_path, evil, mo
     captured = capsys.readouterr()
     assert not evil.exists(), "the code of the run directory was run"
     assert status in (0, 2), captured.err
-    if name not in ("audit", "compare"):  # these two read results alone
+    if name not in ("audit", "compare", "export"):  # these read results alone
         assert status == 2
         assert "--allow-plugins" in captured.err
         assert KEYS[seam] in captured.err

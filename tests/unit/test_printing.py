@@ -27,7 +27,12 @@ HOSTILE = f"{ESCAPES}\u202eevil\u2066\u200b\u2028\U000e0041"
 COLOUR = re.compile("\x1b\\[[0-9;]*m")  # what the consoles themselves write on a terminal
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\U000e0000-\U000e007f]")
 # What makes a verb quote something hostile without starting anything; "" is a file that is not there, the default.
-ARGUMENTS = {"methods": [], "demo": ["--size", HOSTILE], "inspect": ["", "--row", "0"]}
+ARGUMENTS = {
+    "methods": [],
+    "demo": ["--size", HOSTILE],
+    "inspect": ["", "--row", "0"],
+    "export": ["", "--to", "exported"],
+}
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # pyright: ignore[reportAttributeAccessIssue]  a group has them
 
 
