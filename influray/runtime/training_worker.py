@@ -325,6 +325,7 @@ def _evaluate(job: EvaluationJob, device: Any, device_map: str | None) -> dict[s
             exact[i] = hit
     manifest = {
         "kind": "evaluation",
+        "schema": SCHEMA,
         "fingerprint": job.fingerprint,
         **summarise(catalogue.groups, losses, teacher_forced, exact),
     }

@@ -27,7 +27,8 @@ class ScriptedWorker:
 
     kill: the process dies by SIGKILL; kill-once: the first time only; kill-others: each time but the first; raise: an error of ours; user: a ConfigError; storage: object storage does not answer;
     memory: batches above 16 do not fit; never-fits: nothing does; slow-once: the first one takes SLOW seconds; stop-once: the first process stops and is there;
-    rows 4 7: the process dies when it computes one of these rows.
+    rows 4 7: the process dies when it computes one of these rows;
+    until KEY: it waits until the computing of that shard, by another one, has begun.
     """
 
     SLOW = 20.0
@@ -84,6 +85,15 @@ class ScriptedWorker:
             os.kill(os.getpid(), signal.SIGSTOP)
         elif fate == "slow-once" and self._first(key):
             time.sleep(self.SLOW)
+        elif fate.startswith("until "):
+            self._await(fate.removeprefix("until "))
+
+    def _await(self, key: str) -> None:
+        """Wait until the computing of a shard has begun."""
+        deadline = time.monotonic() + 120
+        while not (self._notes / f"{key}.attempts").exists():
+            assert time.monotonic() < deadline, f"{key} was not begun meanwhile"
+            time.sleep(0.01)
 
     def _first(self, key: str) -> bool:
         try:
@@ -124,18 +134,9 @@ class BehindWorker(ScriptedWorker):
             self._meet(fate, key, Attempt())
             if fate == "full":
                 raise OSError(errno.ENOSPC, "no space left", folder)
-            if fate.startswith("until "):
-                self._await(fate.removeprefix("until "))
         receipt = ShardStore(folder).commit(key, *made)
         del self._made[key]
         return receipt
-
-    def _await(self, key: str) -> None:
-        """Wait until the computing of a shard has begun."""
-        deadline = time.monotonic() + 30
-        while not (self._notes / f"{key}.attempts").exists():
-            assert time.monotonic() < deadline, f"{key} was not begun meanwhile"
-            time.sleep(0.01)
 
 
 def scripted_pool(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gzip
 import json
 import os
@@ -22,6 +23,7 @@ from influray.data.chat import split_encoder
 from influray.data.files import DataFile, resolve_files
 from influray.data.jobs import DRAFTS, DraftJob, Unfit
 from influray.data.parts import PartsBuilder
+from influray.data.readers import read_rows
 from influray.model.loading import load_tokenizer
 from influray.planning import Rates
 from influray.protocols import DataError
@@ -164,14 +166,22 @@ def test_after_the_drivers_death_another_goes_on_from_its_drafts(
     assert facts(tmp_path) == expected
 
 
-def test_a_fault_that_a_worker_finds_is_the_users_and_names_the_first_line(world, ray_cluster, at_once, tmp_path):
-    (tmp_path / "template.jinja").write_text(
-        "{% if messages | length > 2 %}long{% endif %}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
-    )
-    wrong = config(world, tmp_path / "run")
-    wrong["model"] = {**wrong["model"], "chat_template": str(tmp_path / "template.jinja")}
-    with pytest.raises(DataError, match=r"pool/a\.jsonl:3: .*not prefix-stable"):
-        influray.run(wrong, until="data")
+def test_a_fault_that_workers_find_is_the_users_and_names_the_first_place(world, ray_cluster, at_once, tmp_path):
+    # How large these files are shows where they are decompressed, and that is at the workers.
+    text = (world / "pool" / "a.jsonl").read_bytes()
+    (tmp_path / "pool").mkdir()
+    for name, times in (("a", 40), ("b", 20)):
+        (tmp_path / "pool" / f"{name}.jsonl.gz").write_bytes(gzip.compress(text * times))
+    made = config(world, tmp_path / "run", pool=str(tmp_path / "pool"), max_file_bytes=10 * len(text))
+    plain = parse_config(made).data
+    first = resolve_files(plain.pool, plain.root, "data.pool")[0]
+    with pytest.raises(DataError, match=r"pool/a\.jsonl\.gz:\d{2,}: more than data\.max_file_bytes") as alone:
+        collections.deque(read_rows(first, plain.max_line_bytes, plain.max_file_bytes), 0)
+    with pytest.raises(DataError) as caught:
+        influray.run(made, until="data")
+    assert str(caught.value) == str(alone.value)
+    log = "".join(path.read_text() for path in (tmp_path / "run").glob("logs/worker-*"))
+    assert "a.jsonl.gz, part 1 of" in log
 
 
 def test_a_worker_without_the_model_is_unfit(world, ray_cluster, tmp_path):

@@ -25,6 +25,7 @@ import influray
 from influray.cli import main
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.store.artifact import hash_file, read_json
+from influray.store.run_directory import RunDirectory
 from tests.reference.datainf_loop import datainf
 from tests.reference.whitening import whitened_cosines
 from tests.tiny import chat, pool_rows, target_rows, write_jsonl, write_tiny_model
@@ -82,6 +83,12 @@ def copied(first: influray.pipeline.Run, tmp_path: Path, world: Path, **changes:
     """The config of a copy of a finished run."""
     shutil.copytree(first.directory.path, tmp_path / "copy")
     return tree(world, tmp_path / "copy", **changes)
+
+
+def warmed_up(first: influray.pipeline.Run, run_dir: Path) -> None:
+    """Make a run directory that has the warmup of a finished run and nothing else."""
+    RunDirectory(run_dir).claim()
+    shutil.copytree(first.directory.warmup, run_dir / "warmup")
 
 
 def bytes_of(run_dir: Path) -> dict[str, Any]:
@@ -182,7 +189,7 @@ def test_curves_of_a_finished_run_read_and_select_but_compute_no_feature(first, 
 
 def test_two_workers_give_the_bytes_of_one(first, world, tmp_path):
     config = tree(world, tmp_path / "two", resources={"workers": 2, "cpus_per_worker": 0.5})
-    shutil.copytree(first.directory.path / "warmup", tmp_path / "two" / "warmup")
+    warmed_up(first, tmp_path / "two")
     again = run(config)
     assert bytes_of(again.directory.path) == bytes_of(first.directory.path)
 
@@ -280,7 +287,7 @@ def test_a_driver_that_is_killed_goes_on_and_ends_in_the_same_bytes(first, world
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))  # tasks in this order are columns in this order
     # What happens in the warmup is the business of test_training.
-    shutil.copytree(first.directory.warmup, tmp_path / "killed" / "warmup")
+    warmed_up(first, tmp_path / "killed")
     command = [sys.executable, "-m", "influray.cli", "select", str(path), "--address", ray_cluster.address]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -23,7 +23,7 @@ from influray.model.loading import attach_adapter, attach_new_adapter, load_base
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.runtime.training import EvaluationJob, Layout, TrainingJob, plan_layout, run_evaluation, run_training
 from influray.runtime.training_worker import carry_out, committed
-from influray.store.artifact import read_json, read_manifest
+from influray.store.artifact import read_manifest, read_sealed
 from tests.tiny import byte_tokenizer, pool_rows, target_rows, write_jsonl, write_tiny_model
 
 LORA = {"r": 2, "alpha": 8, "dropout": 0.1, "targets": ["q_proj", "v_proj"]}
@@ -218,7 +218,7 @@ def test_evaluation_of_the_base_and_of_a_tuned_adapter(world, ray_cluster, tmp_p
     for found in (base, tuned):
         assert {facts["answered"] for facts in found["tasks"].values()} == {6}
         assert found["macro"]["exact_match"] is not None
-    assert read_json(tmp_path / "base.json") == base
+    assert read_sealed(tmp_path / "base.json") == base
     before = (tmp_path / "base.json").stat().st_mtime_ns
     assert run_evaluation(jobs, Resources()) == [base, tuned]
     assert (tmp_path / "base.json").stat().st_mtime_ns == before
