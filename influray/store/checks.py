@@ -145,8 +145,10 @@ def damage(path: str | Path, what: str) -> DamagedArtifact:
         what = "a folder where a file belongs"
     elif path.is_file() and not path.stat().st_size:
         what = f"an empty file, {what}"
-    there = "delete it: " if path.exists() else ""
-    return DamagedArtifact(f"{path}: {what}; {there}{remedy(path)}", address_of(path))
+    # Of object storage there is a copy here at most; the step that makes the file again replaces it there.
+    there = "delete it: " if path.exists() and location_of(path) is None else ""
+    address = address_of(path)
+    return DamagedArtifact(f"{address}: {what}; {there}{remedy(path)}", address)
 
 
 def set_aside(path: str | Path) -> None:

@@ -24,6 +24,7 @@ from influray.store.index import PoolIndex, Shard, build_shard
 from influray.store.index_build import build_index
 from influray.store.mirror import address_of, local
 from influray.store.run_directory import RunDirectory
+from influray.store.sealed import sealed
 from influray.store.vectors import PoolVectors, target_vectors
 from tests.object_store import Store
 from tests.unit.asked_run import build_asked_run
@@ -129,7 +130,9 @@ def test_an_index_whose_file_went_from_the_storage_is_refused_and_built_again(st
     for one in ("first", "second"):  # with a copy of it, and without
         machine(one)
         result = CliRunner().invoke(app, ["query", place, "--like", "t-sum-50"])
-        assert f"{name}: not there or not whole; delete" in str(result.exception)
+        assert f"{address_of(local(place) / 'index' / name)}: not there or not whole; " in str(result.exception)
+        assert "delete" not in str(result.exception), "there is nothing to delete, or a copy alone"
+        assert "`influray index` makes it again" in str(result.exception)
     assert not build_index(RunDirectory(place), "flat")[1]
     assert PoolIndex(RunDirectory(place)).search(target_vectors(disk.directory)[1], 3).exact
 
@@ -137,7 +140,7 @@ def test_an_index_whose_file_went_from_the_storage_is_refused_and_built_again(st
 def test_an_audit_lies_on_the_storage_and_says_what_that_of_a_disk_says(store, address, disk, machine):
     command("audit", address)
     wanted = json.loads(json.dumps(audit(disk.directory.path)))
-    assert json.loads(store.read("asked/report/audit.json")) == wanted
+    assert json.loads(store.read("asked/report/audit.json")) == sealed(wanted)
     assert wanted["mislabelled"]
     machine("second")
     assert read_audit(RunDirectory(address)) == wanted
