@@ -349,10 +349,10 @@ def test_spans_hold_every_line_once(tmp_path, monkeypatch, lines, ends, bom, siz
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.jsonl.gz", gzip.compress(b"{}\n")),
+        ("a.jsonl.gz", gzip.compress(b"{}\n", mtime=0)),
         ("a.jsonl", "{}\n".encode("utf-16")),
         ("a.jsonl", b"[\n{}\n]\n"),
-        ("a.jsonl", gzip.compress(b"{}\n")),
+        ("a.jsonl", gzip.compress(b"{}\n", mtime=0)),
         ("a.jsonl", b"{}\n" * 4),
         ("a.jsonl", b""),
     ],

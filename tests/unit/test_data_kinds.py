@@ -258,6 +258,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"cd" * 3
         (["a.pkl"], b"\x80\x04\x95", "pickle"),
         (["notes.txt", "notes"], b"some words\n", "neither its name nor its content"),
     ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",  # packed bytes hold the time
 )
 def test_what_is_not_read_is_named_with_the_mend(tmp_path, names, data, message):
     for name in names:
