@@ -43,7 +43,7 @@ with connect(ResourcesConfig(), cluster.address) as info:
     assert info.nodes == 3 and info.cpus == 2
     resources = resolve_resources(ResourcesConfig(), info)
     assert resources.workers == 2 and resources.follows
-    with scripted_pool(folder / "notes", lambda: resources.room(0.0), pace=0.3, cpus=1) as pool:
+    with scripted_pool(folder / "notes", lambda: resources.room(0.0), pace=0.8, cpus=1) as pool:
         report = pool.run(plan(folder / "store", 40), on_receipt, on_event=lambda e: events.append(e.kind))
 cluster.shutdown()
 workers = sorted({receipt.details["worker"] for receipt in report.receipts})
