@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from influray.config import load_config
     from influray.pipeline import run
     from influray.plugins import allow_plugins
-    from influray.resolved_run import open_run
+    from influray.runs import open_run
     from influray.selectors.api import select
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "select": "influray.selectors.api",
     "run": "influray.pipeline",
-    "open_run": "influray.resolved_run",
+    "open_run": "influray.runs",
     "load_config": "influray.config",
     "allow_plugins": "influray.plugins",
 }

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from influray.config import Config, dump_config
 from influray.protocols import ConfigError, DamagedArtifact
 from influray.registry import featurizer_reads
-from influray.resolved_run import Run, located, open_run, resolve
+from influray.runs import Run, located, open_run, resolve
 from influray.store.artifact import naming_full_disk
 from influray.store.checks import set_aside, step_of
 from influray.store.run_directory import now
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from influray.data.inspection import View
+    from influray.planning.plan import Plan
     from influray.progress import StepProgress
     from influray.report.data import CurveFacts
-    from influray.steps.plan import Plan
     from influray.steps.preflight import Subject
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ def index(
     """Build the index of a scored run where it is not there yet, and return its manifest.
 
     Args:
-        kind: auto, or one of influray.store.index_kinds.KINDS.
+        kind: auto, or one of influray.ask.index_kinds.KINDS.
 
     Raises:
         ConfigError, ArtifactMismatch: as `build_index`; or `run_dir` is no run.
@@ -258,7 +258,7 @@ def plan(
     Raises:
         ConfigError, DataError: as `run`; no such device.
     """
-    from influray.steps.plan import make_plan
+    from influray.planning.plan import make_plan
     from influray.steps.preflight import Subject, check_config, check_data
 
     this = resolve(config, overrides, run_dir)

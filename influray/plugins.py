@@ -1,7 +1,7 @@
 """The one gate for code that a config names: which plug-ins this process may import, and what a plug-in must be.
 
 A plug-in is "package.module:Class". Importing it runs code, so a name is imported only after it was permitted: by
-`resolved_run.admit`, which every verb and every Python entry passes, or by a caller who spells it out in code of her
+`runs.admit`, which every verb and every Python entry passes, or by a caller who spells it out in code of her
 own. Actors are given the names that their driver was permitted. Nothing here is imported before it is permitted, and
 nothing is constructed before it is known to be a class of its seam.
 """

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influray.report.formatting import visible
+from influray.formatting import visible
 from influray.store.mirror import follow
 
 if TYPE_CHECKING:

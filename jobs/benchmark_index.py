@@ -21,13 +21,13 @@ import numpy as np
 import threadpoolctl
 import torch
 
+from influray.ask.index import PoolIndex
+from influray.ask.index_build import build_index
+from influray.ask.index_kinds import faiss_module
 from influray.protocols import FeatureBlock
 from influray.store.artifact import ShardStore, read_manifest, write_manifest
 from influray.store.datastore import feature_table, features_digest
 from influray.store.exact_query import exact_query
-from influray.store.index import PoolIndex
-from influray.store.index_build import build_index
-from influray.store.index_kinds import faiss_module
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors, target_vectors
 

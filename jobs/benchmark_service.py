@@ -37,7 +37,7 @@ _READY = re.compile(r"at (http://\S+)")
 @contextlib.contextmanager
 def served(run_dir: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Serve a run in a process of its own and yield its address; it ends with the block, by SIGTERM."""
-    command = [sys.executable, "-m", "influray.cli", "serve", str(run_dir), "--port", "0", *options]
+    command = [sys.executable, "-m", "influray", "serve", str(run_dir), "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -29,7 +29,7 @@ def plain(value: Any) -> bytes:
 
 
 def query(run_dir: Path, config: Path) -> bytes:
-    from influray.resolved_run import open_run
+    from influray.runs import open_run
 
     found = open_run(run_dir).query(QUESTION, ANSWER, k=10, tokens=True).as_plain()
     return plain({name: value for name, value in found.items() if name != "seconds"})
@@ -37,7 +37,7 @@ def query(run_dir: Path, config: Path) -> bytes:
 
 def like(run_dir: Path, config: Path) -> bytes:
     """A query by the id of a row, which needs no model."""
-    from influray.resolved_run import open_run
+    from influray.runs import open_run
 
     run = open_run(run_dir)
     found = run.query(like=run.attribution().target_ids[0], k=10).as_plain()
@@ -87,7 +87,7 @@ def index(run_dir: Path, config: Path) -> bytes:
 def python(run_dir: Path, config: Path) -> bytes:
     """What a Python user holds: matrix, features, selections, evaluations; and a selection of the stored matrix."""
     import influray
-    from influray.resolved_run import open_run
+    from influray.runs import open_run
 
     run = open_run(run_dir)
     matrix, store = run.attribution(), run.datastore("pool")
@@ -106,9 +106,9 @@ def python(run_dir: Path, config: Path) -> bytes:
 
 def serve(run_dir: Path, config: Path) -> bytes:
     """The answers of the HTTP application; one that refuses is left out of the bytes and raised where all is said."""
+    from influray.ask.http_app import build_app
     from influray.protocols import ArtifactMismatch
-    from influray.resolved_run import open_run
-    from influray.runtime.http_app import build_app
+    from influray.runs import open_run
 
     run = open_run(run_dir)
 

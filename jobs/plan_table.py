@@ -3,7 +3,8 @@
     python jobs/plan_table.py [--device h100] [--tokens 500] [--targets 350] [--checkpoints 4] [--dimension 8192]
 
 The model is Llama-3-8B with LoRA of rank 128, as in arXiv 2501.12147. Rates of the driver, the store and the selection
-are those measured on two CPU cores (influray.planning.Rates); that of a GPU is its maker's times an assumed efficiency.
+are those measured on two CPU cores (planning.arithmetic.Rates); that of a GPU is its
+maker's times an assumed efficiency.
 Every 8 GPUs have a store of that rate and 64 CPU cores to tokenise and to score with; driver and selection are one
 process.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 
-from influray import planning
-from influray.planning import DEVICES, GPU_EFFICIENCY, ModelShape, Rates, Workload
-from influray.report.formatting import large, seconds
+from influray.data.costs import data_seconds, numbering_seconds
+from influray.formatting import large, seconds
+from influray.model.shape import ModelShape
+from influray.planning import arithmetic
+from influray.planning.arithmetic import DEVICES, GPU_EFFICIENCY, Rates, Workload
 
 LAYERS, WIDTH, KEYS, INNER, VOCABULARY, RANK = 32, 4096, 1024, 14336, 128256, 128
 LLAMA_3_8B = ModelShape(
@@ -34,24 +37,24 @@ def line(N: int, gpus: int, args: argparse.Namespace, rates: Rates) -> tuple[str
     """Return one line of the table."""
     shape, K, D, T = LLAMA_3_8B, args.checkpoints, args.dimension, args.targets
     work = Workload(N, N * args.tokens, N * args.tokens // 2, N * args.tokens**2)
-    a_row = planning.projection("rademacher", shape.lora, D)
-    operations = K * planning.gradient_rows(shape, work, a_row)
+    a_row = arithmetic.projection("rademacher", shape.lora, D)
+    operations = K * arithmetic.gradient_rows(shape, work, a_row)
     shards = -(-N // args.rows_per_shard)
     stores = max(1, gpus // 8)
-    size = K * planning.datastore_bytes(N, shards, D) + planning.matrix_bytes(N, shards, T)
+    size = K * arithmetic.datastore_bytes(N, shards, D) + arithmetic.matrix_bytes(N, shards, T)
     parts = {
         "data": max(
-            planning.data_seconds(N, N * args.tokens, rates) / (gpus * CORES),
-            planning.numbering_seconds(N, N * args.tokens, rates),
+            data_seconds(N, N * args.tokens, rates) / (gpus * CORES),
+            numbering_seconds(N, N * args.tokens, rates),
         ),
         "GPUs": operations / (gpus * DEVICES[args.device].half * GPU_EFFICIENCY),
         "driver": K * (shards * rates.driver_shard + N * rates.driver_row),
         "store": 2 * size / (stores * rates.store_bytes),  # written once, read once by the scores
-        "scores": planning.scoring(N, T, D, K) / (gpus * CORES * rates.score_operations),
+        "scores": arithmetic.scoring(N, T, D, K) / (gpus * CORES * rates.score_operations),
         "selection": N * T * max(rates.select_score, 4 / rates.store_bytes),
     }
     times = (seconds(value) for value in parts.values())
-    return (large(N), str(gpus), *times, large(size, "B"), planning.limit(parts))
+    return (large(N), str(gpus), *times, large(size, "B"), arithmetic.limit(parts))
 
 
 def main() -> None:

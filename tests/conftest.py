@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from influray import printing
+from influray.cli import printing
 
 if TYPE_CHECKING:
     from tests.object_store import Store

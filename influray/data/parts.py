@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from influray.config import DataConfig
+from influray.data.costs import COMPRESSED, TOKEN_BYTES, DataRates, data_seconds
 from influray.data.drafts import Draft, Encoder, Row, drafts, mapped
 from influray.data.files import DataFile
 from influray.data.jobs import (
@@ -30,7 +31,6 @@ from influray.data.lines import Span
 from influray.data.numbering import Limits, Numbering, Part, part_table
 from influray.data.readers import read_rows
 from influray.data.spans import find_spans
-from influray.planning import COMPRESSED, TOKEN_BYTES, Rates, data_seconds
 from influray.store.artifact import Receipt, ShardStore, fingerprint
 from influray.store.mirror import address_of, remove_folder
 
@@ -234,7 +234,7 @@ def encoding_seconds(file: DataFile, spans: Sequence[Span]) -> float:
     """Return the seconds that one process takes for a file, about."""
     size = _text_bytes(file)
     rows = sum(span.lines for span in spans) if spans else size / ROW_BYTES
-    return data_seconds(round(rows), size / TOKEN_BYTES, Rates())
+    return data_seconds(round(rows), size / TOKEN_BYTES, DataRates())
 
 
 def _text_bytes(file: DataFile) -> int:

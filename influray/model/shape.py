@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,8 +10,19 @@ from torch import nn
 
 from influray.config import ModelConfig
 from influray.model.loading import ALL_LINEAR
-from influray.planning import ModelShape
 from influray.protocols import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What the cost of a causal language model with an adapter depends on."""
+
+    parameters: int  # of the base
+    body: int  # weights of linear layers below the head: each multiplies every token
+    head: int  # weights of the output head, which sees trained positions alone
+    attention: int  # layers x query heads x head width
+    lora: int  # P
+    outputs: int  # numbers that the linear layers put out for one token
 
 
 def model_shape(model_config: ModelConfig) -> ModelShape | None:

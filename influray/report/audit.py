@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from rich.cells import cell_len, set_cell_size
 
+from influray import formatting
 from influray.data.catalogue import Catalogue
 from influray.evaluation import audit as judged
 from influray.evaluation import copies
 from influray.evaluation.known_answer import task_scores
 from influray.evaluation.neighbours import Nearness, nearness
 from influray.protocols import ArtifactMismatch, DamagedArtifact
-from influray.report import formatting
 from influray.report.sheet import Table
 from influray.report.terminal import GAP
 from influray.store.artifact import read_manifest, read_sealed, require_manifest, write_sealed

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from influray.formatting import ABSENT, count, number, percent, signed, visible
 from influray.report.compare import Comparison, Entry
 from influray.report.data import SelectionFacts, TaskBalance, Tuned
 from influray.report.drawings import over_seeds, overlap_map
 from influray.report.figures import Series, dots, heat_map
-from influray.report.formatting import ABSENT, count, number, percent, signed, visible
 from influray.report.sheet import Figure, Section, Sheet, Table
 
 SOURCES = 40  # rows of the table of sources; the rest is summed up

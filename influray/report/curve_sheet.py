@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from influray.evaluation.knee import Knee
+from influray.formatting import ABSENT, count, listed, number, percent, signed, tokens
 from influray.report.data import CurveFacts, Recheck
 from influray.report.figures import Line, lines
-from influray.report.formatting import ABSENT, count, listed, number, percent, signed, tokens
 from influray.report.sheet import Figure, Section, Sheet, Table, as_html
 from influray.store.artifact import SCHEMA, write_bytes, write_json
 from influray.store.run_directory import RunDirectory

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from influray.formatting import number
 from influray.report.data import Over, Tuned
 from influray.report.evaluations import BASE
 from influray.report.figures import Series, heat_map
-from influray.report.formatting import number
 
 
 def overlap_map(labels: Sequence[str], values: Sequence[Sequence[float]], ident: str, title: str) -> Markup:

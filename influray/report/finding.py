@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from influray.formatting import listed, number, percent, signed
 from influray.report.data import SelectionFacts, Tuned
 from influray.report.evaluations import BASE, FULL
-from influray.report.formatting import listed, number, percent, signed
 
 
 def finding(selections: Sequence[SelectionFacts], tuned: Sequence[Tuned]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from influray.report import formatting
+from influray import formatting
 from influray.report.audit import audit_tables
 from influray.report.collect import collect
 from influray.report.curve_sheet import curve_figures, knees, numbers_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-from influray.report import formatting
+from influray import formatting
 from influray.report.sheet import Table
 
 COLUMNS = ("", "influence", "z", "norm", "id", "source", "in", "text")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from influray import formatting
 from influray.protocols import ConfigError
-from influray.report import formatting
 from influray.report.templating import environment, style_sheet
 from influray.store.artifact import write_bytes
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from influray.report import formatting
+from influray import formatting
 
 
 def environment() -> Environment:

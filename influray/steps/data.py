@@ -6,7 +6,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from influray import planning
+from influray.data import costs
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import fingerprint, read_manifest
 
@@ -84,7 +84,7 @@ class _Workers:
 
     def for_seconds(self, seconds: float) -> Crew | None:
         """Return the actors where they save more of so many seconds of work than they take to start, else None."""
-        if seconds <= planning.Rates().startup:  # however many there are: nothing is connected to
+        if seconds <= costs.DataRates().startup:  # however many there are: nothing is connected to
             return None
         if self._crew is None:
             from influray.runtime.cluster import one_core_each
@@ -93,7 +93,7 @@ class _Workers:
             context = self._context
             resources = one_core_each(context.config.resources, context.resources, context.cluster)
             # A cluster that grows may have more of them by and by.
-            if not resources.follows and not planning.data_workers_pay(seconds, resources.workers, planning.Rates()):
+            if not resources.follows and not costs.data_workers_pay(seconds, resources.workers, costs.DataRates()):
                 return None
             progress = context.progress.current
             crew = DataCrew(

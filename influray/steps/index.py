@@ -13,13 +13,13 @@ MADE = "index/manifest.json"
 
 def index(context: StepContext, kind: str = "auto") -> StepResult:
     """Build RUN/index unless it is there. Raises as `build_index`."""
-    from influray.store.index_build import SHARD_BYTES, build_index
+    from influray.ask.index_build import SHARD_BYTES, build_index
     from influray.store.vectors import PoolVectors
 
     vectors = PoolVectors(context.directory)
     spread = None
     if 4 * len(vectors) * vectors.dimension > SHARD_BYTES:
-        from influray.runtime.index import SpreadIndex
+        from influray.ask.spread_index import SpreadIndex
 
         resources = context.resources
         spread = SpreadIndex(

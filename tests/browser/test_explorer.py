@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from influray.report import formatting
+from influray import formatting
 from influray.report.explorer.data import chosen_rows, overview
 from influray.report.explorer.page import explorer_page
 from influray.report.explorer.sample import sample_rows

@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
-from influray.report import formatting
+from influray import formatting
+from influray.ask.http_app import build_app, error_of
+from influray.ask.http_guard import Access, Guard
+from influray.ask.query import Asked
 from influray.report.explorer.data import chosen_rows
-from influray.resolved_run import Run
-from influray.runtime.http_app import build_app, error_of
-from influray.runtime.http_guard import Access, Guard
-from influray.runtime.query import Asked
+from influray.runs import Run
 from tests.unit.asked_run import build_asked_run
 from tests.unit.synthetic_run import HOSTILE
 

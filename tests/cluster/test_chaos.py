@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.chaos import KINDS, WORKLOADS, Fault, chaos
-from jobs.local_cluster import unavailable
+from tests.cluster.chaos import KINDS, WORKLOADS, Fault, chaos
+from tests.cluster.local_cluster import unavailable
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "-")]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.local_cluster import unavailable
+from tests.cluster.local_cluster import unavailable
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(unavailable()), reason=unavailable())]
 

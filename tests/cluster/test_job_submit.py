@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from influray.store.artifact import hash_file
-from jobs.local_cluster import RAY, LocalCluster, local_cluster, unavailable
+from tests.cluster.local_cluster import RAY, LocalCluster, local_cluster, unavailable
 from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(unavailable()), reason=unavailable())]

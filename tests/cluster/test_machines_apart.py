@@ -27,8 +27,8 @@ cluster.shutdown()
 """
 # Data workers pay off for any pool.
 AT_ONCE = """
-import influray.planning
-influray.planning.Rates = lambda rates=influray.planning.Rates: rates(startup=0.0)
+import influray.planning.arithmetic
+influray.planning.arithmetic.Rates = lambda rates=influray.planning.arithmetic.Rates: rates(startup=0.0)
 """
 
 

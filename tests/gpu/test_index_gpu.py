@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from influray.store import index_gpu
+from influray.ask import index_gpu
+from influray.ask.index import IndexShards, PoolIndex, Shard
+from influray.ask.index_build import build_index
+from influray.ask.index_gpu import GPU_KINDS, GPU_MOST, device_for
+from influray.ask.index_kinds import KINDS, Setting, faiss_module
 from influray.store.exact_query import exact_query
-from influray.store.index import IndexShards, PoolIndex, Shard
-from influray.store.index_build import build_index
-from influray.store.index_gpu import GPU_KINDS, GPU_MOST, device_for
-from influray.store.index_kinds import KINDS, Setting, faiss_module
 from influray.store.vectors import PoolVectors, target_vectors
 from tests.unit.synthetic_features import random_run
 

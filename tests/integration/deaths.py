@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from jobs.local_cluster import ended
+from tests.cluster.local_cluster import ended
 
 os.environ["RAY_memory_monitor_refresh_ms"] = "100"  # noqa: SIM112 - as Ray spells it
 FOLDER = Path(sys.argv[1])
@@ -94,8 +94,8 @@ def pool_scenarios() -> dict[str, Any]:
 
 
 def other_scenarios() -> dict[str, Any]:
+    import influray.ask.spread_index as index
     import influray.runtime.columns as columns
-    import influray.runtime.index as index
     import influray.runtime.training as training
 
     class Trainer(training._Worker):

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from influray.cli import app
+from influray.ask.explain import Explainer
+from influray.ask.index import PoolIndex, Shard, build_shard
+from influray.ask.index_build import build_index
+from influray.cli.app import app
 from influray.report.audit import audit, read_audit
 from influray.report.explorer.data import chosen_rows
-from influray.resolved_run import Run, open_run
-from influray.runtime.explain import Explainer
-from influray.store.index import PoolIndex, Shard, build_shard
-from influray.store.index_build import build_index
+from influray.runs import Run, open_run
 from influray.store.mirror import address_of, local
 from influray.store.run_directory import RunDirectory
 from influray.store.sealed import sealed

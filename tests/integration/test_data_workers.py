@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 import influray
-from influray import planning
 from influray.config import ResourcesConfig, parse_config
+from influray.data import costs
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import split_encoder
+from influray.data.costs import DataRates
 from influray.data.files import DataFile, resolve_files
 from influray.data.jobs import DRAFTS, DraftJob, Unfit
 from influray.data.parts import PartsBuilder
 from influray.data.readers import read_rows
 from influray.model.loading import load_tokenizer
-from influray.planning import Rates
 from influray.protocols import DataError
 from influray.runtime.cluster import ClusterInfo, ResolvedResources, one_core_each, resolve_resources
 from influray.runtime.drafting import DataCrew
@@ -60,7 +60,7 @@ def world(tmp_path_factory) -> Path:
 @pytest.fixture
 def at_once(monkeypatch):
     """Workers pay off for any pool, and a file is many jobs."""
-    monkeypatch.setattr(planning, "Rates", lambda: Rates(startup=0.0))
+    monkeypatch.setattr(costs, "DataRates", lambda: DataRates(startup=0.0))
     monkeypatch.setattr("influray.data.parts.DRAFT_BYTES", 4096)  # of spans: workers are told where they are
 
 
@@ -130,9 +130,9 @@ def test_a_worker_that_dies_is_replaced(world, ray_cluster, at_once, tmp_path, e
 DRIVER = """
 import json, sys
 import influray, influray.data.parts
-from influray import planning
+from influray.data import costs
 
-planning.Rates = lambda rates=planning.Rates: rates(startup=0.0)
+costs.DataRates = lambda rates=costs.DataRates: rates(startup=0.0)
 influray.data.parts.DRAFT_BYTES = 4096
 influray.run(json.loads(sys.argv[1]), until="data")
 """

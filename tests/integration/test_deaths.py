@@ -78,7 +78,7 @@ def test_sigterm_before_there_is_a_cluster_ends_the_command_with_130(tmp_path):
         "selectors": [{"name": "bids", "method": "bids", "budget": 0.25}],
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-    command = [sys.executable, "-m", "influray.cli", "run", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-m", "influray", "run", str(tmp_path / "config.yaml")]
     command += ["--run-dir", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run" / "lease.json").exists():

@@ -44,7 +44,7 @@ def gone(store, world, tmp_path_factory) -> Iterator[subprocess.Popen[str]]:
     (folder / "config.json").write_text(json.dumps(config))
     # In all of its processes, of which some would go on trying for a minute.
     (folder / "sitecustomize.py").write_text("from influray.store import location\nlocation.ATTEMPTS = 1\n")
-    script = "import json, sys; from influray.cli import main; "
+    script = "import json, sys; from influray.cli.app import main; "
     script += "sys.argv = ['influray', 'run', *json.loads(sys.argv[1])]; main()"
     with failing(store, fault) as bad:
         arguments = [str(folder / "config.json"), "--run-dir", bad.uri("gone")]

@@ -288,7 +288,7 @@ def test_a_driver_that_is_killed_goes_on_and_ends_in_the_same_bytes(first, world
     path.write_text(yaml.safe_dump(config, sort_keys=False))  # tasks in this order are columns in this order
     # What happens in the warmup is the business of test_training.
     warmed_up(first, tmp_path / "killed")
-    command = [sys.executable, "-m", "influray.cli", "select", str(path), "--address", ray_cluster.address]
+    command = [sys.executable, "-m", "influray", "select", str(path), "--address", ray_cluster.address]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     receipts = tmp_path / "killed" / "features" / "pool" / "checkpoint-1" / "_receipts"

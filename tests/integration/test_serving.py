@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from influray.resolved_run import Run
+from influray.runs import Run
 from influray.store.artifact import read_sealed, write_sealed
 from tests.unit.asked_run import build_asked_run
 
@@ -115,7 +115,7 @@ def test_a_model_that_is_not_the_runs_ends_the_command_with_2(run, tmp_path):
     before = read_sealed(checkpoint)
     write_sealed(checkpoint, {**before, "schema": 0})
     try:
-        command = [sys.executable, "-m", "influray.cli", "serve", str(run.directory.path), "--port", "0"]
+        command = [sys.executable, "-m", "influray", "serve", str(run.directory.path), "--port", "0"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ))
     finally:
         write_sealed(checkpoint, before)

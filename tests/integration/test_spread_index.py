@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from influray.runtime.index import SpreadIndex
-from influray.store.index import PoolIndex, Shard
-from influray.store.index_build import build_index
+from influray.ask.index import PoolIndex, Shard
+from influray.ask.index_build import build_index
+from influray.ask.spread_index import SpreadIndex
 from influray.store.vectors import PoolVectors, target_vectors
 from tests.unit.synthetic_features import random_run
 

@@ -17,7 +17,7 @@ from influray.model.checkpoints import AdamMoments, load_checkpoint, save_checkp
 from influray.model.example_gradients import lora_weights
 from influray.model.loading import attach_adapter, attach_new_adapter, load_base
 from influray.protocols import Stores
-from influray.resolved_run import Run, open_run
+from influray.runs import Run, open_run
 from influray.scorers.inner_product import InnerProduct
 from influray.scorers.rows import SplitRows
 from influray.selectors.output import select_and_write

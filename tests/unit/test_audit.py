@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from influray.cli import app
+from influray.cli.app import app
 from influray.config import dump_config, parse_config, parse_constraints
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder

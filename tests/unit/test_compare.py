@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from rich.cells import cell_len
 
+from influray import formatting
 from influray.cli import main
 from influray.evaluation.overlap import rank_biased_overlap
 from influray.protocols import ArtifactMismatch, ConfigError
-from influray.report import formatting
 from influray.report.collect import collect
 from influray.report.compare import compare
 from influray.report.compare_sheet import compare_sheet

@@ -14,7 +14,7 @@ import pytest
 from influray import pipeline
 from influray.config import dump_config, parse_config
 from influray.protocols import USER_ERRORS, ArtifactMismatch, DamagedArtifact
-from influray.resolved_run import open_run
+from influray.runs import open_run
 from influray.store.artifact import write_sealed
 from influray.store.run_directory import RunDirectory
 from jobs.damage import DAMAGES, KINDS, content, flip, names, of_reader

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from influray.cli import app
+from influray.cli.app import app
 from influray.config import dump_config, parse_config
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import Encoded
@@ -24,7 +24,7 @@ from influray.data.records import Record, parse_record
 from influray.data.turns import BadRow, Turn
 from influray.protocols import ConfigError, DataError
 from influray.report import export as exporting
-from influray.resolved_run import Run, open_run
+from influray.runs import Run, open_run
 from influray.selectors.output import select_and_write
 from influray.store import late_types
 from influray.store.artifact import ShardStore
@@ -413,8 +413,8 @@ def test_the_command_writes_what_it_says_and_a_run_ends_with_it(tmp_path):
     assert found.exit_code == 0, found.output
     assert f"export: 2 records in {tmp_path / 'o' / 'all.jsonl'}" in found.output
     assert "no settings for TRL: it reads no flag of a turn" in found.output
-    from influray import cli_export
-    from influray.printing import out
+    from influray.cli import export as cli_export
+    from influray.cli.printing import out
 
     with out.capture() as printed:
         cli_export.print_selections(run)

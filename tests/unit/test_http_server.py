@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from influray.ask import http_server
+from influray.ask.admission import LEAST, MOST, Admission, Busy
+from influray.ask.http_guard import Access, Guard
+from influray.ask.http_server import HttpServer, listen
 from influray.protocols import ConfigError
-from influray.runtime import http_server
-from influray.runtime.admission import LEAST, MOST, Admission, Busy
-from influray.runtime.http_guard import Access, Guard
-from influray.runtime.http_server import HttpServer, listen
 
 HALF = b"POST /query HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
 HEALTH = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"

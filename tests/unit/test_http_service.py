@@ -15,14 +15,14 @@ import httpx
 import numpy as np
 import pytest
 
+from influray.ask import http_app
+from influray.ask.admission import Busy
+from influray.ask.http_app import build_app, error_of
+from influray.ask.http_guard import MAX_BODY, Access, Guard
+from influray.ask.query import Asked
+from influray.ask.serving import Place, read_token, serve
 from influray.protocols import ConfigError
-from influray.resolved_run import Run
-from influray.runtime import http_app
-from influray.runtime.admission import Busy
-from influray.runtime.http_app import build_app, error_of
-from influray.runtime.http_guard import MAX_BODY, Access, Guard
-from influray.runtime.query import Asked
-from influray.runtime.serving import Place, read_token, serve
+from influray.runs import Run
 from tests.unit.asked_run import build_asked_run
 from tests.unit.synthetic_run import HOSTILE, HOSTILE_SOURCE
 

@@ -128,7 +128,7 @@ def features(model) -> np.ndarray:
 
 def test_rows_of_a_checkpoint_do_not_depend_on_those_read_before_it(tmp_path):
     """On one base, each after each: as workers take their turns, and beside each other as queries do."""
-    from influray.runtime.warm import _tree_over
+    from influray.ask.warm import _tree_over
 
     folders = {kind: saved(tmp_path / kind, seed=i, **given) for i, (kind, given) in enumerate(ACCEPTED.items())}
     alone = {kind: features(attach_adapter(tiny_llama(), folder)) for kind, folder in folders.items()}

@@ -150,7 +150,7 @@ def test_plan_and_run_refuse_before_they_write_anything(verb, base, tmp_path):
 
 
 def test_defaults_stay_unset_through_overrides(base, tmp_path):
-    from influray.resolved_run import resolve
+    from influray.runs import resolve
 
     folder = saved(tmp_path / "a")
     settled = settle_imported(resolve(config(base, folder), {"selectors.0.budget": 2}).config)

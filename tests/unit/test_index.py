@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from influray.cli import app
+from influray.ask import index_build, index_kinds
+from influray.ask.index import FlatVectors, PoolIndex, build_shard, open_file
+from influray.ask.index_build import build_index, held_out_queries, plan_shards, training_positions
+from influray.ask.index_gpu import GPU_KINDS, device_for
+from influray.ask.query_moments import MomentSums, QueryMoments
+from influray.cli.app import app
 from influray.config import dump_config, parse_config
 from influray.protocols import ArtifactMismatch, ConfigError
-from influray.store import index_build, index_kinds
 from influray.store.artifact import read_json
 from influray.store.attribution import Attribution
 from influray.store.exact_query import Answers, exact_query
-from influray.store.index import FlatVectors, PoolIndex, build_shard, open_file
-from influray.store.index_build import build_index, held_out_queries, plan_shards, training_positions
-from influray.store.index_gpu import GPU_KINDS, device_for
-from influray.store.query_moments import MomentSums, QueryMoments
 from influray.store.vectors import PoolVectors, target_vectors
 from tests.unit.synthetic_features import random_run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typer.testing import CliRunner
 
-from influray.cli import app
+from influray.cli.app import app
 from influray.config import dump_config, parse_config
 from tests.tiny import target_rows, write_jsonl, write_tiny_model
 

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from influray import pipeline, planning
+from influray import pipeline
 from influray.config import ModelConfig, parse_config
-from influray.planning import ModelShape, StepCost, Workload
+from influray.model.shape import ModelShape
+from influray.planning import arithmetic
+from influray.planning.arithmetic import StepCost, Workload
+from influray.planning.estimate import costs, find_machine, find_split
+from influray.planning.plan import make_plan, step_states
 from influray.protocols import ConfigError, FeatureBlock, TokenizedExample
-from influray.steps.estimate import costs, find_machine, find_split
-from influray.steps.plan import make_plan, step_states
 from influray.store.artifact import ShardStore
 from influray.store.attribution import attribution_table, commit_attribution
 from influray.store.datastore import feature_table
@@ -79,14 +81,16 @@ def test_operations_are_those_that_torch_counts(world):
     with FlopCounterMode(display=False) as counter:
         base(input_ids=torch.zeros(B, S, dtype=int), logits_to_keep=trained)
     # LoRA layers stand beside their bases here, 2 operations for each of their numbers and tokens.
-    assert counter.get_total_flops() == pytest.approx(planning.forward(shape, work) + 2 * shape.lora * B * S, rel=1e-6)
+    assert counter.get_total_flops() == pytest.approx(
+        arithmetic.forward(shape, work) + 2 * shape.lora * B * S, rel=1e-6
+    )
     packed = {torch.ops.mkldnn._linear_pointwise: packed_flops}  # private, so torch has no count of its own for it
     featurizer = GradientFeaturizer(model, config.features, None, "sgd")
     examples = [TokenizedExample(i, np.arange(5, 5 + S, dtype=np.int32), mask_S) for i in range(B)]
     with FlopCounterMode(display=False, custom_mapping=packed) as counter:
         featurizer.compute(examples)
     # The lowest layer's inputs need no gradient: that much the model has less of, of its two layers.
-    estimated = planning.gradient_rows(shape, work, projection=0.0)
+    estimated = arithmetic.gradient_rows(shape, work, projection=0.0)
     assert 0.9 < counter.get_total_flops() / estimated < 1.001
 
 
@@ -109,7 +113,7 @@ def test_bytes_of_a_datastore_are_those_of_its_files(encoding, tmp_path):
         store.commit(f"{shard:064d}", feature_table([block], D, encoding), details)
     store.freeze([f"{shard:064d}" for shard in range(shards)], {"fingerprint": "f" * 64})
     found = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert planning.datastore_bytes(rows, shards, D, encoding) == pytest.approx(found, rel=0.05)
+    assert arithmetic.datastore_bytes(rows, shards, D, encoding) == pytest.approx(found, rel=0.05)
 
 
 def test_bytes_of_the_matrix_are_those_of_its_files(tmp_path):
@@ -123,7 +127,7 @@ def test_bytes_of_the_matrix_are_those_of_its_files(tmp_path):
         store, keys, {"fingerprint": "f" * 64}, range(T), [f"target-{j}" for j in range(T)], ["task"] * T
     )
     found = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert planning.matrix_bytes(N, shards, T) == pytest.approx(found, rel=0.05)
+    assert arithmetic.matrix_bytes(N, shards, T) == pytest.approx(found, rel=0.05)
 
 
 def test_tokens_are_estimated_from_rows_and_exact_once_they_are_counted(world, tmp_path):
@@ -213,10 +217,10 @@ def test_more_workers_never_take_longer_and_pay_off_up_to_the_shards(world, tmp_
     assert times == sorted(times, reverse=True)
     assert times[0] == 1000.0
     assert times[-1] == times[-2] == 1000.0 / 64
-    assert planning.worth_workers(1000.0, 10.0, 64) == 64
-    assert planning.worth_workers(100.0, 10.0, 64) == 10
-    assert planning.worth_workers(1.0, 10.0, 64) == 1
-    assert planning.saturating_workers(1000.0, 10.0) == 100
+    assert arithmetic.worth_workers(1000.0, 10.0, 64) == 64
+    assert arithmetic.worth_workers(100.0, 10.0, 64) == 10
+    assert arithmetic.worth_workers(1.0, 10.0, 64) == 1
+    assert arithmetic.saturating_workers(1000.0, 10.0) == 100
     assert StepCost(worker_seconds=1.0, driver_seconds=9.0).seconds(4) == 9.0
 
 

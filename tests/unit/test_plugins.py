@@ -13,13 +13,13 @@ import yaml
 
 import influray
 from influray import pipeline
-from influray.cli import app, main
+from influray.cli.app import app, main
 from influray.config import dump_config, load_config, parse_config
 from influray.plugins import MARKS, SEAMS, permit, run_directory_of
 from influray.protocols import ConfigError
 from influray.registry import SEAMS as TABLES
 from influray.registry import resolve
-from influray.resolved_run import open_run
+from influray.runs import open_run
 from influray.store.run_directory import RunDirectory
 from tests.unit.synthetic_run import build_run
 from tests.unit.test_config import tree

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from influray import cli, printing
-from influray.printing import Screen, _Visible, table
+from influray.cli import app as cli
+from influray.cli import printing
+from influray.cli.printing import Screen, _Visible, table
+from influray.formatting import visible
 from influray.progress import open_progress
-from influray.report.formatting import visible
-from influray.resolved_run import Run
+from influray.runs import Run
 from tests.unit import asked_run
 
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\x08\r\x7f"

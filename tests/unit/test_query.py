@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from influray.ask.index_build import build_index
+from influray.ask.query import Asked, QueryEngine, UnknownId
 from influray.cli import main
 from influray.config import dump_config, parse_config
 from influray.data.catalogue import Catalogue
@@ -17,9 +19,7 @@ from influray.data.records import parse_record
 from influray.model.checkpoints import load_checkpoint
 from influray.plugins import allow_plugins
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
-from influray.resolved_run import Run, open_run
-from influray.runtime.query import Asked, QueryEngine, UnknownId
-from influray.store.index_build import build_index
+from influray.runs import Run, open_run
 from tests.tiny import write_tiny_model
 from tests.unit.asked_run import build_asked_run
 from tests.unit.synthetic_run import HOSTILE

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from influray import formatting
 from influray.protocols import ArtifactMismatch, ConfigError
-from influray.report import formatting
 from influray.report.collect import collect, general
 from influray.report.data import TaskBalance
 from influray.report.evaluations import tuned

@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from influray.report import formatting
+from influray import formatting
 from influray.report.data import ReportData
 from influray.report.explorer.data import overview_of
 from influray.report.explorer.inline import inline_json

@@ -9,18 +9,21 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from influray import planning
 from influray.config import Config, load_config
-from influray.planning import Machine, ModelShape, Rates, StepCost
+from influray.planning import arithmetic
+from influray.planning.arithmetic import Machine, Rates, StepCost
+from influray.planning.estimate import Found, costs, find_machine, find_split, resolve_paths
 from influray.protocols import ArtifactMismatch
 from influray.registry import featurizer_reads
-from influray.steps.estimate import Found, costs, find_machine, find_split, resolve_paths
 from influray.store.artifact import MANIFEST, read_manifest, read_sealed, require_manifest
 from influray.store.checks import damaged
 from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from influray.model.shape import ModelShape
 
 # What of the config each step is made from, beside what the steps before it are.
 MADE_FROM = {
@@ -124,9 +127,9 @@ def make_plan(
         machine.rate,
         memory,
         features.units,
-        None if seconds is None else planning.worth_workers(seconds, features.startup, features.units),
-        None if seconds is None else planning.saturating_workers(seconds, features.driver_seconds),
-        "unknown" if seconds is None else planning.limit(parts),
+        None if seconds is None else arithmetic.worth_workers(seconds, features.startup, features.units),
+        None if seconds is None else arithmetic.saturating_workers(seconds, features.driver_seconds),
+        "unknown" if seconds is None else arithmetic.limit(parts),
         tuple(_notes(config, shape, machine, found, memory)),
     )
 
@@ -261,7 +264,7 @@ def _planned(
 
 
 def _memory(config: Config, shape: ModelShape, machine: Machine) -> float:
-    item = planning.ITEM_BYTES[config.model.dtype]
+    item = arithmetic.ITEM_BYTES[config.model.dtype]
     weights = 0.5 * shape.body if config.model.quantization != "none" else float(item * shape.parameters)
     budget = config.features.token_budget
     if budget == "auto":
@@ -271,7 +274,7 @@ def _memory(config: Config, shape: ModelShape, machine: Machine) -> float:
             room = 0.7 * machine.device.memory - weights
             budget = max(config.data.max_tokens, min(GPU_BATCH_TOKENS, int(room / (4.0 * shape.outputs * item))))
     D = config.features.projector.dimension
-    return planning.worker_memory(shape, weights, item, budget, D, config.features.rows_per_shard)
+    return arithmetic.worker_memory(shape, weights, item, budget, D, config.features.rows_per_shard)
 
 
 def _notes(

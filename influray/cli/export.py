@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from influray.printing import out
-from influray.resolved_run import Run
+from influray.cli.printing import out
+from influray.runs import Run
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def export(
 ) -> None:
     """Write a selection in one form, with settings for TRL, axolotl and LLaMA-Factory beside it."""
     from influray.report.compare import run_and_name
-    from influray.resolved_run import located
+    from influray.runs import located
 
     folder, name = run_and_name(selection, "export")
     columns = tuple(part.strip() for part in beside.split(",") if part.strip())

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from influray.cli_options import AllowPlugins, RunPath
-from influray.printing import out, print_tables
+from influray.cli.options import AllowPlugins, RunPath
+from influray.cli.printing import out, print_tables
 from influray.protocols import ConfigError
 
 
@@ -42,7 +42,7 @@ def query(
     """Show which pool rows would help or harm the answer to a question most."""
     from influray.report.query_sheet import query_note, query_tables
     from influray.report.sheet import check_output_path
-    from influray.resolved_run import open_run
+    from influray.runs import open_run
     from influray.store.artifact import write_json
 
     wanted = {"--json": numbers if numbers != "-" else None, "--parquet": parquet}
@@ -119,8 +119,8 @@ def serve(
     allow_plugins: AllowPlugins = False,
 ) -> None:
     """Serve a run over HTTP: a page to look around in, queries and explanations. Ctrl-C ends it."""
-    from influray.resolved_run import open_run
-    from influray.runtime import serving
+    from influray.ask import serving
+    from influray.runs import open_run
 
     token = "" if token_file is None else serving.read_token(token_file)
     opened = open_run(run)

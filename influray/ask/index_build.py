@@ -15,11 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from influray.store import index_kinds
-from influray.store.artifact import read_manifest, write_manifest
-from influray.store.checks import broken
-from influray.store.exact_query import Answers, exact_query
-from influray.store.index import (
+from influray.ask import index_kinds
+from influray.ask.index import (
     BLOCK_BYTES,
     FLAT,
     Candidates,
@@ -31,8 +28,8 @@ from influray.store.index import (
     write_file,
     write_moments,
 )
-from influray.store.index_gpu import device_for
-from influray.store.index_kinds import (
+from influray.ask.index_gpu import device_for
+from influray.ask.index_kinds import (
     ALL,
     SEED,
     Choice,
@@ -43,8 +40,11 @@ from influray.store.index_kinds import (
     settings,
     train,
 )
+from influray.ask.query_moments import SAMPLE, WIDEST, MomentSums, QueryMoments
+from influray.store.artifact import read_manifest, write_manifest
+from influray.store.checks import broken
+from influray.store.exact_query import Answers, exact_query
 from influray.store.mirror import children, remove
-from influray.store.query_moments import SAMPLE, WIDEST, MomentSums, QueryMoments
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors, target_vectors
 

@@ -17,15 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 import influray
+from influray.ask.admission import Busy
+from influray.ask.explain import Explainer
+from influray.ask.http_guard import page_policy
+from influray.ask.query import Asked, UnknownId
 from influray.config import Config
 from influray.data.question import Question
 from influray.protocols import USER_ERRORS, ArtifactMismatch, DataError
 from influray.report.explorer.data import chosen_rows, overview
 from influray.report.explorer.page import explorer_page
-from influray.runtime.admission import Busy
-from influray.runtime.explain import Explainer
-from influray.runtime.http_guard import page_policy
-from influray.runtime.query import Asked, UnknownId
 from influray.selectors.output import read_summary
 from influray.store.run_directory import RunDirectory
 

@@ -19,9 +19,9 @@ from influray.store.run_directory import RunDirectory
 from influray.store.uri import is_uri, parse_uri
 
 if TYPE_CHECKING:
+    from influray.ask.answers import QueryAnswer
+    from influray.ask.query import QueryEngine
     from influray.report.export import Exported
-    from influray.runtime.answers import QueryAnswer
-    from influray.runtime.query import QueryEngine
     from influray.store.attribution import Attribution
     from influray.store.datastore import Datastore
 
@@ -85,7 +85,7 @@ class Run:
     @cached_property
     def engine(self) -> QueryEngine:
         """What answers queries on this run; it keeps the model once a question has needed it."""
-        from influray.runtime.query import QueryEngine
+        from influray.ask.query import QueryEngine
 
         return QueryEngine(self.directory, self.config)
 
@@ -111,8 +111,8 @@ class Run:
         Raises:
             ConfigError, DataError, ArtifactMismatch: as `QueryEngine.ask`.
         """
+        from influray.ask.query import Asked
         from influray.data.question import Question
-        from influray.runtime.query import Asked
 
         text = prompt or answer or system or messages
         question = Question(prompt, answer, system, messages) if text or not like else None

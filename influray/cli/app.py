@@ -1,4 +1,4 @@
-"""The command line: verbs onto the pipeline. What prints is here and in cli_query.
+"""The command line: verbs onto the pipeline. What they print is made here and in the files beside it.
 
 Exit status: 0 done; 2 wrong config or data, one message; 1 a bug, with its traceback, or object storage that does not
 answer or a cluster that is gone, one message; 130 interrupted.
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from influray import cli_export, cli_query
-from influray.cli_options import Address, AllowPlugins, ConfigPath, RunDir, RunPath, Sets
+from influray.cli import export, query
+from influray.cli.options import Address, AllowPlugins, ConfigPath, RunDir, RunPath, Sets
+from influray.cli.printing import err, guard_streams, out, print_tables, table
 from influray.interrupts import interrupt_on_sigterm
-from influray.printing import err, guard_streams, out, print_tables, table
 from influray.protocols import USER_ERRORS, ConfigError, RunStopped, StorageError
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from influray.pipeline import Run
+    from influray.planning.plan import Plan
     from influray.report.compare import Comparison
-    from influray.steps.plan import Plan
 
 app = typer.Typer(
     help="Choose training data for instruction tuning by influence, evenly over your tasks.",
@@ -32,8 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-cli_query.register(app)
-cli_export.register(app)
+query.register(app)
+export.register(app)
 SHOWN_OF_A_TURN = 400  # characters; all of it stands in the text below
 
 
@@ -293,12 +293,12 @@ def _print_outcome(run: Run) -> None:
     from influray.report.compare import compare as compare_runs
 
     _print_comparison(compare_runs([run.directory.path]))
-    cli_export.print_selections(run)
+    export.print_selections(run)
     out.print(f"report: {escape(str(run.directory.report))}")
 
 
 def _print_plan(plan: Plan) -> None:
-    from influray.report.formatting import large, seconds
+    from influray.formatting import large, seconds
     from influray.report.sheet import Table as SheetTable
 
     rows = []
@@ -379,7 +379,3 @@ def main() -> None:
             raise
         err.print("influray: interrupted; the same command goes on from here (exit 130)")
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from influray.ask.index_gpu import GPU_MOST, device_for, to_gpu
+from influray.ask.index_kinds import Setting, apply_setting, faiss_module
+from influray.ask.query_moments import QueryMoments, moments_from
 from influray.protocols import ArtifactMismatch
 from influray.store.arrays import arrays_of, arrays_table
 from influray.store.artifact import checked_table, describe, fingerprint, hash_file, require_manifest, write_table
 from influray.store.checks import check_ahead, check_file, damage, damaged
 from influray.store.exact_query import Answers, BestRows, Vectors, check_queries, exact_query
-from influray.store.index_gpu import GPU_MOST, device_for, to_gpu
-from influray.store.index_kinds import Setting, apply_setting, faiss_module
 from influray.store.mirror import present, publish
-from influray.store.query_moments import QueryMoments, moments_from
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from influray.ask.answers import number
+from influray.ask.nearest import NearestRows
+from influray.ask.query import UnknownId
 from influray.config import Config
 from influray.data.catalogue import Catalogue
 from influray.protocols import ArtifactMismatch, DamagedArtifact, DataError
 from influray.report.explorer.rows import MAX_TEXT, ChosenRows, open_chosen, plain
-from influray.runtime.answers import number
-from influray.runtime.query import UnknownId
 from influray.selectors.output import read_selection
 from influray.store.artifact import read_manifest
 from influray.store.attribution import Attribution
-from influray.store.nearest import NearestRows
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
 

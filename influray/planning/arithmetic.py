@@ -11,6 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from influray.data.costs import DataRates
+
+if TYPE_CHECKING:
+    from influray.model.shape import ModelShape
 
 # Bytes beside the columns, of a shard (Arrow's own, the receipt, its line in the manifest) and of a manifest: those of
 # a small run, whose sum tests/unit/test_planning.py compares with files.
@@ -18,22 +24,8 @@ FEATURE_SHARD_BYTES = 1350 + 910 + 650
 MATRIX_SHARD_BYTES = 750 + 450 + 280
 MANIFEST_BYTES = 650
 TARGET_BYTES = 70  # a column's line in targets.arrow
-COMPRESSED = 4.0  # text to its gzip or zstd, about
-TOKEN_BYTES = 4.0  # of text, about
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ROW_FACTS = 4 * 4  # norm, grad_norm, loss, loss_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """What the cost of a causal language model with an adapter depends on."""
-
-    parameters: int  # of the base
-    body: int  # weights of linear layers below the head: each multiplies every token
-    head: int  # weights of the output head, which sees trained positions alone
-    attention: int  # layers x query heads x head width
-    lora: int  # P
-    outputs: int  # numbers that the linear layers put out for one token
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +88,11 @@ CPU_EFFICIENCY = 0.45
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class Rates(DataRates):
     """Seconds that are no model's, measured by jobs/benchmark_runtime.py and benchmark_selection.py on 2 CPU cores."""
 
-    data_row: float = 87e-6  # seconds of one core to read, render and index a row
-    data_token: float = 0.5e-6  # and to tokenise it
-    number_row: float = 3e-6  # driver seconds to find out whether a row's id is new, and to number it
-    number_token: float = 12e-9  # and to hash its bytes in file and catalogue
     driver_shard: float = 2.5e-3  # driver seconds to plan, hand out and take in a shard
     driver_row: float = 1e-6  # driver seconds a row to plan and to freeze
-    startup: float = 8.0  # seconds until a worker that loads no model computes, Ray's own start included
     startup_training: float = 25.0  # until Ray Train trains
     load_bytes: float = 1e9  # bytes a second at which a worker reads its base model
     store_bytes: float = 0.7e9  # bytes a second that a store takes or gives; local disk
@@ -132,24 +119,6 @@ class StepCost:
         rounds = math.ceil(self.units / min(workers * self.each, self.units))
         share = rounds / self.units  # the last round may be half empty
         return self.startup + max(self.worker_seconds * share, self.driver_seconds)
-
-
-def data_seconds(rows: int, tokens: float, rates: Rates) -> float:
-    """Return the seconds that one core takes to make a catalogue of so many rows."""
-    return rates.data_row * rows + rates.data_token * tokens
-
-
-def numbering_seconds(rows: int, tokens: float, rates: Rates) -> float:
-    """Return the seconds that the driver takes for a catalogue of so many rows that workers make."""
-    return rates.number_row * rows + rates.number_token * tokens
-
-
-def data_workers_pay(seconds: float, workers: int, rates: Rates) -> bool:
-    """Return whether workers save more of so many seconds of work than they take to start.
-
-    W of them save all but a W-th of it. Under 8 s, some 80,000 short rows, no number of workers does.
-    """
-    return seconds * (1 - 1 / workers) > rates.startup
 
 
 def forward(shape: ModelShape, work: Workload) -> float:

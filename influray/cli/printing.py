@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
 
-from influray.report.formatting import visible
+from influray.formatting import visible
 
 if TYPE_CHECKING:
     from influray.report.sheet import Table as SheetTable

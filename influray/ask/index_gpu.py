@@ -9,7 +9,7 @@ import logging
 from functools import cache
 from typing import Any
 
-from influray.store.index_kinds import faiss_module
+from influray.ask.index_kinds import faiss_module
 
 logger = logging.getLogger(__name__)
 

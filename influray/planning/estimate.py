@@ -1,4 +1,4 @@
-"""Facts of a machine, of files and of a config, put into the arithmetic of planning.
+"""Facts of a machine, of files and of a config, put into the arithmetic of arithmetic.
 
 Tokens are counted in the catalogue where there is one, else estimated from the first rows of the files.
 """
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influray import planning
 from influray.config import Config
-from influray.planning import COMPRESSED, TOKEN_BYTES, Machine, ModelShape, Rates, StepCost, Workload
+from influray.data.costs import COMPRESSED, TOKEN_BYTES, data_seconds, data_workers_pay, numbering_seconds
+from influray.planning import arithmetic
+from influray.planning.arithmetic import Machine, Rates, StepCost, Workload
 from influray.protocols import ConfigError
 from influray.registry import featurizer_reads
 from influray.scorers.options import VECTORLESS
@@ -27,6 +28,7 @@ from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from influray.data.files import DataFile
+    from influray.model.shape import ModelShape
 
 SAMPLE_ROWS = 64  # of each file that is looked at
 SAMPLE_FILES = 16  # of a split, evenly over its names
@@ -49,8 +51,8 @@ def find_machine(config: Config, device: str | None, workers: int | None) -> Mac
     Raises:
         ConfigError: no such device, or no worker.
     """
-    if device is not None and device != "cpu" and device not in planning.DEVICES:
-        raise ConfigError(f"--device: found {device!r}, expected cpu, {', '.join(planning.DEVICES)}")
+    if device is not None and device != "cpu" and device not in arithmetic.DEVICES:
+        raise ConfigError(f"--device: found {device!r}, expected cpu, {', '.join(arithmetic.DEVICES)}")
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers: found {workers}, expected 1 or more")
     wanted = config.resources.workers
@@ -61,12 +63,12 @@ def find_machine(config: Config, device: str | None, workers: int | None) -> Mac
     count = workers or (here if wanted == "auto" else wanted)
     if name == "cpu":
         threads = config.resources.threads_per_worker
-        found = planning.Device("CPU", 0.0, 0.0, memory)
-        return Machine(found, count, _probe(threads), planning.CPU_EFFICIENCY)
-    known = planning.DEVICES[name]
+        found = arithmetic.Device("CPU", 0.0, 0.0, memory)
+        return Machine(found, count, _probe(threads), arithmetic.CPU_EFFICIENCY)
+    known = arithmetic.DEVICES[name]
     rate = known.single if config.model.dtype in ("float32", "float64") else known.half
     share = config.resources.gpus_per_worker
-    return Machine(known, count, rate * (1.0 if share == "auto" else share or 1.0), planning.GPU_EFFICIENCY)
+    return Machine(known, count, rate * (1.0 if share == "auto" else share or 1.0), arithmetic.GPU_EFFICIENCY)
 
 
 def _own_device() -> tuple[str, int, float]:
@@ -75,7 +77,7 @@ def _own_device() -> tuple[str, int, float]:
     if not torch.cuda.is_available():
         return "cpu", os.cpu_count() or 1, 0.0
     name = torch.cuda.get_device_name(0).lower()
-    for key in planning.DEVICES:
+    for key in arithmetic.DEVICES:
         if key in name:
             return key, torch.cuda.device_count(), 0.0
     raise ConfigError(f"--device: this machine has {name!r}, whose rate is not known; name the nearest device")
@@ -252,8 +254,8 @@ def costs(
     featurizer = config.features.featurizer
     vectors = 0 if featurizer in VECTORLESS else D
     size = checkpoints * (
-        planning.datastore_bytes(N, shards["pool"], vectors, config.features.store)
-        + planning.datastore_bytes(T, shards["target"], vectors)
+        arithmetic.datastore_bytes(N, shards["pool"], vectors, config.features.store)
+        + arithmetic.datastore_bytes(T, shards["target"], vectors)
     )
     operations = _feature_operations(config, shape, every, reads)
     total = None if operations is None else operations * checkpoints
@@ -263,13 +265,13 @@ def costs(
     made["featurize"] = StepCost(
         total, seconds, driver, float(size), max(1, units), startup_seconds(config, shape, rates)
     )
-    score = planning.scoring(N, T, vectors or 1, checkpoints)
-    reading = N * checkpoints * planning.feature_row_bytes(vectors, config.features.store) / rates.store_bytes
+    score = arithmetic.scoring(N, T, vectors or 1, checkpoints)
+    reading = N * checkpoints * arithmetic.feature_row_bytes(vectors, config.features.store) / rates.store_bytes
     made["score"] = StepCost(
         score,
         max(score / rates.score_operations, reading),
         rates.driver_shard * shards["pool"] + rates.driver_row * N,
-        float(planning.matrix_bytes(N, shards["pool"], T)),
+        float(arithmetic.matrix_bytes(N, shards["pool"], T)),
         max(1, shards["pool"]),
     )
     chosen = sum(_share(selector.budget, pool.work) for selector in config.selectors)
@@ -284,21 +286,21 @@ def costs(
 def _data_cost(config: Config, machine: Machine, work: Workload, size: float, rates: Rates) -> StepCost:
     from influray.data.jobs import DRAFT_BYTES
 
-    seconds = planning.data_seconds(work.rows, work.tokens, rates)
+    seconds = data_seconds(work.rows, work.tokens, rates)
     asked = config.resources
     cores = (os.cpu_count() or 1) / machine.workers if asked.workers == "auto" else asked.cpus_per_worker
     each = max(1, int(cores))
-    if not planning.data_workers_pay(seconds, machine.workers * each, rates):
+    if not data_workers_pay(seconds, machine.workers * each, rates):
         return StepCost(0.0, 0.0, seconds, size)
     units = max(1, int(work.tokens * TOKEN_BYTES / DRAFT_BYTES))
-    driver = planning.numbering_seconds(work.rows, work.tokens, rates)
+    driver = numbering_seconds(work.rows, work.tokens, rates)
     return StepCost(0.0, seconds, driver, size, units, rates.startup, each)
 
 
 def startup_seconds(config: Config, shape: ModelShape | None, rates: Rates) -> float:
     """Return the seconds until a feature worker computes: Ray's, and those of reading the base."""
     weights = 0 if shape is None or featurizer_reads(config.features.featurizer) == "records" else shape.parameters
-    return rates.startup + planning.ITEM_BYTES[config.model.dtype] * weights / rates.load_bytes
+    return rates.startup + arithmetic.ITEM_BYTES[config.model.dtype] * weights / rates.load_bytes
 
 
 def _tuning(
@@ -315,15 +317,15 @@ def _tuning(
     tune = _training_cost(shape, machine, pool.times(passes), count)
     if shape is None:
         return tune, StepCost(None, None, 0.0, 0.0)
-    judged = planning.forward(shape, test) * (count + 1)
+    judged = arithmetic.forward(shape, test) * (count + 1)
     return tune, StepCost(judged, judged / machine.rate, 0.0, 2000.0 * (count + 1), count + 1)
 
 
 def _training_cost(shape: ModelShape | None, machine: Machine, work: Workload, kept: int) -> StepCost:
     if shape is None:
         return StepCost(None, None, 0.0, None)
-    operations = planning.training(shape, work)
-    size = float(kept * planning.checkpoint_bytes(shape.lora))
+    operations = arithmetic.training(shape, work)
+    size = float(kept * arithmetic.checkpoint_bytes(shape.lora))
     seconds = operations / machine.rate
     return StepCost(operations, seconds, 0.0, size, max(1, machine.workers), Rates().startup_training)
 
@@ -334,11 +336,11 @@ def _feature_operations(config: Config, shape: ModelShape | None, work: Workload
     if shape is None:
         return None
     if reads == "base":
-        return planning.forward(shape, work)
+        return arithmetic.forward(shape, work)
     projector = config.features.projector
     nonzeros = projector.options.get("nonzeros", 1)
-    a_row = planning.projection(projector.name, shape.lora, projector.dimension, nonzeros)
-    return planning.gradient_rows(shape, work, a_row, config.features.gradient_checkpointing)
+    a_row = arithmetic.projection(projector.name, shape.lora, projector.dimension, nonzeros)
+    return arithmetic.gradient_rows(shape, work, a_row, config.features.gradient_checkpointing)
 
 
 def _share(budget: Any, pool: Workload) -> float:

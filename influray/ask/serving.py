@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from influray.ask.admission import Admission, Busy
+from influray.ask.query import Asked, QueryEngine
 from influray.config import Config, parse_config
 from influray.plugins import permit, permitted
 from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError
-from influray.runtime.admission import Admission, Busy
 from influray.runtime.cluster import connect, resolve_resources
-from influray.runtime.query import Asked, QueryEngine
 from influray.runtime.retries import RayError, loss_of
 from influray.store.run_directory import RunDirectory
 
@@ -76,7 +76,7 @@ def serve(
             f"--host: {place.host} can be reached from other machines; name a --token-file, which they must know"
         )
     _require_serve()
-    from influray.runtime.http_server import HttpServer, listen
+    from influray.ask.http_server import HttpServer, listen
 
     QueryEngine(directory, config)  # before anything is started: that there is a run to ask
     listener = listen(place.host, place.port)
@@ -105,8 +105,8 @@ def serve(
 
 
 def _application(directory: RunDirectory, config: Config, place: Place, handle: Any, workers: int) -> Any:
-    from influray.runtime.http_app import build_app
-    from influray.runtime.http_guard import Access, Guard
+    from influray.ask.http_app import build_app
+    from influray.ask.http_guard import Access, Guard
 
     admission = Admission(workers)
 
@@ -159,7 +159,7 @@ def _engine(run_dir: str, config: dict[str, Any], workers: int, gpus: float) -> 
 
         @ray_serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_SECONDS)
         async def ask(self, asked: list[Asked]) -> list[dict[str, Any]]:
-            from influray.runtime.http_app import error_of
+            from influray.ask.http_app import error_of
 
             began = time.perf_counter()
             answers = await asyncio.to_thread(self._engine.ask_many, asked)

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import ray
 
+from influray.ask.index import IndexShards, Shard, build_shard
+from influray.ask.index_kinds import Setting
 from influray.runtime.process import prepare_process
 from influray.runtime.retries import RayError, SideBySide, loss_of, need_memory
 from influray.runtime.watch import end_actor
 from influray.store.exact_query import BestRows
-from influray.store.index import IndexShards, Shard, build_shard
-from influray.store.index_kinds import Setting
 from influray.store.mirror import address_of, local
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from influray.ask.answers import Hit, QueryAnswer, TokenInfluence, number
+from influray.ask.warm import WarmFeaturizers
 from influray.config import Config
 from influray.data.catalogue import Catalogue
 from influray.data.chat import ChatEncoder
@@ -25,8 +27,6 @@ from influray.data.records import BadRow
 from influray.features.answer_pieces import answer_pieces
 from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError, TokenizedExample
 from influray.report.explorer.rows import MAX_TEXT, plain
-from influray.runtime.answers import Hit, QueryAnswer, TokenInfluence, number
-from influray.runtime.warm import WarmFeaturizers
 from influray.selectors.output import read_selection
 from influray.store.artifact import read_manifest
 from influray.store.datastore import Datastore
@@ -35,7 +35,7 @@ from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors, SplitVectors
 
 if TYPE_CHECKING:
-    from influray.store.index import PoolIndex
+    from influray.ask.index import PoolIndex
 
 KEPT_ROWS = 4096  # whose texts stay in memory: the same rows answer many questions
 SPLITS = ("target", "pool")  # in which an id is looked for, in this order
@@ -380,6 +380,6 @@ def _open_index(directory: RunDirectory) -> PoolIndex | None:
     """Return the index of the run; None where it has none, and every row is asked."""
     if read_manifest(directory.index) is None:
         return None
-    from influray.store.index import PoolIndex
+    from influray.ask.index import PoolIndex
 
     return PoolIndex(directory)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs.local_cluster import LocalCluster
+from tests.cluster.local_cluster import LocalCluster
 
 DISK_MIB = 256
 
@@ -107,7 +107,8 @@ def fork_drivers() -> None:
 def _drive(order: Mapping[str, Any]) -> None:
     import logging
 
-    from influray import cli, progress
+    from influray import progress
+    from influray.cli import app as cli
     from influray.runtime import columns
 
     log = os.open(order["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)

@@ -1,0 +1,5 @@
+"""`python -m influray`: the command line."""
+
+from influray.cli import main
+
+main()

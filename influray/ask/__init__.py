@@ -1,0 +1,1 @@
+"""Questions to a finished run: query engine, index, explanations, and both over HTTP."""
