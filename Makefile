@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.7.1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint pytest test-cluster bench kernels reproduce clean
+.PHONY: demo test check lint pytest quick test-endurance test-cluster bench kernels reproduce clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,7 +30,18 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 # Three on two cores: tests wait for processes to start (735 s with two, 669 with three).
 pytest: $(VENV)/.ready
-	$(PYTEST) -n 3 --ignore tests/cluster
+	$(PYTEST) -n 3 --ignore tests/cluster -m "not endurance"
+
+# What a commit should have passed: no Ray, no browser.
+check: $(VENV)/.ready
+	$(MAKE) --jobs=2 lint quick
+
+quick: $(VENV)/.ready
+	$(PYTEST) -n 2 -q tests/unit tests/contract tests/test_layering.py tests/test_configs_load.py -m "not endurance"
+
+# Kills, failing storage, a loaded service.
+test-endurance: $(VENV)/.ready
+	$(PYTEST) -n 3 --ignore tests/cluster -m endurance
 
 # Clusters of several nodes in network namespaces, which take root, `ip` and minutes; without them they skip themselves.
 test-cluster: $(VENV)/.ready

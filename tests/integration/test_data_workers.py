@@ -35,7 +35,7 @@ from influray.store.run_directory import RunDirectory
 from tests.integration.test_pipeline import tree
 from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.endurance]
 
 REPOSITORY = Path(__file__).parents[2]
 SPLITS = ("pool", "target")

@@ -18,7 +18,7 @@ import yaml
 from influray.miniature import BASE
 from influray.miniature.world import Size, write_world
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.endurance]
 
 SCRIPT = Path(__file__).with_name("deaths.py")
 

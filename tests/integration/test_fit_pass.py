@@ -17,7 +17,7 @@ from influray.store.artifact import ShardStore, hash_file, read_json
 from tests.integration.fragile_scorer import taken
 from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.endurance]
 
 ROWS, SHARD = 24, 2
 GROUPS = list(range(0, ROWS, SHARD))  # the first row of each

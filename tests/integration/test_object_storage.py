@@ -15,7 +15,7 @@ import pytest
 from tests.object_store import Store, failing, share
 from tests.stored_runs import ONE_MACHINE, finish, in_bucket, on_disk, start, words, write_world
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.endurance]
 
 
 @pytest.fixture(scope="module")

@@ -282,6 +282,7 @@ def test_copies_of_targets_hidden_in_the_pool_rank_first(world, tmp_path, first)
         assert matrix[:, column].max() == pytest.approx(1.0, abs=2e-3)
 
 
+@pytest.mark.endurance
 def test_a_driver_that_is_killed_goes_on_and_ends_in_the_same_bytes(first, world, tmp_path, ray_cluster):
     config = tree(world, tmp_path / "killed")
     path = tmp_path / "c.yaml"
@@ -408,6 +409,7 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(content)
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize(
     "damages",
     [

@@ -19,7 +19,7 @@ from influray.runs import Run
 from influray.store.artifact import read_sealed, write_sealed
 from tests.unit.asked_run import build_asked_run
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.endurance]
 
 JOB = Path(__file__).parents[2] / "jobs" / "benchmark_service.py"
 TOKEN = "0123456789abcdef0123"
