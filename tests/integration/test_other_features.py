@@ -177,6 +177,7 @@ def test_wrong_options_and_a_warmup_that_nobody_reads_are_refused(world, tmp_pat
         run(config, until="warmup")
 
 
+@pytest.mark.endurance
 def test_a_row_that_kills_every_process_goes_to_the_quarantine_and_all_others_have_features(world, tmp_path):
     rows = pool_rows(24)
     rows[5]["messages"][0]["content"] = "poison"

@@ -22,7 +22,7 @@ from influray.store.run_directory import RunDirectory
 from tests.integration import selection_jobs
 from tests.unit.synthetic_run import build_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.endurance, pytest.mark.usefixtures("ray_cluster")]
 
 JOBS = "tests.integration.selection_jobs"
 

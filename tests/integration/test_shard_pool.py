@@ -20,7 +20,7 @@ from influray.runtime.shards import Attempt, PoolError, PoolEvent, ShardTask, Wo
 from influray.store.artifact import ShardStore, hash_file, map_table
 from tests.integration.shard_workers import ScriptedWorker, attempts, plan, scripted_pool
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.endurance, pytest.mark.usefixtures("ray_cluster")]
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -147,6 +147,7 @@ def test_tunes_in_parallel_equal_each_alone_and_are_not_repeated(world, ray_clus
 
 
 @pytest.mark.ray
+@pytest.mark.endurance
 def test_two_ranks_train_the_objective_of_one(world, ray_cluster, tmp_path):
     # float64 and no dropout: what is left is the order of sums. 24 rows in steps of 7, so ranks are uneven.
     sections = {
@@ -163,6 +164,7 @@ def test_two_ranks_train_the_objective_of_one(world, ray_cluster, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.endurance
 def test_errors_of_the_user_arrive_as_such_from_ray_train_and_from_plain_actors(world, ray_cluster, tmp_path):
     missing = {"model": {"base": str(tmp_path / "nowhere")}}
     with pytest.raises(ConfigError, match=r"^model\.base"):
@@ -179,6 +181,7 @@ def test_errors_of_the_user_arrive_as_such_from_ray_train_and_from_plain_actors(
 
 
 @pytest.mark.ray
+@pytest.mark.endurance
 def test_a_worker_that_is_killed_is_replaced_and_its_job_ends_in_the_same_bytes(world, ray_cluster, tmp_path):
     slow = {"tune": {"epochs": 40, "batch_size": 2, "device_batch_size": 2}}
     jobs = [training(world, "tune", tmp_path / name, rows=range(8 + i), **slow) for i, name in enumerate("ab")]

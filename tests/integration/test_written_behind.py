@@ -12,7 +12,7 @@ from influray.runtime.shards import PoolError, ShardTask
 from influray.store.artifact import Receipt, ShardStore, hash_file
 from tests.integration.shard_workers import attempts, plan, scripted_pool
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.endurance, pytest.mark.usefixtures("ray_cluster")]
 
 
 def committed(tasks: list[ShardTask]) -> dict[str, str]:
