@@ -71,3 +71,18 @@ def test_every_command_of_the_readme_is_a_verb():
         if line.startswith("$ influray ")
     }
     assert named <= verbs
+
+
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
+PAGES = [*sorted(Path(__file__).parent.parent.glob("docs/*.md")), Path(__file__).parent.parent / "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_a_page_lead_to_files(page):
+    targets = [target for target, _ in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_page_is_reached_from_the_readme():
+    linked = {target for target, _ in LINK.findall(README)}
+    assert [page.name for page in PAGES if page.parent.name == "docs" and f"docs/{page.name}" not in linked] == []
