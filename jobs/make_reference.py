@@ -28,6 +28,7 @@ from influray.cli.app import app
 from influray.config import Config
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+MADE = "Made from the code by `python jobs/make_reference.py`."
 FIELD = re.compile(r"    (\w+): (.+)")
 BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "at least {}", "pattern": "`{}`"}
 WORDS = {
@@ -158,7 +159,7 @@ def default(field: FieldInfo) -> str:
 def commands() -> str:
     """Return docs/commands.md."""
     group: Any = typer.main.get_command(app)
-    parts = ["# Command line: every verb", "", "Made from the code by `python jobs/make_reference.py`."]
+    parts = ["# Command line: every verb", "", MADE]
     parts += ["", *((group.help or "").splitlines()), "", "Exit status: 0 done; 2 wrong config or data, one message; "]
     parts[-1] += (
         "1 a bug, with its traceback, or object storage\nthat does not answer or a cluster that is gone; 130 interrupted."
