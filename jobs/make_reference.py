@@ -161,9 +161,8 @@ def commands() -> str:
     group: Any = typer.main.get_command(app)
     parts = ["# Command line: every verb", "", MADE]
     parts += ["", *((group.help or "").splitlines()), "", "Exit status: 0 done; 2 wrong config or data, one message; "]
-    parts[-1] += (
-        "1 a bug, with its traceback, or object\nstorage that does not answer or a cluster that is gone; 130 interrupted."
-    )
+    parts[-1] += "1 a bug, with its traceback, or object"
+    parts += ["storage that does not answer or a cluster that is gone; 130 interrupted."]
     for name, command in group.commands.items():
         arguments = [one for one in command.params if one.param_type_name == "argument"]
         options = [one for one in command.params if one.param_type_name == "option" and "--help" not in one.opts]
