@@ -293,11 +293,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the whole run here, or take the one that is here")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    import torch
     from transformers.utils import logging
 
     from influray.config import ResourcesConfig
     from influray.runtime.cluster import connect
 
+    torch.set_num_threads(1)  # the model is tiny
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     os.environ.setdefault("RAY_worker_niceness", "0")  # beside other work, nicer workers would starve

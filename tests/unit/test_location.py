@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -288,6 +290,44 @@ def test_one_driver_holds_a_run_on_object_storage(store, folder, host, monkeypat
         with pytest.raises(ConfigError, match="one driver at a time"), RunDirectory(uri).hold():
             pass
     assert store.names(folder) == set()
+
+
+HOLDER = """
+import sys, time
+from influray.interrupts import interrupt_on_sigterm
+from influray.protocols import RunStopped
+from influray.store import lease
+from influray.store.run_directory import RunDirectory
+lease.BEAT_SECONDS = 0.2
+try:
+    with interrupt_on_sigterm(), RunDirectory(sys.argv[1]).hold():
+        print("held", flush=True)
+        while True:
+            time.sleep(1)
+except RunStopped as stopped:
+    print(stopped, flush=True)
+"""
+
+
+def test_a_driver_whose_lease_was_removed_and_taken_stops(store, folder, host, tmp_path):
+    """Two processes: the second one finds no lease and begins, the first notices and ends."""
+    uri = store.uri(folder)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "other machine")}
+    command = [sys.executable, "-c", HOLDER, uri]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        # Between two beats of the first, which would write it again.
+        while json.loads(store.read(f"{folder}/lease.json"))["pid"] == first.pid:
+            taker = {"pid": os.getpid(), "host": "elsewhere", "since": "now", "token": "mine"}
+            store.write(f"{folder}/lease.json", json.dumps(taker).encode())
+        try:
+            said = first.communicate(timeout=120)[0]
+        finally:
+            first.kill()
+    assert f"was taken over by process {os.getpid()} on elsewhere" in said
+    assert "one driver at a time" in said
+    assert json.loads(store.read(f"{folder}/lease.json"))["token"] == "mine", "it leaves the lease of another alone"
 
 
 def test_the_lease_of_a_killed_driver_is_taken_over(store, folder, host, monkeypatch):
