@@ -224,8 +224,9 @@ def manifest_of(outcome: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, Any]:
-    from influray.model.finetune import barrier, finetune, process_group
+    from influray.model.finetune import finetune
     from influray.model.loading import attach_new_adapter, load_base
+    from influray.model.step_plan import barrier, process_group
 
     config, warmup = job.parsed, job.kind == "warmup"
     examples = _examples(job)
@@ -269,8 +270,8 @@ def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, A
 
 def _import(job: TrainingJob, device_map: str | None) -> dict[str, Any]:
     from influray.model.checkpoints import import_checkpoint
-    from influray.model.example_gradients import lora_weights
     from influray.model.loading import attach_adapter, load_base, require_all_linear, swap_adapter
+    from influray.model.tracked_weights import lora_weights
 
     work, model, checkpoints = _work_folder(job), None, []
     for number, imported in enumerate(job.parsed.warmup.checkpoints, start=1):
