@@ -20,8 +20,8 @@ from influray.config import parse_config
 from influray.protocols import Arrays, ArtifactMismatch, Stores
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.process import logged, prepare_process, process_name
+from influray.runtime.shards import ShardPool
 from influray.runtime.tasks import Attempt, PoolEvent, PoolReport, ShardTask, WorkerInfo
-from influray.runtime.workers import run_pool
 from influray.scorers.options import make_scorer
 from influray.scorers.rows import SplitRows
 from influray.store.arrays import ArraysFile, add_arrays, arrays_table
@@ -57,7 +57,8 @@ def score(
     ordered = sorted(todo, key=lambda task: task.start)
     # Bound by reading the datastores, so it takes no GPU away from anyone.
     lower = "features.rows_per_shard, or features.projector.dimension"
-    return run_pool(ScoreWorker, arguments, ordered, resources, 0.0, on_event, on_receipt, lower)
+    with ShardPool(ScoreWorker, arguments, resources, lower=lower) as pool:
+        return pool.run(ordered, on_receipt, on_event)
 
 
 class ScoreWorker:

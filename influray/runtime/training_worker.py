@@ -200,27 +200,24 @@ def carry_out(job: Job, device: Any, device_map: str | None, threads: int) -> di
     return _train(job, device, device_map)
 
 
-def attempt(job: Job, device: Any, device_map: str | None, threads: int) -> dict[str, Any]:
-    """Return {"manifest": ...}, or {"error": class name, "message": ...} of an error that the user can mend.
+def attempt(job: Job, device: Any, device_map: str | None, threads: int) -> dict[str, Any] | Exception:
+    """Return the manifest of a job, or an error that the user can mend.
 
-    Such an error is a result and no exception: it is the same at every attempt, so nothing should retry it.
+    Such an error is a result: it is the same at every attempt, so nothing should retry it.
     """
     try:
-        return {"manifest": carry_out(job, device, device_map, threads)}
+        return carry_out(job, device, device_map, threads)
     except USER_ERRORS as error:
-        kind = next(known for known in USER_ERRORS if isinstance(error, known))
-        where = f"{'/'.join(local(job.out).parts[-3:])}: " if kind is DataError else ""
-        address = error.address if isinstance(error, DamagedArtifact) else ""
-        return {"error": kind.__name__, "message": where + str(error), "damaged": address}
+        if isinstance(error, DataError):
+            return DataError(f"{'/'.join(local(job.out).parts[-3:])}: {error}")
+        return error
 
 
-def manifest_of(outcome: Mapping[str, Any]) -> dict[str, Any]:
+def manifest_of(outcome: dict[str, Any] | Exception) -> dict[str, Any]:
     """Return the manifest that `attempt` came to, or raise the user's error."""
-    if outcome.get("damaged"):
-        raise DamagedArtifact(outcome["message"], outcome["damaged"])
-    if "error" in outcome:
-        raise {known.__name__: known for known in USER_ERRORS}[outcome["error"]](outcome["message"])
-    return outcome["manifest"]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from influray.model.checkpoints import load_checkpoint
 from influray.model.finetune import finetune
 from influray.model.loading import attach_adapter, attach_new_adapter, load_base
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
+from influray.runtime.cluster import ResolvedResources
 from influray.runtime.training import EvaluationJob, Layout, TrainingJob, plan_layout, run_evaluation, run_training
 from influray.runtime.training_worker import carry_out, committed
 from influray.store.artifact import read_manifest, read_sealed
@@ -31,7 +32,7 @@ LOOP = {"epochs": 2, "learning_rate": 5e-3, "batch_size": 8, "device_batch_size"
 
 
 @dataclass(frozen=True)
-class Resources:
+class Resources(ResolvedResources):
     workers: int = 2
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0.0
