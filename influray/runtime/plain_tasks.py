@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -84,68 +84,90 @@ class PlainTasks:
             TooLittleMemory: a call was killed for memory `max_attempts` times, with no other beside it.
             RuntimeError: the process of a call was lost `max_attempts` times.
         """
-        task = ray.remote(function).options(**self._options)
-        todo, again = enumerate(calls), deque[Call]()
-        running: dict[Any, tuple[Call, float]] = {}
-        results: dict[int, tuple[Any, Exception | None]] = {}
-        lost: Counter[int] = Counter()
-        begun, taken, more, quiet_until = 0, 0, True, time.monotonic() + START_SECONDS
+        run = _Run(ray.remote(function).options(**self._options), enumerate(calls), ahead, here)
         try:
-            while True:
-                while len(running) < self.limit and (again or (more and begun - taken < ahead)):
-                    if again:
-                        call = again.popleft()
-                    elif (following := next(todo, None)) is not None:
-                        call = Call(following[1].name, following[1].arguments, following[0])
-                        begun += 1
-                    else:
-                        more = False
-                        break
-                    running[task.remote(*call.arguments)] = call, time.monotonic()
-                alone = here is not None and time.monotonic() > quiet_until
-                done = ray.wait(list(running), timeout=0 if alone else 1.0)[0] if running else []
-                for reference in done:
-                    call, since = running.pop(reference)
-                    outcome = _outcome(reference)
-                    if isinstance(outcome, Loss):
-                        again.append(call)
-                        self._lost(call, outcome, since, len(running), lost)
-                    else:
-                        results[call.number], quiet_until = outcome, math.inf
-                        more &= outcome[1] is None
-                if alone and not done and running and here is not None:
-                    reference = next(iter(running))
-                    call, _ = running.pop(reference)
-                    end(reference)
-                    logger.warning("there is no room for a task: %s is read by the driver itself", call.name)
-                    results[call.number] = here(*call.arguments), None
-                while taken in results:
-                    result, error = results.pop(taken)
-                    if error is not None:
-                        raise error
-                    taken += 1
-                    yield result
-                if not (running or again or more):
-                    return
+            while run.running or run.again or run.more:
+                run.begin(self.limit)
+                for call, loss, since in run.settle():
+                    self._lost(call, loss, since, run)
+                yield from run.in_order()
         finally:  # an error, or a reader who has seen enough
-            for reference in running:
+            for reference in run.running:
                 end(reference)
 
-    def _lost(self, call: Call, loss: Loss, since: float, others: int, lost: Counter[int]) -> None:
-        """Count the loss of a call's process; raise where it was lost too often."""
+    def _lost(self, call: Call, loss: Loss, since: float, run: _Run) -> None:
+        """Have a call made again whose process was lost; raise where it was lost too often."""
+        run.again.append(call)
         logger.warning("%s: its process was lost, trying again: %s", call.name, loss.reason)
         self._on_event(PoolEvent("retry", f"{call.name}: {loss.reason}"))
         if loss.memory:
-            alone = self.beside.killed(since, others)
+            alone = self.beside.killed(since, len(run.running))
             logger.warning("%s", self.beside.told())
             self._on_event(PoolEvent("memory", self.beside.told(), side_by_side=self.limit))
             if not alone:
                 return
-        lost[call.number] += 1
-        if lost[call.number] >= self._max_attempts:
+        run.lost[call.number] += 1
+        if run.lost[call.number] >= self._max_attempts:
             if loss.memory:
                 raise need_memory(call.name, self.beside.kills, self._lower, loss.reason)
-            raise RuntimeError(f"{call.name}: its process was lost {lost[call.number]} times: {loss.reason}")
+            raise RuntimeError(f"{call.name}: its process was lost {run.lost[call.number]} times: {loss.reason}")
+
+
+@dataclass
+class _Run:
+    """The calls of one run: those that wait, that a task is at, and that have a result which is not taken yet."""
+
+    task: Any
+    todo: Iterator[tuple[int, Call]]
+    ahead: float
+    here: Callable[..., Any] | None
+    again: deque[Call] = field(default_factory=deque)  # whose process was lost
+    running: dict[Any, tuple[Call, float]] = field(default_factory=dict)  # by reference, and since when
+    results: dict[int, tuple[Any, Exception | None]] = field(default_factory=dict)
+    lost: Counter[int] = field(default_factory=Counter)
+    begun: int = 0
+    taken: int = 0
+    more: bool = True  # there may be calls in `todo`, and none has raised an error
+    quiet_until: float = field(default_factory=lambda: time.monotonic() + START_SECONDS)
+
+    def begin(self, limit: int) -> None:
+        while len(self.running) < limit and (self.again or (self.more and self.begun - self.taken < self.ahead)):
+            if self.again:
+                call = self.again.popleft()
+            elif (following := next(self.todo, None)) is not None:
+                call = replace(following[1], number=following[0])
+                self.begun += 1
+            else:
+                self.more = False
+                return
+            self.running[self.task.remote(*call.arguments)] = call, time.monotonic()
+
+    def settle(self) -> Iterator[tuple[Call, Loss, float]]:
+        """Wait for answers and take them in; yield the calls whose process was lost."""
+        quiet = self.here is not None and time.monotonic() > self.quiet_until
+        done = ray.wait(list(self.running), timeout=0 if quiet else 1.0)[0] if self.running else []
+        for reference in done:
+            call, since = self.running.pop(reference)
+            outcome = _outcome(reference)
+            if isinstance(outcome, Loss):
+                yield call, outcome, since
+            else:
+                self.results[call.number], self.quiet_until = outcome, math.inf
+                self.more &= outcome[1] is None
+        if quiet and not done and self.running and self.here is not None:
+            reference = next(iter(self.running))
+            call, _ = self.running.pop(reference)
+            end(reference)
+            logger.warning("there is no room for a task: %s is read by the driver itself", call.name)
+            self.results[call.number] = self.here(*call.arguments), None
+
+    def in_order(self) -> Iterator[Any]:
+        while self.taken in self.results:
+            result, error = self.results.pop(self.taken)
+            if error is not None:
+                raise error
+            self.taken += 1
+            yield result
 
 
 def _outcome(reference: Any) -> tuple[Any, Exception | None] | Loss:

@@ -15,6 +15,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,10 @@ from influray.runtime.plain_tasks import Call, PlainTasks
 from influray.runtime.replaced import replaced
 from influray.runtime.retries import RayError, loss_of, need_memory
 from influray.runtime.tasks import PoolEvent
-from influray.runtime.training_worker import (
-    EvaluationJob,
-    Job,
-    TrainingJob,
-    attempt,
-    committed,
-    manifest_of,
-    working_in,
-)
+from influray.runtime.training_worker import EvaluationJob, Job, attempt, committed, manifest_of, working_in
 from influray.store.mirror import local, location_of, remove_folder
 
-__all__ = ["EvaluationJob", "Layout", "TrainingJob", "plan_layout", "run_evaluation", "run_training"]
-
 logger = logging.getLogger(__name__)
-
-
-Listener = Callable[[PoolEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,65 +57,37 @@ def _single_process(jobs: int, resources: ResolvedResources, cluster_gpus: float
     return Layout(1, min(jobs, room), gpus)
 
 
-def run_training(
-    jobs: TrainingJob | Sequence[TrainingJob], resources: ResolvedResources, on_event: Listener = lambda event: None
+def run_jobs(
+    jobs: Sequence[Job], resources: ResolvedResources, on_event: Callable[[PoolEvent], None] = lambda event: None
 ) -> list[dict[str, Any]]:
-    """Carry out trainings and return their manifests, in order; those that are committed already are not repeated.
+    """Carry out trainings, or evaluations, and return their manifests, in order; what is committed is not repeated.
 
-    Ray must be initialised. `resources` is what cluster.resolve_resources returns.
+    Ray must be initialised.
 
     Raises:
         ConfigError, DataError, ArtifactMismatch: what the user can mend, as it was raised in the worker.
         TooLittleMemory: a job's worker was killed for memory `max_attempts` times, with no other beside it.
         RuntimeError: a job's process was lost `max_attempts` times.
     """
-    jobs = [jobs] if isinstance(jobs, TrainingJob) else list(jobs)
-    gpus = ray.cluster_resources().get("GPU", 0.0)
-    if all(job.imports for job in jobs):
-        layout = _single_process(len(jobs), resources, gpus)
-        return _run(jobs, resources, layout, on_event, through_train=False)
-    layout = plan_layout(len(jobs), resources, gpus)
-    return _run(jobs, resources, layout, on_event, through_train=layout.ranks > 1)
-
-
-def run_evaluation(
-    jobs: EvaluationJob | Sequence[EvaluationJob], resources: ResolvedResources, on_event: Listener = lambda event: None
-) -> list[dict[str, Any]]:
-    """Carry out evaluations, one process each, and return their manifests, in order. Raises as `run_training`."""
-    jobs = [jobs] if isinstance(jobs, EvaluationJob) else list(jobs)
-    layout = _single_process(len(jobs), resources, ray.cluster_resources().get("GPU", 0.0))
-    return _run(jobs, resources, layout, on_event, through_train=False)
-
-
-def _run(
-    jobs: Sequence[Job], resources: ResolvedResources, layout: Layout, on_event: Listener, through_train: bool
-) -> list[dict[str, Any]]:
-    outs = [str(local(job.out).resolve()) for job in jobs]
-    assert len(set(outs)) == len(outs), "two jobs write to one place"
-    manifests = {index: found for index, job in enumerate(jobs) if (found := committed(job)) is not None}
-    waiting = [index for index in range(len(jobs)) if index not in manifests]
-    if waiting:
-        logger.info("%d of %d jobs to do, %d at a time", len(waiting), len(jobs), layout.slots)
-        todo = [jobs[index] for index in waiting]
-        if through_train:
-            done = _through_train(todo, resources, layout)
-        else:
-            done = _by_tasks(todo, resources, layout, on_event)
-        manifests.update(zip(waiting, done, strict=True))
-    return [manifests[index] for index in range(len(jobs))]
+    assert len({str(local(job.out).resolve()) for job in jobs}) == len(jobs), "two jobs write to one place"
+    alone = all(isinstance(job, EvaluationJob) or job.imports for job in jobs)
+    plan = _single_process if alone else plan_layout
+    layout = plan(len(jobs), resources, ray.cluster_resources().get("GPU", 0.0))
+    manifests = [committed(job) for job in jobs]
+    todo = [job for job, manifest in zip(jobs, manifests, strict=True) if manifest is None]
+    logger.info("%d of %d jobs to do, %d at a time", len(todo), len(jobs), layout.slots)
+    carry_out = _over_ranks if layout.ranks > 1 else partial(_by_tasks, on_event=on_event)
+    new = iter(carry_out(todo, resources, layout) if todo else ())
+    return [next(new) if manifest is None else manifest for manifest in manifests]
 
 
 def _by_tasks(
-    jobs: Sequence[Job], resources: ResolvedResources, layout: Layout, on_event: Listener
+    jobs: Sequence[Job], resources: ResolvedResources, layout: Layout, on_event: Callable[[PoolEvent], None]
 ) -> list[dict[str, Any]]:
     limits = {"lower": _lower(jobs), "max_attempts": resources.max_attempts}
     tasks = PlainTasks(layout.slots, resources.cpus_per_worker, layout.gpus, **limits, on_event=on_event)
     place = os.getcwd(), layout.gpus, resources.threads_per_worker
-    manifests = []
-    for manifest in tasks.run(train_one, (Call(str(job.out), (job, *place)) for job in jobs)):
-        manifests.append(manifest)
-        logger.info("%d of %d jobs done: %s", len(manifests), len(jobs), jobs[len(manifests) - 1].out)
-    return manifests
+    return list(tasks.run(train_one, (Call(str(job.out), (job, *place)) for job in jobs)))
 
 
 def train_one(job: Job, folder: str, gpus: float, threads: int) -> dict[str, Any]:
@@ -139,7 +99,7 @@ def train_one(job: Job, folder: str, gpus: float, threads: int) -> dict[str, Any
         gc.collect()  # a model that waits in this process for its next task would take the memory of others
 
 
-def _through_train(jobs: Sequence[Job], resources: ResolvedResources, layout: Layout) -> list[dict[str, Any]]:
+def _over_ranks(jobs: Sequence[Job], resources: ResolvedResources, layout: Layout) -> list[dict[str, Any]]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
