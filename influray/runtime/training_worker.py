@@ -384,13 +384,6 @@ def _imported_facts(imported: Any) -> dict[str, Any]:
     return {"digests": digests, "mean_learning_rate": imported.mean_learning_rate}
 
 
-@contextlib.contextmanager
-def working_in(folder: str) -> Iterator[None]:
+def working_in(folder: str) -> contextlib.AbstractContextManager[None]:
     """Work in the driver's folder where this machine has it, so that relative paths mean the same."""
-    before = os.getcwd()
-    if os.path.isdir(folder):
-        os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
+    return contextlib.chdir(folder) if os.path.isdir(folder) else contextlib.nullcontext()

@@ -42,7 +42,7 @@ MEMORY_SECONDS = 5.0  # for the monitor to see that memory is full; it looks fou
 STEPS = {
     "featurize": ("FeatureWorker",),
     "score": ("ScoreWorker",),
-    "select": ("SelectionDriver", "read_range"),
+    "select": ("SelectionDriver", "read_ranges"),
 }  # and the actors and tasks that are at work in it
 ORDER = tuple(STEPS)
 RUN_SECONDS = 300.0  # until a run counts as stuck

@@ -103,15 +103,15 @@ def other_scenarios() -> dict[str, Any]:
         return {"job": job.out}
 
     def read(*given: Any) -> Any:
-        starve(1 if given[-1].start == 0 else 0, "columns")
-        return given[-1].start
+        starve(1 if given[-1][0].start == 0 else 0, "columns")
+        return [call.start for call in given[-1]]
 
     def build(token: str, address: str, threads: int, shard: Any, trained: str) -> Any:
         starve(1 if shard.file == "1" else 0, "index")
         return int(shard.file)
 
     found: dict[str, Any] = {}
-    training.train_one, columns.read_range, index.build_one = train, read, build
+    training.train_one, columns.read_ranges, index.build_one = train, read, build
     resources: Any = SimpleNamespace(cpus_per_worker=0.5, threads_per_worker=1, max_attempts=2)
     jobs: Any = [
         SimpleNamespace(out=str(i), kind="tune", section=SimpleNamespace(device_batch_size=1)) for i in range(3)
@@ -124,7 +124,7 @@ def other_scenarios() -> dict[str, Any]:
     workers = columns.ColumnWorkers(2, 0.5, "")
     calls: Any = [SimpleNamespace(start=i, stop=i + 1) for i in range(6)]
     found["columns"] = [
-        list(workers.map(SimpleNamespace(folder=FOLDER), calls)),  # pyright: ignore[reportArgumentType]  it is not read
+        list(workers.map(SimpleNamespace(folder=FOLDER, shape=(6, 1)), calls)),  # pyright: ignore[reportArgumentType]  it is not read
         workers.tasks.beside.kills >= 1,
     ]
 
