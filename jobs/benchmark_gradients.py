@@ -54,8 +54,8 @@ from influray.features.preconditioners import make_direction
 from influray.features.token_budget import resolve_token_budget
 from influray.model.batch import make_batch
 from influray.model.checkpoints import AdamMoments
-from influray.model.example_gradients import lora_weights
 from influray.model.loading import attach_new_adapter, load_base, load_tokenizer
+from influray.model.tracked_weights import lora_weights
 from influray.protocols import ConfigError, TokenizedExample
 from influray.store.artifact import ShardStore
 from influray.store.datastore import PartBuilder

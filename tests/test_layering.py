@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -45,14 +46,30 @@ def modules() -> list[Path]:
 
 @functools.cache
 def imports(path: Path) -> set[str]:
+    return imported(ast.parse(path.read_text()))
+
+
+def imported(tree: ast.AST) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module)
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def while_running(tree: ast.AST) -> ast.AST:
+    """The tree without what is imported for the type checker alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    return tree
 
 
 def part_of(path: Path) -> str:
@@ -74,6 +91,19 @@ def test_imports_point_down(path: Path):
         if other == part:
             continue
         assert LEVEL[other] < LEVEL[part], f"{path.relative_to(ROOT)} imports {name}: {other} is not below {part}"
+
+
+def test_no_circle_of_imports():
+    """Those within functions included."""
+    names = {name_of(path): path for path in modules()}
+    graph = {}
+    for name, path in names.items():
+        found = imported(while_running(ast.parse(path.read_text()))) & names.keys()
+        graph[name] = {other for other in found if not f"{name}.".startswith(f"{other}.")}  # nor the folders it is in
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,163 +1,79 @@
-"""An index whose shards lie in several actors, for a pool that is larger than one machine's share of memory.
+"""An index of several shards, built and searched by plain tasks, a shard each.
 
-Every shard is a copy of one trained index, an actor ranks what its shards find by exact scores, and the driver merges
-by (-score, position): the answers are those of any number of actors.
+Every shard is a copy of one trained index, a task ranks what its shard finds by exact scores, and the driver merges by
+(-score, position): the answers are those of one process.
 
 Shape suffixes: Q queries, E candidates, F numbers of a vector.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
-from influray.ask.index import IndexShards, Shard, build_shard
+from influray.ask.index import Candidates, IndexShards, Shard, build_shard
 from influray.ask.index_kinds import Setting
-from influray.runtime.process import prepare_process
-from influray.runtime.retries import RayError, SideBySide, loss_of, need_memory
-from influray.runtime.watch import end_actor
+from influray.runtime.plain_tasks import Call, PlainTasks
+from influray.runtime.process import once, prepare_process
 from influray.store.exact_query import BestRows
 from influray.store.mirror import address_of, local
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
 
-logger = logging.getLogger(__name__)
-
 LOWER = "index --kind (pq and sq8 take the least)"  # what the memory of a shard goes with
 
 
 class SpreadIndex:
-    """Actors that build and search the shards of an index; shard i belongs to actor i modulo their number.
-
-    A lost actor is replaced and its part of the question asked again; after a kill for memory there are fewer actors.
-    """
+    """Tasks that build and search the shards of an index, `workers` at a time."""
 
     def __init__(
-        self, directory: RunDirectory, actors: int, cpus: float = 1.0, threads: int = 1, max_attempts: int = 3
+        self, directory: RunDirectory, workers: int, cpus: float = 1.0, threads: int = 1, max_attempts: int = 3
     ) -> None:
-        kind: Any = ray.remote(ShardHolder).options(num_cpus=cpus, max_restarts=0, max_task_retries=0)
-        self._start = lambda: kind.remote(directory.address, threads)
-        self._wanted = actors
-        self._max_attempts = max_attempts
-        self._side_by_side = SideBySide()
-        self._opened: Sequence[Shard] = ()
-        self._actors: list[Any] = []
-        self._staff()
+        self._tasks = PlainTasks(workers, cpus, lower=LOWER, max_attempts=max_attempts)
+        self._opened = (uuid.uuid4().hex, directory.address, threads)
 
     def build(self, trained: Path, shards: Sequence[Shard]) -> list[Shard]:
-        """Build the shards and return them as they are then, in order. Raises as `_answers`."""
-        made: dict[int, Shard] = {}
+        """Build the shards and return them as they are then, in order. Raises as `PlainTasks.run`."""
+        return list(self._tasks.run(build_one, self._calls(shards, address_of(trained))))
 
-        def ask() -> dict[int, Any]:
-            todo = [i for i in range(len(shards)) if i not in made]
-            return {i: self._of(i).build.remote(address_of(trained), shards[i]) for i in todo}
+    def finder(self, shards: Sequence[Shard]) -> Candidates:
+        """Return a function for the best rows of all shards, as `IndexShards.candidates`; raises as `PlainTasks.run`.
 
-        self._answers(ask, made)
-        return [made[i] for i in range(len(shards))]
-
-    def open(self, shards: Sequence[Shard]) -> SpreadIndex:
-        """Load the shards into the actors' memory and return this. Raises as `_answers`."""
-        self._opened = shards
-        self._answers(lambda: {i: actor.open.remote(self._held(i)) for i, actor in enumerate(self._actors)}, {})
-        return self
-
-    def candidates(self, query_QF: np.ndarray, count: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best rows of all shards, as `IndexShards.candidates`. Raises as `_answers`."""
-        queries = ray.put(query_QF)
-
-        def ask() -> dict[int, Any]:
-            # The shards go with the question: an actor that is new has none yet.
-            return {
-                i: actor.candidates.remote(queries, count, setting, self._held(i))
-                for i, actor in enumerate(self._actors)
-            }
-
-        found: dict[int, Any] = {}
-        self._answers(ask, found, anew=True)
-        best = BestRows(len(query_QF), count)
-        for _, (position_QE, score_QE) in sorted(found.items()):
-            best.merge(position_QE, score_QE)
-        return best.sorted()
-
-    def close(self) -> None:
-        """End the actors."""
-        for actor in self._actors:
-            end_actor(actor)
-        self._actors = []
-
-    def _answers(self, ask: Callable[[], dict[int, Any]], into: dict[int, Any], anew: bool = False) -> None:
-        """Put what is answered into `into`; ask again for what was lost, with `anew` for everything.
-
-        Raises:
-            TooLittleMemory: an actor was killed for memory in every attempt, alone.
-            RuntimeError: actors were lost in every attempt.
-            What else an actor raises is raised here.
+        A task reads its shard anew for each call.
         """
-        charged = 0
-        while True:
-            since, lost = time.monotonic(), []
-            for i, waiting in (asked := ask()).items():
-                try:
-                    into[i] = ray.get(waiting)
-                except RayError as error:
-                    loss = loss_of(error)
-                    if loss.cause is not None:
-                        raise
-                    lost.append(loss)
-            if not lost:
-                return
-            others = len(self._actors) - 1
-            memory = next((loss for loss in lost if loss.memory), None)
-            charged += memory is None or self._side_by_side.killed(since, others)
-            told = "" if memory is None else f"; {self._side_by_side.told()}"
-            logger.warning("index: %d of %d answers lost: %s%s", len(lost), len(asked), lost[0].reason, told)
-            if charged >= self._max_attempts:
-                if memory is not None:
-                    raise need_memory("a shard of the index", self._side_by_side.kills, LOWER, memory.reason)
-                raise RuntimeError(f"the index: actors were lost {charged} times: {lost[0].reason}")
-            self.close()
-            self._staff()
-            if anew:
-                into.clear()
 
-    def _staff(self) -> None:
-        self._actors = [self._start() for _ in range(self._side_by_side.limit(self._wanted))]
+        def candidates(query_QF: np.ndarray, count: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+            best = BestRows(len(query_QF), count)
+            calls = self._calls(shards, ray.put(query_QF), count, setting)
+            for position_QE, score_QE in self._tasks.run(search_one, calls):
+                best.merge(position_QE, score_QE)
+            return best.sorted()
 
-    def _held(self, actor: int) -> list[Shard]:
-        return list(self._opened[actor :: len(self._actors)])
+        return candidates
 
-    def _of(self, shard: int) -> Any:
-        return self._actors[shard % len(self._actors)]
+    def _calls(self, shards: Sequence[Shard], *arguments: Any) -> Iterable[Call]:
+        return (Call(f"shard {shard.file} of the index", (*self._opened, shard, *arguments)) for shard in shards)
 
 
-class ShardHolder:
-    """What runs in an actor: some shards of an index over a run's vectors."""
+def build_one(token: str, address: str, threads: int, shard: Shard, trained: str) -> Shard:
+    """Build a shard and return it as `build_shard`."""
+    return build_shard(once(token, _open, address, threads), RunDirectory(address).index, local(trained), shard)
 
-    def __init__(self, run_dir: str, threads: int) -> None:
-        self._directory = RunDirectory(run_dir)
-        prepare_process(self._directory.logs, threads)
-        self._vectors = PoolVectors(self._directory)
-        self._shards: IndexShards | None = None
 
-    def build(self, trained: str, shard: Shard) -> Shard:
-        """Build a shard and return it as `build_shard`."""
-        return build_shard(self._vectors, self._directory.index, local(trained), shard)
+def search_one(
+    token: str, address: str, threads: int, shard: Shard, query_QF: np.ndarray, count: int, setting: Setting
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a shard finds, as `IndexShards.candidates`."""
+    vectors = once(token, _open, address, threads)
+    return IndexShards(vectors, RunDirectory(address).index, [shard]).candidates(query_QF, count, setting)
 
-    def open(self, shards: Sequence[Shard]) -> None:
-        """Load shards in place of those held before."""
-        self._shards = IndexShards(self._vectors, self._directory.index, shards)
 
-    def candidates(
-        self, query_QF: np.ndarray, count: int, setting: Setting, shards: Sequence[Shard]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the shards find, as `IndexShards.candidates`; they are loaded where they are not held."""
-        if self._shards is None:
-            self.open(shards)
-        assert self._shards is not None
-        return self._shards.candidates(query_QF, count, setting)
+def _open(address: str, threads: int) -> PoolVectors:
+    directory = RunDirectory(address)
+    prepare_process(directory.logs, threads)
+    return PoolVectors(directory)

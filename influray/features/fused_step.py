@@ -24,7 +24,7 @@ from influray.features.projectors.sparse_jl import SparseJLProjector
 from influray.protocols import Projector
 
 if TYPE_CHECKING:
-    from influray.model.example_gradients import TrackedWeight
+    from influray.model.tracked_weights import TrackedWeight
 
 PROBE_ERROR = 1e-5  # of the largest number of the result; rounding gives 1e-7
 

@@ -25,8 +25,8 @@ from influray.features.inner_step import InnerStep, TorchStep
 from influray.features.module_blocks import ModuleBlocks
 from influray.features.preconditioners import Direction, epsilon_share, make_direction
 from influray.model.batch import Batch, make_batch
-from influray.model.example_gradients import ExampleGradients, TrackedWeight, lora_weights
-from influray.model.linear_weights import linear_weights
+from influray.model.example_gradients import ExampleGradients
+from influray.model.tracked_weights import TrackedWeight, linear_weights, lora_weights
 from influray.model.transfers import BatchSender, Results, SentBatch, one_ahead
 from influray.protocols import ConfigError, FactorProjector, FeatureBlock, Projector, TokenizedExample
 from influray.registry import resolve

@@ -12,7 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from influray.features.preconditioners import Direction
-    from influray.model.example_gradients import TrackedWeight
+    from influray.model.tracked_weights import TrackedWeight
     from influray.protocols import Projector
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from influray.model.example_gradients import TrackedWeight
+from influray.model.tracked_weights import TrackedWeight
 from influray.protocols import ConfigError, FactorProjector, Projector
 
 

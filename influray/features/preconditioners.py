@@ -18,7 +18,7 @@ from influray.protocols import ArtifactMismatch
 
 if TYPE_CHECKING:
     from influray.model.checkpoints import AdamMoments
-    from influray.model.example_gradients import TrackedWeight
+    from influray.model.tracked_weights import TrackedWeight
 
 EpsilonMode = Literal["less", "adamw"]
 Direction = Callable[["TrackedWeight", Tensor], Tensor]  # (weight, gradient [B, p]) -> direction [B, p]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -29,60 +28,16 @@ from influray.model.merged_lora import MergedLora, merge_lora
 from influray.model.packed_linear import pack_linear
 from influray.model.piecewise_head import PiecewiseHead, at_least_float32, padding_shows
 from influray.model.stacked_attention import attending_by_stack, stacking_problem
+from influray.model.tracked_weights import TrackedWeight, lora_weights
 from influray.protocols import ConfigError
 
 # float16 activations lose gradients under 6e-8. A power of two is undone exactly.
 _LOSS_SCALE = {torch.float16: 2.0**12}
 
 
-@dataclass(frozen=True, slots=True)
-class TrackedWeight:
-    """The weight of a linear layer and its place among the gradient's coordinates (row-major, [out, in])."""
-
-    name: str  # as named_parameters() has it
-    module: nn.Linear
-    offset: int
-
-    @property
-    def size(self) -> int:
-        return self.module.weight.numel()
-
-
 BlockConsumer = Callable[[TrackedWeight, Tensor], None]  # (weight, gradient block [B, p])
 # (weight, which of the B examples, their dL/dy [b, s, out], their x [b, s, in]): once for every stack of a batch
 FactorConsumer = Callable[[TrackedWeight, slice, Tensor, Tensor], None]
-
-
-def lora_weights(model: nn.Module) -> tuple[TrackedWeight, ...]:
-    """Return all LoRA matrices of a peft model in the order of named_parameters().
-
-    Raises:
-        ConfigError: the adapter holds something other than weights of linear layers.
-    """
-    found: list[tuple[str, nn.Linear]] = []
-    for name, _ in model.named_parameters():
-        if ".lora_" not in name:
-            continue
-        owner, _, kind = name.rpartition(".")
-        module = model.get_submodule(owner) if kind == "weight" else None
-        if not isinstance(module, nn.Linear):
-            raise ConfigError(
-                f"model.lora.targets: {name} is not the weight of a linear layer; gradient features cover LoRA "
-                "matrices of linear layers only"
-            )
-        found.append((name, module))
-    if not found:
-        raise ConfigError("model.lora.targets: the model has no LoRA matrices; attach an adapter first")
-    return track(found)
-
-
-def track(named: Sequence[tuple[str, nn.Linear]]) -> tuple[TrackedWeight, ...]:
-    """Return the given weights with their offsets, in the given order."""
-    offset, weights = 0, []
-    for name, module in named:
-        weights.append(TrackedWeight(name, module, offset))
-        offset += module.weight.numel()
-    return tuple(weights)
 
 
 class ExampleGradients:

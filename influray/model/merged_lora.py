@@ -9,17 +9,15 @@ Shape suffixes: B batch, S tokens, i inputs, o outputs, r rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from influray.model.packed_linear import frozen_weight, packs
+from influray.model.tracked_weights import TrackedWeight
 
-if TYPE_CHECKING:
-    from influray.model.example_gradients import TrackedWeight
-
-Deliver = Callable[["TrackedWeight", Tensor], None]  # (weight, its gradients by example [B, p])
+Deliver = Callable[[TrackedWeight, Tensor], None]  # (weight, its gradients by example [B, p])
 Products = Callable[[Tensor, Tensor], Tensor]  # (dL/dy [B, S, o], x [B, S, i]) -> sums of dL/dy x' by example [B, p]
 
 

@@ -22,8 +22,9 @@ from influray.config import FinetuneConfig
 from influray.model.batch import Batch, make_batch
 from influray.model.checkpoints import Checkpoint, save_checkpoint
 from influray.model.example_losses import mean_losses, trained_logits
-from influray.model.finetune import History, StepPlan, barrier, process_group
+from influray.model.history import History
 from influray.model.optimizer_state import AdamMoments
+from influray.model.step_plan import StepPlan, barrier, process_group
 from influray.protocols import DataError, TokenizedExample
 
 BATCH = (

@@ -21,6 +21,7 @@ from pathlib import Path
 from influray.config import ResourcesConfig
 from influray.interrupts import interrupt_between, interrupt_on_sigterm, restore_sigterm
 from influray.protocols import USER_ERRORS, ConfigError
+from influray.runtime.replaced import replaced
 from influray.runtime.scratch import ScratchFolder
 from influray.runtime.startup import connecting, require_ray, scratch_parent, starting
 from influray.runtime.watch import watched
@@ -163,12 +164,15 @@ def _private_cluster() -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
+    from ray._private import utils
 
+    # Ray's handlers of SIGTERM end the process at whatever statement it is.
+    no_handlers = replaced(vars(utils), "set_sigterm_handler", lambda handler: None)
     folder, kept = ScratchFolder(Path(scratch_parent())), False
     before = signal.getsignal(signal.SIGTERM)
     try:
         # Ray loses sight of processes that it is just starting; blocked signals they would inherit.
-        with interrupt_between() as check_interrupt, _no_handlers_of_ray(), starting(str(folder.path)):
+        with interrupt_between() as check_interrupt, no_handlers, starting(str(folder.path)):
             ray.init(
                 address="local",
                 namespace=NAMESPACE,
@@ -192,22 +196,6 @@ def _private_cluster() -> Iterator[None]:
         ray.shutdown()
         restore_sigterm(before)
         folder.close(keep=kept)
-
-
-@contextlib.contextmanager
-def _no_handlers_of_ray() -> Iterator[None]:
-    """Keep ray.init from setting handlers of SIGTERM, which end the process at whatever statement it is."""
-    from ray._private import utils  # there is no option for it; without this function nothing is kept from anything
-
-    if not hasattr(utils, "set_sigterm_handler"):
-        yield
-        return
-    before = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = before
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from influray.data.jobs import DraftJob, Faults, PartJob, Unfit, carry_out
 from influray.protocols import USER_ERRORS
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.process import logged, prepare_process
+from influray.runtime.shards import ShardPool
 from influray.runtime.tasks import Attempt, PoolEvent, ShardTask, WorkerInfo
-from influray.runtime.workers import make_pool, run_tasks
 from influray.store.artifact import Receipt
 from influray.store.run_directory import RunDirectory
 
@@ -41,7 +41,7 @@ class DataCrew:
         on_receipt: Callable[[ShardTask, Receipt], None] = lambda task, receipt: None,
     ) -> None:
         self.workers = resources.room(0.0) if resources.follows else resources.workers
-        self._pool = make_pool(DataWorker, (config, run_dir), resources, 0.0, lower="data.max_tokens")
+        self._pool = ShardPool(DataWorker, (config, run_dir), resources, lower="data.max_tokens")
         self._expect = expect
         self._on_event = on_event
         self._on_receipt = on_receipt
@@ -59,7 +59,7 @@ class DataCrew:
             if isinstance(task.job, DraftJob):
                 self._on_receipt(task, receipt)
 
-        return list(run_tasks(self._pool, tasks, self._on_event, receive).receipts)
+        return list(self._pool.run(tasks, receive, self._on_event).receipts)
 
     def close(self) -> None:
         """Kill the actors."""

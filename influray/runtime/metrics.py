@@ -6,6 +6,7 @@ They go to the metrics agent of the driver's node and are lost where there is no
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from ray.util.metrics import Counter, Gauge
 
@@ -14,14 +15,17 @@ from influray.store.artifact import Receipt
 
 
 class PoolMetrics:
-    """Counts committed shards and events of one run of the pool over `total` shards."""
+    """Counts committed shards and events of one run of the pool over `total` shards, and hands both on."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(
+        self, total: int, receive: Callable[[ShardTask, Receipt], None], hear: Callable[[PoolEvent], None]
+    ) -> None:
+        self._receive, self._hear = receive, hear
         split, worker = ("split",), ("split", "worker")
         self._shards = Counter("influray_shards", "Shards committed.", worker)
         self._rows = Counter("influray_rows", "Rows of committed shards.", worker)
         self._tokens = Counter("influray_tokens", "Tokens of committed shards.", worker)
-        self._events = Counter("influray_events", "Retries, lost workers, second copies and the like.", ("kind",))
+        self._events = Counter("influray_events", "Retries, lost workers and the like.", ("kind",))
         self._left = Gauge("influray_shards_left", "Shards that are not committed yet.", split)
         self._rate = Gauge("influray_worker_rows_per_second", "Rows of a worker's last shard by its seconds.", worker)
         self._seconds_left = Gauge("influray_seconds_left", "At the mean pace so far.", split)
@@ -42,7 +46,9 @@ class PoolMetrics:
         left = self._total - self._done
         self._left.set(left, {"split": task.split})
         self._seconds_left.set(left * (time.monotonic() - self._began) / self._done, {"split": task.split})
+        self._receive(task, receipt)
 
     def on_event(self, event: PoolEvent) -> None:
         """Count an event of the pool."""
         self._events.inc(1, {"kind": event.kind})
+        self._hear(event)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from influray.progress import LOG_FORMAT, ShownFormatter
 from influray.store.mirror import flush, follow, local
 
 logger = logging.getLogger(__name__)
+
+LOG_NAME = "influray worker"
 
 
 def prepare_process(logs: str | Path, threads: int) -> str:
@@ -39,11 +42,22 @@ def prepare_process(logs: str | Path, threads: int) -> str:
     follow(log)
     handler = logging.FileHandler(log, encoding="utf-8")
     handler.setFormatter(ShownFormatter(LOG_FORMAT))
-    logging.getLogger().addHandler(handler)
+    handler.name = LOG_NAME
+    root = logging.getLogger()
+    for earlier in [one for one in root.handlers if one.name == LOG_NAME]:  # a process that has had other tasks
+        root.removeHandler(earlier)
+        earlier.close()
+    root.addHandler(handler)
     logging.getLogger("influray").setLevel(logging.INFO)
     logger.info("%s is up, %d threads", process_name(), threads)
     flush()  # a worker may be gone before its log is uploaded for the first time
     return process_name()
+
+
+@functools.lru_cache(maxsize=1)
+def once(token: str, make: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `make(*arguments)`, made once for all tasks of a token that come to this process one after the other."""
+    return make(*arguments)
 
 
 def inheriting(worker: type[Any]) -> type[Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from influray.config import parse_config
 from influray.protocols import Arrays, ArtifactMismatch, Stores
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.process import logged, prepare_process, process_name
+from influray.runtime.shards import ShardPool
 from influray.runtime.tasks import Attempt, PoolEvent, PoolReport, ShardTask, WorkerInfo
-from influray.runtime.workers import run_pool
 from influray.scorers.options import make_scorer
 from influray.scorers.rows import SplitRows
 from influray.store.arrays import ArraysFile, add_arrays, arrays_table
@@ -57,40 +58,34 @@ def score(
     ordered = sorted(todo, key=lambda task: task.start)
     # Bound by reading the datastores, so it takes no GPU away from anyone.
     lower = "features.rows_per_shard, or features.projector.dimension"
-    return run_pool(ScoreWorker, arguments, ordered, resources, 0.0, on_event, on_receipt, lower)
+    with ShardPool(ScoreWorker, arguments, resources, lower=lower) as pool:
+        return pool.run(ordered, on_receipt, on_event)
 
 
+@dataclass
 class ScoreWorker:
     """One pass of a scorer over the pool, or the lines of the matrix."""
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        run_dir: str,
-        stores: Stores,
-        number: int,
-        state: ArraysFile | None,
-        threads: int = 1,
-    ) -> None:
-        self._plain_config = config
-        self._directory = RunDirectory(run_dir)
-        self._stores = stores
-        self._number = number
-        self._state_file = state
-        self._threads = threads
+    config: dict[str, Any]
+    run_dir: str
+    stores: Stores
+    number: int
+    state: ArraysFile | None
+    threads: int = 1
 
     def ready(self) -> WorkerInfo:
         """Load the target features and the state, and return what this worker is."""
-        name = prepare_process(self._directory.logs, self._threads)
-        settings = parse_config(self._plain_config).attribution
-        self._scorer = make_scorer(settings.scorer, self._stores, settings.options)
-        count = len(self._stores.weights)
-        self._target = SplitRows(self._directory, "target", count).all()
+        directory = RunDirectory(self.run_dir)
+        name = prepare_process(directory.logs, self.threads)
+        settings = parse_config(self.config).attribution
+        self._scorer = make_scorer(settings.scorer, self.stores, settings.options)
+        count = len(self.stores.weights)
+        self._target = SplitRows(directory, "target", count).all()
         if not len(self._target):
-            folder = self._directory.features("target", 1)
+            folder = directory.features("target", 1)
             raise ArtifactMismatch(f"{folder}: no target row has a feature at every checkpoint")
-        self._pool = SplitRows(self._directory, "pool", count)
-        self._state: Arrays = {} if self._state_file is None else self._state_file.read()
+        self._pool = SplitRows(directory, "pool", count)
+        self._state: Arrays = {} if self.state is None else self.state.read()
         return WorkerInfo(name)
 
     def compute(self, task: ShardTask, attempt: Attempt) -> Receipt:
@@ -101,7 +96,7 @@ class ScoreWorker:
             return committed
         with logged((task, attempt)):
             started = time.perf_counter()
-            make = self._lines if self._number == SCORE else self._sums
+            make = self._lines if self.number == SCORE else self._sums
             table, rows = make(task.start, task.stop)
             seconds = round(time.perf_counter() - started, 4)
             return store.commit(task.key, table, {"seconds": seconds, "rows": rows, "worker": process_name()})
@@ -120,5 +115,5 @@ class ScoreWorker:
             pool = self._pool.read(first, min(first + BLOCK_ROWS, stop))
             rows += len(pool)
             if len(pool):
-                add_arrays(total, self._scorer.sums(self._number, pool, self._target, self._state))
+                add_arrays(total, self._scorer.sums(self.number, pool, self._target, self._state))
         return (arrays_table(total) if total else None), rows

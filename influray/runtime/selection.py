@@ -1,7 +1,6 @@
 """The selection driver: a named actor that carries out the selectors, can be asked how far it is, and survives a kill.
 
-Ray restarts it and calls `run` again, which skips what this call has finished already: each job leaves a mark beside
-the selections when it is done. The marks belong to one call; what is done between calls is the caller's to know.
+Ray restarts it and gives it the job again that it was at; what is done is with the driver of the run.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ import hashlib
 import importlib
 import logging
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,8 @@ from influray.runtime.cluster import NAMESPACE
 from influray.runtime.columns import LOWER, ColumnWorkers
 from influray.runtime.process import inheriting, logged, prepare_process
 from influray.runtime.retries import RayError, loss_of, need_memory
-from influray.runtime.watch import end_actor
-from influray.store.artifact import naming_full_disk, read_json, write_json
-from influray.store.mirror import address_of, local, present, remove_folder
+from influray.runtime.watch import end
+from influray.store.mirror import address_of
 from influray.store.ranges import Mapper, Threads
 from influray.store.run_directory import RunDirectory
 
@@ -56,7 +53,7 @@ class SelectionStatus:
     chosen: int = 0  # rows of the running one, where its method chooses one by one
     budget: int = 0
     rows_per_second: float = 0.0  # since it began, or went on
-    memory_kills: int = 0  # of column workers
+    memory_kills: int = 0  # of tasks that read the matrix
     side_by_side: int = 0  # how many of them may run after that
 
 
@@ -74,9 +71,9 @@ def run_selection(
 ) -> dict[str, Any]:
     """Carry out the jobs one after another in the named driver actor and return name -> what its function returned.
 
-    What a function returns must be JSON. The actor takes `cpus` of the cluster: no pool may hold them all meanwhile.
-    With `workers` > 1 the passes over the matrix are carried out by as many actors of `cpus_per_worker` each, without
-    by threads of the driver, one for each of its CPUs.
+    The actor takes `cpus` of the cluster: no pool may hold them all meanwhile. With `workers` > 1 the passes over the
+    matrix are made by as many tasks of `cpus_per_worker` each, without by threads of the driver, one for each of its
+    CPUs.
 
     Raises:
         ConfigError, DataError, ArtifactMismatch, StorageError: a job raised it; unchanged.
@@ -86,8 +83,6 @@ def run_selection(
     assert len({job.name for job in jobs}) == len(jobs), "two jobs share a name"
     if not jobs:
         return {}
-    run = RunDirectory(run_dir)
-    marks = run.path / "selection" / f".driver-{uuid.uuid4().hex}"
     options: dict[str, Any] = {
         "num_cpus": cpus,
         "max_restarts": MAX_RESTARTS,
@@ -96,14 +91,19 @@ def run_selection(
     }
     actor: Any = ray.remote(**options)(inheriting(SelectionDriver))
     driver = actor.options(name=driver_name(run_dir), namespace=NAMESPACE).remote(
-        address_of(marks), address_of(run.logs), max(1, int(cpus)), workers, cpus_per_worker
+        address_of(RunDirectory(run_dir).logs), max(1, int(cpus)), workers, cpus_per_worker
     )
+    results: dict[str, Any] = {}
     try:
         with interrupt_on_sigterm():
-            return _follow(driver, list(jobs), on_status)
+            for job in jobs:
+                done = tuple(results)
+                results[job.name] = _follow(
+                    driver, job, lambda status, done=done: on_status(replace(status, done=done))
+                )
+        return results
     finally:
-        end_actor(driver)
-        remove_folder(marks)
+        end(driver)
 
 
 def driver_name(run_dir: str | Path) -> str:
@@ -111,16 +111,12 @@ def driver_name(run_dir: str | Path) -> str:
     return f"selection-{hashlib.sha256(RunDirectory(run_dir).address.encode()).hexdigest()[:16]}"
 
 
-def _follow(driver: Any, jobs: list[SelectionJob], on_status: Callable[[SelectionStatus], None]) -> dict[str, Any]:
-    running = driver.run.remote(jobs)
+def _follow(driver: Any, job: SelectionJob, on_status: Callable[[SelectionStatus], None]) -> Any:
+    running = driver.run.remote(job)
     asked = None
-    while True:
-        done, _ = ray.wait([running], timeout=POLL_SECONDS)
-        if done:
-            break
+    while not ray.wait([running], timeout=POLL_SECONDS)[0]:
         asked = asked or driver.status.remote()
-        answered, _ = ray.wait([asked], timeout=0)
-        if answered:
+        if ray.wait([asked], timeout=0)[0]:
             try:
                 on_status(ray.get(asked))
             except RayError as error:  # the actor is between two lives; `run` tells when there is no other
@@ -142,54 +138,34 @@ def _follow(driver: Any, jobs: list[SelectionJob], on_status: Callable[[Selectio
 
 
 class SelectionDriver:
-    """Runs jobs in order; `run` may be called again after a kill and goes on with the first that has no mark."""
+    """Runs one job at a time; what is killed within one begins it again."""
 
-    def __init__(self, marks: str, logs: str, threads: int, workers: int = 0, cpus_per_worker: float = 1.0) -> None:
+    def __init__(self, logs: str, threads: int, workers: int = 0, cpus_per_worker: float = 1.0) -> None:
         prepare_process(logs, threads)
-        self._marks = local(marks)
-        many, self._workers_wanted = workers > 1, workers
-        self._workers = ColumnWorkers(workers, cpus_per_worker, logs, threads) if many else None
-        self._mapper: Mapper = self._workers or Threads(threads)
-        self._done: list[str] = []
-        self._running = ""
-        self._since = time.monotonic()
-        self._begin()
+        many = workers > 1
+        self._tasks = ColumnWorkers(workers, cpus_per_worker, logs, threads) if many else None
+        self._mapper: Mapper = self._tasks or Threads(threads)
+        self._running, self._since = "", time.monotonic()
+        self._rows = (0, 0.0, 0, 0, 0.0)  # rows chosen and the time when it was first heard of, rows, budget, time
 
     @ray.method(concurrency_group="run")
-    def run(self, jobs: Sequence[SelectionJob]) -> dict[str, Any]:
-        """Carry out the jobs that have no mark and return name -> result of all."""
-        results: dict[str, Any] = {}
-        for job in jobs:
-            self._begin()
-            mark = self._marks / f"{job.name}.json"
-            if not present(mark).exists():
-                self._running, self._since = job.name, time.monotonic()
-                module, _, attribute = job.function.partition(":")
-                function = getattr(importlib.import_module(module), attribute)
-                help_with = {"mapper": self._mapper, "on_progress": self._note} if job.helped else {}
-                with logged(f"selection {job.name}"), naming_full_disk(self._marks.parent):
-                    write_json(mark, function(**job.arguments, **help_with))
-                self._running = ""
-            results[job.name] = read_json(mark)
-            self._done.append(job.name)
-        if self._workers is not None:
-            self._workers.close()
-        return results
+    def run(self, job: SelectionJob) -> Any:
+        """Carry out a job and return what its function does."""
+        self._running, self._since, self._rows = job.name, time.monotonic(), (0, 0.0, 0, 0, 0.0)
+        module, _, attribute = job.function.partition(":")
+        function = getattr(importlib.import_module(module), attribute)
+        help_with = {"mapper": self._mapper, "on_progress": self._note} if job.helped else {}
+        with logged(f"selection {job.name}"):
+            return function(**job.arguments, **help_with)
 
     @ray.method(concurrency_group="status")
     def status(self) -> SelectionStatus:
         """Return how far `run` is, also while it runs."""
-        seconds = time.monotonic() - self._since if self._running else 0.0
         first, began, chosen, budget, now = self._rows
         rate = (chosen - first) / (now - began) if now > began else 0.0
-        beside = None if self._workers is None else self._workers.side_by_side
-        if beside is None or not beside.kills:
-            return SelectionStatus(tuple(self._done), self._running, seconds, chosen, budget, rate)
-        left = beside.limit(self._workers_wanted)
-        return SelectionStatus(tuple(self._done), self._running, seconds, chosen, budget, rate, beside.kills, left)
-
-    def _begin(self) -> None:
-        self._rows = (0, 0.0, 0, 0, 0.0)  # rows chosen and the time when it was first heard of, rows, budget, time
+        tasks = None if self._tasks is None or not self._tasks.tasks.beside.kills else self._tasks.tasks
+        memory = (0, 0) if tasks is None else (tasks.beside.kills, tasks.limit)
+        return SelectionStatus((), self._running, time.monotonic() - self._since, chosen, budget, rate, *memory)
 
     def _note(self, chosen: int, budget: int) -> None:
         first, began, _, total, _ = self._rows

@@ -8,11 +8,8 @@ the pool only hands out and listens.
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import logging
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,76 +18,53 @@ import ray
 
 from influray.interrupts import interrupt_between
 from influray.protocols import StorageError
-from influray.runtime.pool_state import Item, PoolRun, Worker, Write
+from influray.runtime.cluster import ResolvedResources
+from influray.runtime.metrics import PoolMetrics
+from influray.runtime.pool_state import InHand, Item, PoolRun, Worker
+from influray.runtime.process import inheriting
 from influray.runtime.retries import Loss, RayError, SideBySide, loss_of, need_memory
-from influray.runtime.tasks import (
-    Attempt,
-    Computed,
-    PoolError,
-    PoolEvent,
-    PoolReport,
-    ShardFailure,
-    ShardOutOfMemory,
-    ShardTask,
-    WorkerInfo,
-    WorkerStartError,
-    label,
-)
-from influray.runtime.watch import end_actor, lost
+from influray.runtime.tasks import Attempt, Computed, PoolError, PoolEvent, PoolReport, ShardTask, WorkerStartError
+from influray.runtime.watch import end, lost
 
 if TYPE_CHECKING:
     from influray.store.artifact import Receipt
 
-__all__ = [
-    "Attempt",
-    "Computed",
-    "PoolError",
-    "PoolEvent",
-    "PoolReport",
-    "ShardFailure",
-    "ShardOutOfMemory",
-    "ShardPool",
-    "ShardTask",
-    "WorkerInfo",
-    "WorkerStartError",
-]
-
-logger = logging.getLogger(__name__)
-
-POLL_SECONDS = 0.2  # how soon a straggler or a signal is noticed; results wake the loop at once
-SPECULATE_FLOOR_SECONDS = 1.0  # a shard younger than this is never issued twice
+POLL_SECONDS = 0.2  # how soon a hung worker or a signal is noticed; results wake the loop at once
 SIZE_SECONDS = 1.0  # how often the size is asked for: 1 ms a time
 END_SECONDS = 2.0  # for a killed worker to end; it takes 0.1 s where its node answers
+DRAIN_SECONDS = 2.0  # `ray job stop` kills a driver 3 s after its SIGTERM
 WAITING_SECONDS = 30.0  # how often a pool without a single worker says so
+WRITER = "writer"  # concurrency group of an actor that commits a shard beside the computing of the next
 
 
 class ShardPool:
-    """Actors that compute shards, kept between runs and killed by `close`.
+    """Actors `worker(*arguments, threads)` that compute shards, kept between runs and killed by `close`.
 
-    An actor of `make_worker` is created with `max_restarts=0` and answers `ready()` with a WorkerInfo and
-    `compute(task, attempt)` with the receipt it has committed, or with Computed: then `commit(key)`, which may run
-    beside the next `compute`, answers with it. Those of a pool that may `isolate` rows know what to do with the
-    `without` and the `probe` of an attempt, and answer a probe with None.
+    They answer `ready()` with a WorkerInfo and `compute(task, attempt)` with the receipt they have committed, or with
+    Computed: then `commit(key)`, which may run beside the next `compute`, answers with it. Those of a pool that may
+    `isolate` rows know what to do with the `without` and the `probe` of an attempt, and answer a probe with None.
     """
 
     def __init__(
         self,
-        make_worker: Callable[[], Any],
-        size: int | Callable[[], int],  # a function is asked again and again: workers may join at any time
-        max_attempts: int = 3,
-        speculate_after: float = 3.0,  # times the median shard
-        drain_seconds: float = 2.0,  # `ray job stop` kills a driver 3 s after its SIGTERM
+        worker: type[Any],
+        arguments: tuple[Any, ...],
+        resources: ResolvedResources,
+        gpus: float = 0.0,
+        *,
+        lower: str,  # what of the config makes a worker need less memory
         isolate: bool = False,  # a shard that always kills its process is narrowed down to the row that does it
-        lower: str = "resources.workers",  # what of the config makes a worker need less memory
     ) -> None:
-        assert max_attempts >= 1
-        self._make_worker = make_worker
-        self._ask_size = size if callable(size) else lambda: size
+        options: dict[str, Any] = {"num_cpus": resources.cpus_per_worker, "num_gpus": gpus}
+        if hasattr(worker, "commit"):
+            options["concurrency_groups"] = {WRITER: 1}
+        actor: Any = ray.remote(**options, max_restarts=0, max_task_retries=0)(inheriting(worker))
+        self._make_worker = lambda: actor.remote(*arguments, resources.threads_per_worker)
+        # Where it follows the cluster it is asked again and again: workers may join at any time.
+        self._ask_size = lambda: resources.room(gpus) if resources.follows else resources.workers
         self._given_up = 0  # places where no worker comes up
         self._size, self._asked = 0, -math.inf
-        self._max_attempts = max_attempts
-        self._speculate_after = speculate_after
-        self._drain_seconds = drain_seconds
+        self._max_attempts = resources.max_attempts
         self._isolate = isolate
         self._lower = lower
         self._side_by_side = SideBySide()
@@ -117,20 +91,22 @@ class ShardPool:
             PoolError: shards failed in every attempt; all others are committed.
             StorageError: as PoolError, where each failed at last because object storage did not answer.
             WorkerStartError: workers die before they can compute.
-            KeyboardInterrupt: Ctrl-C or SIGTERM; what was in flight had `drain_seconds` to commit.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; what was in flight had DRAIN_SECONDS to commit.
         """
-        started = time.monotonic()
+        if not tasks:
+            return PoolReport(())
         items = [Item(task) for task in tasks]
         assert len({item.task.key for item in items}) == len(items), "two shards share a key"
-        todo = collections.deque(items)
-        run = PoolRun(items, on_receipt, on_event, todo, len(items), self._max_attempts, self._isolate)
+        metrics = PoolMetrics(len(tasks), on_receipt, on_event)
+        run = PoolRun(items, metrics.on_receipt, metrics.on_event, self._max_attempts, self._isolate)
         with interrupt_between() as check_interrupt:
             try:
                 while run.left:
                     check_interrupt()
                     self._staff(run)
-                    self._hand_out(run)
-                    self._speculate(run)
+                    for worker in self._workers:
+                        if run.queue and worker.takes(run.queue[0]):
+                            self._issue(worker, run.queue.popleft())
                     self._settle(run, POLL_SECONDS)
                     self._end_hung(run)
             except BaseException as error:
@@ -138,20 +114,20 @@ class ShardPool:
                     self._drain(run, interrupted=isinstance(error, KeyboardInterrupt))
                 raise
             finally:
-                busy = [(worker, worker.refs()) for worker in self._workers if any(worker.in_hand())]
-                for worker, _ in busy:
+                busy = [worker for worker in self._workers if worker.shards]
+                ended = [shard.ref for worker in busy for shard in worker.shards]
+                for worker in busy:
                     self._drop(worker)  # it computes what nobody waits for
                 # Until they are gone they may write beside what the caller is about to commit.
-                ended = [ref for _, refs in busy for ref in refs if ray.is_initialized() and not lost()]
-                if ended:
+                if ended and ray.is_initialized() and not lost():
                     ray.wait(ended, num_returns=len(ended), timeout=END_SECONDS)
-        report = run.report(started, self._token_budget)
-        if failed := [item for item in items if item.failed]:
-            if memory := next((item for item in failed if item.starved), None):
-                what = label(memory.task)
-                raise need_memory(what, self._side_by_side.kills, self._lower, memory.reasons[-1])
+        report = run.report(self._token_budget)
+        if losses := [(item.task, item.loss) for item in items if item.failed and item.loss is not None]:
+            if memory := next(((task, loss) for task, loss in losses if loss.memory), None):
+                raise need_memory(str(memory[0]), self._side_by_side.kills, self._lower, memory[1].reason)
             error = PoolError(report)
-            raise StorageError(str(error)) if all(item.unanswered for item in failed) else error
+            unanswered = all(isinstance(loss.cause, StorageError) for _, loss in losses)
+            raise StorageError(str(error)) if unanswered else error
         return report
 
     def close(self) -> None:
@@ -177,133 +153,84 @@ class ShardPool:
             text = f"no worker is up after {oldest:.0f} s: the model is loading, or the cluster has no room for one"
             run.tell(PoolEvent("waiting", text))
 
-    def _hand_out(self, run: PoolRun) -> None:
-        for worker in self._workers:
-            if run.queue and worker.takes(run.queue[0]):
-                self._issue(worker, run.queue.popleft())
-
     def _issue(self, worker: Worker, item: Item) -> None:
         item.issued += 1
-        item.copies += 1
-        worker.item, worker.since = item, time.monotonic()
         # The budget decides the batches, hence the bytes: one for all workers, even of different GPUs.
-        budget, shrunk = (self._token_budget, False) if item.shrunk_to is None else (item.shrunk_to, True)
         probe = None if item.hunt is None else item.hunt.probe
-        attempt = Attempt(item.issued, budget, shrunk, item.without, probe)
-        worker.ref = worker.handle.compute.remote(item.task, attempt)
-
-    def _speculate(self, run: PoolRun) -> None:
-        """Where nothing is queued, give idle workers copies of the shards that take unusually long."""
-        if run.queue or not run.seconds:
-            return
-        idle = [worker for worker in self._workers if worker.info is not None and not any(worker.in_hand())]
-        limit = max(SPECULATE_FLOOR_SECONDS, self._speculate_after * statistics.median(run.seconds))
-        busy = sorted((w for w in self._workers if w.item is not None), key=lambda worker: worker.since)
-        for late in busy:
-            item, age = late.item, time.monotonic() - late.since
-            if not idle or item is None or age <= limit:
-                return
-            if item.open and item.copies == 1 and item.hunt is None:
-                run.speculated += 1
-                text = (
-                    f"{label(item.task)} takes {age:.1f} s, others {limit / self._speculate_after:.1f} s: second copy"
-                )
-                run.tell(PoolEvent("speculated", text, item.task.key))
-                self._issue(idle.pop(), item)
+        attempt = Attempt(item.issued, self._token_budget, item.without, probe)
+        worker.shards.append(InHand(item, worker.handle.compute.remote(item.task, attempt), time.monotonic()))
 
     def _end_hung(self, run: PoolRun) -> None:
-        """Replace workers that have been at a shard, or at their start, for so long that they will not return.
-
-        A copy overtakes a straggler only where a worker is idle; a lone one that hangs would be waited for for ever.
-        """
+        """Replace workers that have been at a shard, or at their start, for so long that they will not return."""
         for worker in list(self._workers):
             # The time of a start counts from when there is a process: it may have waited for its place for hours.
             if worker.placed is not None and ray.wait([worker.placed], timeout=0)[0]:
                 worker.placed, worker.since = None, time.monotonic()
-            reason = run.overdue(worker)
-            if reason:
+            if reason := run.overdue(worker):
                 self._lost(run, worker, Loss(reason))
-        slow = run.slow_first(self._workers)
-        if slow:
+        if slow := run.slow_first(self._workers):
             run.tell(PoolEvent("waiting", slow))
 
     def _settle(self, run: PoolRun, timeout: float) -> None:
         """Wait for one answer and take in every answer that is there."""
-        waiting = {ref: worker for worker in self._workers for ref in worker.refs()}
+        waiting = {ref: (worker, shard) for worker in self._workers for ref, shard in worker.refs().items()}
         # Refs of pending actors stand among them but nothing depends on them: they are the autoscaler's demand signal.
         ray.wait(list(waiting), num_returns=1, timeout=timeout)
         done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
         for ref in done:
-            if ref in waiting[ref].refs():  # else it has just been dropped
-                self._take_in(run, waiting[ref], ref)
+            worker, shard = waiting[ref]
+            if worker in self._workers:  # else it has just been dropped
+                self._take_in(run, worker, shard, ref)
 
-    def _take_in(self, run: PoolRun, worker: Worker, ref: Any) -> None:
-        write = worker.write_of(ref)
+    def _take_in(self, run: PoolRun, worker: Worker, shard: InHand | None, ref: Any) -> None:
         try:
             answer = ray.get(ref)
         except RayError as error:
             loss = loss_of(error)
-            if loss.cause is None:  # the actor, its node or its answer is gone
-                self._lost(run, worker, loss)
+            if shard is not None and shard.writing and loss.cause is not None:
+                worker.shards.remove(shard)
+                run.attempt_failed(shard.item, loss)
             else:
-                self._raised(run, worker, write, loss)
+                # An unknown error leaves a process in an unknown state (a CUDA context, say): the next attempt gets a
+                # new one, as if this one were gone.
+                self._lost(run, worker, loss)
         else:
-            self._answered(run, worker, write, answer)
+            self._answered(run, worker, shard, answer)
 
-    def _answered(self, run: PoolRun, worker: Worker, write: Write | None, answer: Any) -> None:
-        if write is not None:
-            worker.written(write)
-            if write.item.open:
-                run.committed(write.item, answer, time.monotonic() - write.since)
-            return
-        if worker.info is None:
-            worker.ref, worker.info, run.starts_failed = None, answer, 0
+    def _answered(self, run: PoolRun, worker: Worker, shard: InHand | None, answer: Any) -> None:
+        if shard is None:
+            worker.info, run.starts_failed = answer, 0
             self._token_budget = self._token_budget or answer.token_budget
             text = f"worker {answer.name} is up on {answer.device} after {time.monotonic() - worker.since:.1f} s"
             run.tell(PoolEvent("started", text))
-            return
-        item = worker.computed()
-        if isinstance(answer, Computed):
-            worker.write(item, worker.handle.commit.remote(item.task.key))
-        elif item.open and answer is None:
-            run.probed(item, died=False)
-        elif item.open:
-            run.committed(item, answer, time.monotonic() - worker.since)
-
-    def _raised(self, run: PoolRun, worker: Worker, write: Write | None, loss: Loss) -> None:
-        cause = loss.cause
-        if write is not None:
-            worker.written(write)
-            run.attempt_failed(write.item, loss)
-        elif isinstance(cause, ShardOutOfMemory) and worker.item is not None:
-            item = worker.computed()
-            if cause.divisible and cause.token_budget > 1:
-                run.shrink(item, cause)
-            else:
-                run.attempt_failed(item, loss)
+        elif isinstance(answer, Computed):
+            shard.ref, shard.writing = worker.handle.commit.remote(shard.item.task.key), True
         else:
-            # An unknown error leaves a process in an unknown state (a CUDA context, say): the next attempt gets a new
-            # one.
-            self._lost(run, worker, loss)
+            worker.shards.remove(shard)
+            if answer is None:
+                run.probed(shard.item, died=False)
+            else:
+                run.committed(shard.item, answer, time.monotonic() - shard.since)
 
     def _lost(self, run: PoolRun, worker: Worker, loss: Loss) -> None:
         """Drop a worker that died or hung, or that raised, and see to its shards."""
-        computing, writing = worker.item, [write.item for write in worker.writes]
-        began = min((since for _, since in worker.in_hand()), default=worker.since)
+        held = [shard.item for shard in worker.shards]
+        computing = next((shard.item for shard in worker.shards if not shard.writing), None)
+        began = min((shard.since for shard in worker.shards), default=worker.since)
         self._drop(worker)
         run.workers_lost += 1
         run.tell(PoolEvent("lost", f"{worker.info.name if worker.info else 'a new worker'}: {loss.reason}"))
-        held = [*writing, *([] if computing is None else [computing])]
         if loss.memory and not self._killed_alone(run, began):
             for item in held:
-                run.once_more(item, loss.reason)
+                run.again(item, loss.reason)
         elif worker.info is None:
             self._start_failed(run, loss)
         elif loss.cause is not None:
             assert computing is not None
             run.attempt_failed(computing, loss)
-            for item in writing:  # which had no part in it
-                run.once_more(item, f"not written before {loss.reason}")
+            for item in held:
+                if item is not computing:  # it had no part in it
+                    run.again(item, f"not written before {loss.reason}")
         elif len(held) > 1:
             for item in held:
                 run.doubt(item, loss.reason)
@@ -337,33 +264,30 @@ class ShardPool:
 
     def _drop(self, worker: Worker) -> None:
         self._workers.remove(worker)
-        worker.give_back()
-        end_actor(worker.handle)
+        end(worker.handle)
 
     def _drain(self, run: PoolRun, interrupted: bool) -> None:
         """Hand out nothing more and let what is written, and after an interrupt what is computed, still commit.
 
-        It has `drain_seconds` at most. Whatever fails now is tried again by the next run.
+        It has DRAIN_SECONDS at most. Whatever fails now is tried again by the next run.
         """
-        deadline = time.monotonic() + self._drain_seconds
-        run.queue.clear()
+        deadline = time.monotonic() + DRAIN_SECONDS
         if interrupted:
             run.tell(PoolEvent("waiting", "interrupted: shards in flight may still commit"))
         while ray.is_initialized() and not lost() and (left := deadline - time.monotonic()) > 0:
-            busy = [worker for worker in self._workers if worker.info is not None]
-            waiting = {ref: w for w in busy for ref in (w.refs() if interrupted else [write.ref for write in w.writes])}
+            waiting = {
+                shard.ref: (worker, shard)
+                for worker in self._workers
+                for shard in worker.shards
+                if interrupted or shard.writing
+            }
             if not waiting:
                 return
-            done, _ = ray.wait(list(waiting), num_returns=1, timeout=min(left, POLL_SECONDS))
-            for ref in done:
-                worker = waiting[ref]
-                write = worker.write_of(ref)
+            for ref in ray.wait(list(waiting), num_returns=1, timeout=min(left, POLL_SECONDS))[0]:
+                worker, shard = waiting[ref]
                 try:
                     answer = ray.get(ref)
                 except RayError:
-                    if write is not None:
-                        worker.written(write)
-                    else:
-                        worker.ref = None
+                    worker.shards.remove(shard)
                 else:
-                    self._answered(run, worker, write, answer)
+                    self._answered(run, worker, shard, answer)

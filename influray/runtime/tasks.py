@@ -1,4 +1,4 @@
-"""What crosses between the driver and its workers: tasks, attempts, events and reports. Imports no Ray."""
+"""What crosses between a shard pool and its workers: tasks, attempts, events and reports. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class ShardTask:
     folder: str  # of the ShardStore it is committed to
     name: str = ""  # what people call it, where that is not a range of rows
 
+    def __str__(self) -> str:
+        place = f" of checkpoint {self.checkpoint}" if self.checkpoint else ""
+        return self.name or f"{self.split} rows {self.start}-{self.stop - 1}{place}"
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -28,7 +32,6 @@ class Attempt:
 
     number: int = 1
     token_budget: int | None = None  # padded tokens a batch; None = the worker's own
-    shrunk: bool = False  # a larger budget did not fit into memory
     without: tuple[int, ...] = ()  # rows that are not computed: they kill the process, and go to the quarantine
     probe: tuple[int, int] | None = None  # compute these rows [start, stop) alone and commit nothing
 
@@ -51,7 +54,7 @@ class WorkerInfo:
 class PoolEvent:
     """Something that people should hear of, in one line."""
 
-    kind: Literal["started", "lost", "retry", "shrunk", "speculated", "isolated", "failed", "waiting", "memory"]
+    kind: Literal["started", "lost", "retry", "shrunk", "isolated", "failed", "waiting", "memory"]
     text: str
     key: str = ""
     side_by_side: int = 0  # of "memory": how many workers may run from now on
@@ -70,33 +73,18 @@ class PoolReport:
     """What a run of the pool did; `receipts` are in the order of its tasks."""
 
     receipts: tuple[Receipt, ...]
-    retries: int = 0  # attempts beyond the first, smaller token budgets included, copies for stragglers not
+    retries: int = 0  # attempts beyond the first
     workers_lost: int = 0
     memory_kills: int = 0  # of them, killed because their machine ran out of memory
-    speculated: int = 0
-    token_budget: int | None = None  # padded tokens a batch, of all shards but those in `shrunk`
-    shrunk: tuple[str, ...] = ()  # keys of shards that needed a smaller one
-    seconds: float = 0.0
+    token_budget: int | None = None  # padded tokens a batch, of all shards but those that did not fit
     failures: tuple[ShardFailure, ...] = ()
-
-
-class ShardOutOfMemory(RuntimeError):
-    """A worker ran out of memory under `token_budget`; `divisible` where a smaller one would change its batches."""
-
-    def __init__(self, message: str, token_budget: int, divisible: bool) -> None:
-        super().__init__(message, token_budget, divisible)  # all of them, or it does not survive pickling
-        self.token_budget = token_budget
-        self.divisible = divisible
-
-    def __str__(self) -> str:
-        return f"{self.args[0]} (token budget {self.token_budget})"
 
 
 class PoolError(RuntimeError):
     """Shards that failed for good, after all others were committed."""
 
     def __init__(self, report: PoolReport) -> None:
-        shown = "; ".join(f"{label(f.task)}: {' | '.join(f.reasons)}" for f in report.failures[:3])
+        shown = "; ".join(f"{f.task}: {' | '.join(f.reasons)}" for f in report.failures[:3])
         more = f"; and {len(report.failures) - 3} more" if len(report.failures) > 3 else ""
         super().__init__(
             f"{len(report.failures)} of {len(report.failures) + len(report.receipts)} shards failed in every attempt, "
@@ -107,11 +95,3 @@ class PoolError(RuntimeError):
 
 class WorkerStartError(RuntimeError):
     """No worker comes up: every one that was started died before it could compute."""
-
-
-def label(task: ShardTask) -> str:
-    """Return what people call a shard."""
-    if task.name:
-        return task.name
-    place = f" of checkpoint {task.checkpoint}" if task.checkpoint else ""
-    return f"{task.split} rows {task.start}-{task.stop - 1}{place}"

@@ -200,32 +200,30 @@ def carry_out(job: Job, device: Any, device_map: str | None, threads: int) -> di
     return _train(job, device, device_map)
 
 
-def attempt(job: Job, device: Any, device_map: str | None, threads: int) -> dict[str, Any]:
-    """Return {"manifest": ...}, or {"error": class name, "message": ...} of an error that the user can mend.
+def attempt(job: Job, device: Any, device_map: str | None, threads: int) -> dict[str, Any] | Exception:
+    """Return the manifest of a job, or an error that the user can mend.
 
-    Such an error is a result and no exception: it is the same at every attempt, so nothing should retry it.
+    Such an error is a result: it is the same at every attempt, so nothing should retry it.
     """
     try:
-        return {"manifest": carry_out(job, device, device_map, threads)}
+        return carry_out(job, device, device_map, threads)
     except USER_ERRORS as error:
-        kind = next(known for known in USER_ERRORS if isinstance(error, known))
-        where = f"{'/'.join(local(job.out).parts[-3:])}: " if kind is DataError else ""
-        address = error.address if isinstance(error, DamagedArtifact) else ""
-        return {"error": kind.__name__, "message": where + str(error), "damaged": address}
+        if isinstance(error, DataError):
+            return DataError(f"{'/'.join(local(job.out).parts[-3:])}: {error}")
+        return error
 
 
-def manifest_of(outcome: Mapping[str, Any]) -> dict[str, Any]:
+def manifest_of(outcome: dict[str, Any] | Exception) -> dict[str, Any]:
     """Return the manifest that `attempt` came to, or raise the user's error."""
-    if outcome.get("damaged"):
-        raise DamagedArtifact(outcome["message"], outcome["damaged"])
-    if "error" in outcome:
-        raise {known.__name__: known for known in USER_ERRORS}[outcome["error"]](outcome["message"])
-    return outcome["manifest"]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, Any]:
-    from influray.model.finetune import barrier, finetune, process_group
+    from influray.model.finetune import finetune
     from influray.model.loading import attach_new_adapter, load_base
+    from influray.model.step_plan import barrier, process_group
 
     config, warmup = job.parsed, job.kind == "warmup"
     examples = _examples(job)
@@ -269,8 +267,8 @@ def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, A
 
 def _import(job: TrainingJob, device_map: str | None) -> dict[str, Any]:
     from influray.model.checkpoints import import_checkpoint
-    from influray.model.example_gradients import lora_weights
     from influray.model.loading import attach_adapter, load_base, require_all_linear, swap_adapter
+    from influray.model.tracked_weights import lora_weights
 
     work, model, checkpoints = _work_folder(job), None, []
     for number, imported in enumerate(job.parsed.warmup.checkpoints, start=1):
@@ -386,13 +384,6 @@ def _imported_facts(imported: Any) -> dict[str, Any]:
     return {"digests": digests, "mean_learning_rate": imported.mean_learning_rate}
 
 
-@contextlib.contextmanager
-def working_in(folder: str) -> Iterator[None]:
+def working_in(folder: str) -> contextlib.AbstractContextManager[None]:
     """Work in the driver's folder where this machine has it, so that relative paths mean the same."""
-    before = os.getcwd()
-    if os.path.isdir(folder):
-        os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
+    return contextlib.chdir(folder) if os.path.isdir(folder) else contextlib.nullcontext()

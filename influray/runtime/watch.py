@@ -17,6 +17,7 @@ from typing import Any
 
 from influray import interrupts
 from influray.protocols import RunStopped
+from influray.runtime.replaced import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,14 @@ def watched() -> Iterator[Callable[[], None]]:
     Yields a function to call before the cluster is shut down: from then on its processes may end. Where one has ended
     before, the shutdown has GRACE_SECONDS, since a call into Ray may never return.
     """
+    from ray._private import worker
+
     watch = _Watch(_vital())
     watch.start()
     try:
-        with _quiet():
+        # Ray prints what becomes of its processes, with pages of their logs, and log_to_driver=False does not reach
+        # that: our own lines say it.
+        with replaced(vars(worker), "print_to_stdstream", lambda *arguments, **options: None):
             yield watch.leaving.set
     except RunStopped:
         raise
@@ -52,33 +57,21 @@ def watched() -> Iterator[Callable[[], None]]:
         _lost.clear()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Ray from printing what becomes of its processes, with pages of their logs: our own lines say it."""
-    from ray._private import worker  # log_to_driver=False does not reach these messages
-
-    before = getattr(worker, "print_to_stdstream", None)
-    if before is None:
-        yield
-        return
-    worker.print_to_stdstream = lambda *arguments, **options: None
-    try:
-        yield
-    finally:
-        worker.print_to_stdstream = before
-
-
 def lost() -> bool:
     """Return whether the cluster that this process has started is gone: calls into Ray may not return any more."""
     return _lost.is_set()
 
 
-def end_actor(actor: Any) -> None:
-    """Kill an actor for good, where there is a cluster to do so."""
+def end(what: Any) -> None:
+    """Kill an actor for good, or the task that a reference is of, where there is a cluster to do so."""
     import ray
 
-    if ray.is_initialized() and not lost():
-        ray.kill(actor, no_restart=True)
+    if not ray.is_initialized() or lost():
+        return
+    if isinstance(what, ray.ObjectRef):
+        ray.cancel(what, force=True)
+    else:
+        ray.kill(what, no_restart=True)
 
 
 class _Watch(threading.Thread):

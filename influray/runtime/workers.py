@@ -22,11 +22,10 @@ from influray.config import Config, parse_config
 from influray.protocols import ConfigError, FeatureBlock, Featurizer, PackingFeaturizer
 from influray.registry import featurizer_reads, resolve
 from influray.runtime.cluster import ResolvedResources
-from influray.runtime.metrics import PoolMetrics
 from influray.runtime.poison import ROW_REASON
-from influray.runtime.process import import_large, inheriting, logged, prepare_process, process_name
-from influray.runtime.shards import ShardPool
-from influray.runtime.tasks import Attempt, Computed, PoolEvent, PoolReport, ShardOutOfMemory, ShardTask, WorkerInfo
+from influray.runtime.process import import_large, logged, prepare_process, process_name
+from influray.runtime.shards import WRITER, ShardPool
+from influray.runtime.tasks import Attempt, Computed, PoolEvent, PoolReport, ShardTask, WorkerInfo
 from influray.store.artifact import Receipt, ShardStore
 from influray.store.run_directory import RunDirectory
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POOL = "pool"
-WRITER = "writer"  # concurrency group of an actor that commits a shard beside the computing of the next
 
 
 def featurize(
@@ -62,73 +60,8 @@ def featurize(
     gpus = 0.0 if reads == "records" else resources.gpus_per_worker
     arguments = (config, str(run_dir), token_budget)
     lower = f"features.token_budget (now {token_budget or config['features']['token_budget']})"
-    return run_pool(FeatureWorker, arguments, ordered, resources, gpus, on_event, on_receipt, lower, isolate=True)
-
-
-def run_pool(
-    worker: type[Any],
-    arguments: tuple[Any, ...],
-    todo: Sequence[ShardTask],
-    resources: ResolvedResources,
-    gpus: float,
-    on_event: Callable[[PoolEvent], None],
-    on_receipt: Callable[[ShardTask, Receipt], None],
-    lower: str,
-    isolate: bool = False,
-) -> PoolReport:
-    """Compute `todo` by actors `worker(*arguments, threads)` and return the report. Raises as `ShardPool.run`.
-
-    `lower` names what of the config makes a worker need less memory. `isolate`: a row that kills its process may be
-    left out of its shard.
-    """
-    if not todo:
-        return PoolReport(())
-    with make_pool(worker, arguments, resources, gpus, lower, isolate) as pool:
-        return run_tasks(pool, todo, on_event, on_receipt)
-
-
-def make_pool(
-    worker: type[Any],
-    arguments: tuple[Any, ...],
-    resources: ResolvedResources,
-    gpus: float,
-    lower: str,
-    isolate: bool = False,
-) -> ShardPool:
-    """Return a pool of actors `worker(*arguments, threads)`, none of which is there yet."""
-    options: dict[str, Any] = {"num_cpus": resources.cpus_per_worker, "num_gpus": gpus}
-    if hasattr(worker, "commit"):
-        options["concurrency_groups"] = {WRITER: 1}
-    actor: Any = ray.remote(**options, max_restarts=0, max_task_retries=0)(inheriting(worker))
-
-    def make_worker() -> Any:
-        return actor.remote(*arguments, resources.threads_per_worker)
-
-    def room() -> int:
-        return resources.room(gpus)
-
-    size = room if resources.follows else resources.workers
-    return ShardPool(make_worker, size, max_attempts=resources.max_attempts, isolate=isolate, lower=lower)
-
-
-def run_tasks(
-    pool: ShardPool,
-    todo: Sequence[ShardTask],
-    on_event: Callable[[PoolEvent], None],
-    on_receipt: Callable[[ShardTask, Receipt], None],
-) -> PoolReport:
-    """Have a pool compute `todo`, with metrics, and return the report. Raises as `ShardPool.run`."""
-    metrics = PoolMetrics(len(todo))
-
-    def receive(task: ShardTask, receipt: Receipt) -> None:
-        metrics.on_receipt(task, receipt)
-        on_receipt(task, receipt)
-
-    def hear(event: PoolEvent) -> None:
-        metrics.on_event(event)
-        on_event(event)
-
-    return pool.run(todo, receive, hear)
+    with ShardPool(FeatureWorker, arguments, resources, gpus, lower=lower, isolate=True) as pool:
+        return pool.run(ordered, on_receipt, on_event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,36 +122,41 @@ class FeatureWorker:
     def compute(self, task: ShardTask, attempt: Attempt) -> Receipt | Computed | None:
         """Compute a shard for `commit` and return that it is; where it has a receipt already, that. None after a probe.
 
+        What does not fit into memory is computed again in batches of half the size, and the receipt says so.
+
         Raises:
-            ShardOutOfMemory: to be tried again with a smaller budget.
             ConfigError, DataError, ArtifactMismatch: what the user can mend.
+            RuntimeError: a row alone does not fit.
         """
         store = ShardStore(task.folder)
         committed = store.receipt(task.key)
         if committed is not None:
             return committed
-        budget = attempt.token_budget or self._token_budget
-        try:
-            with logged((task, attempt)):
-                made = self._compute(store, task, budget, attempt)
-        except (RuntimeError, MemoryError) as error:
-            if budget is None or not _out_of_memory(error):
-                raise
-            message = f"{type(error).__name__}: {error}".splitlines()[0]
-        else:
-            if made is None:
-                return None
-            self._unwritten[task.key] = made
-            return Computed()
-        # Outside the except block: until here the traceback held the tensors of the batch.
-        _free_memory()
-        examples = self._catalogue(task.split).tokenized(task.start, task.stop)
-        batches = _batches(examples, budget, (), self._config.features.packing, self._featurizer)
-        divisible = any(sum(map(len, batch)) > 1 for batch in batches)
-        raise ShardOutOfMemory(message, budget, divisible)
+        budget, whole = attempt.token_budget or self._token_budget, True
+        while True:
+            try:
+                with logged((task, attempt)):
+                    made = self._compute(store, task, budget, attempt, shrunk=not whole)
+            except (RuntimeError, MemoryError) as error:
+                if budget is None or not _out_of_memory(error):
+                    raise
+                message = f"{type(error).__name__}: {error}".splitlines()[0]
+            else:
+                if made is None:
+                    return None
+                self._unwritten[task.key] = made
+                return Computed()
+            # Outside the except block: until here the traceback held the tensors of the batch.
+            _free_memory()
+            examples = self._catalogue(task.split).tokenized(task.start, task.stop)
+            batches = _batches(examples, budget, (), self._config.features.packing, self._featurizer)
+            if all(sum(map(len, batch)) == 1 for batch in batches):
+                raise RuntimeError(f"{message} (token budget {budget})")
+            budget, whole = budget // 2, False
+            logger.warning("%s does not fit: %s; again with a token budget of %d", task, message, budget)
 
     def _compute(
-        self, store: ShardStore, task: ShardTask, token_budget: int | None, attempt: Attempt
+        self, store: ShardStore, task: ShardTask, token_budget: int | None, attempt: Attempt, shrunk: bool
     ) -> _Unwritten | None:
         from influray.data.batches import batch_tokens
         from influray.store.datastore import PartBuilder
@@ -255,7 +193,7 @@ class FeatureWorker:
             "token_budget": token_budget,
             "packed": any(len(batch) > 1 for batch in batches),
             "batch_tokens": batch_tokens(lengths, batches) if token_budget is not None else None,  # with padding
-            "shrunk": attempt.shrunk,
+            "shrunk": shrunk,  # a larger budget did not fit into memory
             "without": list(attempt.without),  # rows that were not in the batches of the others
             "worker": process_name(),
         }

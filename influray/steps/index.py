@@ -1,4 +1,4 @@
-"""index: the faiss index over the pool's vectors; in this process, or in Ray actors where it is of several shards."""
+"""index: the faiss index over the pool's vectors; in this process, or by Ray tasks where it is of several shards."""
 
 from __future__ import annotations
 
@@ -26,16 +26,8 @@ def index(context: StepContext, kind: str = "auto") -> StepResult:
             *(context.directory, resources.workers, resources.cpus_per_worker),
             *(resources.threads_per_worker, resources.max_attempts),
         )
-    try:
-        manifest, there = build_index(
-            context.directory,
-            kind,
-            builder=spread.build if spread else None,
-            finder=(lambda shards: spread.open(shards).candidates) if spread else None,
-        )
-    finally:
-        if spread:
-            spread.close()
+    builder, finder = (spread.build, spread.finder) if spread else (None, None)
+    manifest, there = build_index(context.directory, kind, builder=builder, finder=finder)
     facts = {name: manifest[name] for name in ("asked", "kind", "reason", "rows", "dimension", "setting", "recall")}
     size = sum(part["bytes"] for part in manifest["parts"])
     return StepResult(manifest["fingerprint"], there, {**facts, "bytes": size}, [MADE])

@@ -19,8 +19,6 @@ def select(context: StepContext) -> StepResult:
     attribution = require_manifest(directory.attribution, "score")
     matrix, rows, columns = attribution["fingerprint"], attribution["rows"], attribution["targets"]
     pool = context.catalogue("pool").digest
-    for marks in (directory.path / "selection").glob(".driver-*"):  # of a driver that was killed
-        remove_folder(marks)
     todo, new, made = [], [], {}
     root = Path(context.config.data.root)
     for selector in context.config.selectors:

@@ -53,11 +53,11 @@ def warmup(context: StepContext) -> StepResult:
         manifest = committed(job)
     if manifest is None:
         from influray.model.loading import check_lora_targets
-        from influray.runtime.training import run_training
+        from influray.runtime.training import run_jobs
 
         check_lora_targets(context.config.model)  # before a cluster is asked for anything
         assert context.cluster
-        (manifest,) = run_training(job, context.resources, context.progress.current.on_event)
+        (manifest,) = run_jobs([job], context.resources, context.progress.current.on_event)
     elif drawn_from < rows:
         logger.info("warmup: kept; the pool has grown from %d to %d rows since", drawn_from, rows)
     require_moved(context.config, manifest)
@@ -90,11 +90,11 @@ def tune(context: StepContext) -> StepResult:
     jobs = list(_tune_jobs(context))
     todo = [job for job in jobs if committed(job) is None]
     if todo:
-        from influray.runtime.training import run_training
+        from influray.runtime.training import run_jobs
 
         assert context.cluster
         context.progress.current.note(f"{len(todo)} of {len(jobs)} fine-tunings")
-        run_training(jobs, context.resources, context.progress.current.on_event)
+        run_jobs(jobs, context.resources, context.progress.current.on_event)
     manifests = [require_manifest(job.out, "tune") for job in jobs]
     facts = {"tunings": len(jobs), "carried_out": len(todo), "steps": [manifest["steps"] for manifest in manifests]}
     files = [f"tune/{name}/seed-{seed}/manifest.json" for name, seed in tuned(context)]
@@ -113,11 +113,11 @@ def evaluate(context: StepContext) -> StepResult:
     jobs = list(_evaluation_jobs(context))
     todo = [job for job in jobs if committed(job) is None]
     if todo:
-        from influray.runtime.training import run_evaluation
+        from influray.runtime.training import run_jobs
 
         assert context.cluster
         context.progress.current.note(f"{len(todo)} of {len(jobs)} models")
-        run_evaluation(jobs, context.resources, context.progress.current.on_event)
+        run_jobs(jobs, context.resources, context.progress.current.on_event)
     facts = {"evaluations": len(jobs), "carried_out": len(todo)}
     files = [f"evaluation/{name}/seed-{seed}.json" for name, seed in evaluated(context)]
     return StepResult(fingerprint([job.fingerprint for job in jobs]), not todo, facts, files)

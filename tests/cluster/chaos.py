@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -41,8 +42,8 @@ MEMORY_SECONDS = 5.0  # for the monitor to see that memory is full; it looks fou
 STEPS = {
     "featurize": ("FeatureWorker",),
     "score": ("ScoreWorker",),
-    "select": ("SelectionDriver", "ColumnWorker"),
-}  # and the actors that are at work in it
+    "select": ("SelectionDriver", "read_ranges"),
+}  # and the actors and tasks that are at work in it
 ORDER = tuple(STEPS)
 RUN_SECONDS = 300.0  # until a run counts as stuck
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,7 +60,7 @@ ENDS = {"driver": (0, -9), "sigterm": (0, 130), "disk": (0, 2), "truncate": (0, 
 
 @dataclass(frozen=True)
 class Workload:
-    """A small run. `rows` of the pool; with `columns` the selection is made by column workers."""
+    """A small run. `rows` of the pool; with `columns` the selection reads the matrix by tasks."""
 
     name: str
     rows: int
@@ -366,13 +367,12 @@ def _truncate(run: Path, draw: random.Random) -> str:
 
 
 def _actors(pids: Sequence[int]) -> Iterator[tuple[int, str]]:
-    """Yield (pid, class) of the actors among processes."""
+    """Yield (pid, class or function) of the actors and tasks among processes."""
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
-            name = title.removeprefix("ray::").partition(".")[0].partition(":")[0]
-            if title.startswith("ray::") and name.endswith(("Worker", "Driver")):
-                yield pid, name
+            if title.startswith("ray::"):
+                yield pid, re.split(r"[.:(]", title.removeprefix("ray::"))[0]
 
 
 def _last(log: Path) -> str:

@@ -14,8 +14,8 @@ from influray.features.projectors.rademacher import RademacherProjector
 from influray.features.projectors.sparse_jl import SparseJLProjector
 from influray.features.token_budget import GPU_SHARE, made_up_batch, resolve_token_budget
 from influray.model.checkpoints import AdamMoments
-from influray.model.example_gradients import lora_weights
 from influray.model.frozen_norm import frozen_norms
+from influray.model.tracked_weights import lora_weights
 from influray.store.artifact import ShardStore
 from influray.store.datastore import PartBuilder
 from tests.reference.loop_gradients import loop_gradients

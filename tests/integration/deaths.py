@@ -58,8 +58,8 @@ def relief() -> None:
 
 def pool_scenarios() -> dict[str, Any]:
     from influray.runtime.retries import TooLittleMemory
+    from influray.runtime.shards import ShardPool
     from influray.runtime.tasks import ShardTask, WorkerInfo
-    from influray.runtime.workers import make_pool
     from influray.store.artifact import Receipt
 
     class Hungry:
@@ -82,7 +82,7 @@ def pool_scenarios() -> dict[str, Any]:
     for name, times in (("pool", 1), ("hopeless", 99)):
         tasks = [ShardTask(f"{name}-{i}", "pool", 0, i, i + 1, "") for i in range(6)]
         events: list[Any] = []
-        with make_pool(Hungry, (times, name), resources, 0.0, "features.token_budget (now 64)") as pool:
+        with ShardPool(Hungry, (times, name), resources, lower="features.token_budget (now 64)") as pool:
             try:
                 report = pool.run(tasks, on_event=events.append)
             except TooLittleMemory as error:
@@ -98,49 +98,39 @@ def other_scenarios() -> dict[str, Any]:
     import influray.runtime.columns as columns
     import influray.runtime.training as training
 
-    class Trainer(training._Worker):
-        def run(self, job: Any) -> dict[str, Any]:
-            starve(1 if job.out == "0" else 0, "training")
-            return {"manifest": {"job": job.out}}
+    def train(job: Any, *_: Any) -> dict[str, Any]:
+        starve(1 if job.out == "0" else 0, "training")
+        return {"job": job.out}
 
-    class Columns(columns.ColumnWorker):
-        def ready(self) -> str:
-            return ""
+    def read(*given: Any) -> Any:
+        starve(1 if given[-1][0].start == 0 else 0, "columns")
+        return [call.start for call in given[-1]]
 
-        def run(self, folder: str, call: Any) -> Any:
-            starve(1 if call.start == 0 else 0, "columns")
-            return call.start
-
-    class Holder:
-        def __init__(self, run_dir: str, threads: int) -> None:
-            self.shards: Any = None
-
-        def build(self, trained: str, shard: int) -> int:
-            starve(1 if shard == 1 else 0, "index")
-            return shard
+    def build(token: str, address: str, threads: int, shard: Any, trained: str) -> Any:
+        starve(1 if shard.file == "1" else 0, "index")
+        return int(shard.file)
 
     found: dict[str, Any] = {}
-    training._Worker = Trainer
+    training.train_one, columns.read_ranges, index.build_one = train, read, build
     resources: Any = SimpleNamespace(cpus_per_worker=0.5, threads_per_worker=1, max_attempts=2)
-    jobs: Any = [SimpleNamespace(out=str(i)) for i in range(3)]
+    jobs: Any = [
+        SimpleNamespace(out=str(i), kind="tune", section=SimpleNamespace(device_batch_size=1)) for i in range(3)
+    ]
     events: list[Any] = []
-    made = training._Slots(jobs, resources, training.Layout(1, 2, 0.0), events.append).run()
+    made = training._by_tasks(jobs, resources, training.Layout(1, 2, 0.0), events.append)
     told = [event.side_by_side for event in events if event.kind == "memory"]
     found["training"] = [[one["job"] for one in made], told[-1]]
 
-    columns.ColumnWorker = Columns
     workers = columns.ColumnWorkers(2, 0.5, "")
     calls: Any = [SimpleNamespace(start=i, stop=i + 1) for i in range(6)]
     found["columns"] = [
-        list(workers.map(SimpleNamespace(folder=FOLDER), calls)),  # pyright: ignore[reportArgumentType]  it is not read
-        workers.side_by_side.kills >= 1,
+        list(workers.map(SimpleNamespace(folder=FOLDER, shape=(6, 1)), calls)),  # pyright: ignore[reportArgumentType]  it is not read
+        workers.tasks.beside.kills >= 1,
     ]
-    workers.close()
 
-    index.ShardHolder = Holder  # pyright: ignore[reportAttributeAccessIssue]  only what is asked of it
     spread = index.SpreadIndex(SimpleNamespace(address=""), 2, 0.5)  # pyright: ignore[reportArgumentType]
-    found["index"] = spread.build(FOLDER, range(4))  # pyright: ignore[reportArgumentType]
-    spread.close()
+    shards: Any = [SimpleNamespace(file=str(i)) for i in range(4)]
+    found["index"] = spread.build(FOLDER, shards)
     return found
 
 
@@ -148,7 +138,7 @@ def end_of_cluster(name: str) -> None:
     """Kill a process of Ray's while a run waits, and print when that was."""
     import ray
 
-    from influray.runtime.watch import _vital, end_actor
+    from influray.runtime.watch import _vital, end
 
     @ray.remote(num_cpus=0.5)
     class Sleeper:
@@ -165,7 +155,7 @@ def end_of_cluster(name: str) -> None:
     try:
         ray.get(actor.sleep.remote())
     finally:
-        end_actor(actor)
+        end(actor)
 
 
 def main() -> None:

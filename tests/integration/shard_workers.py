@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pyarrow as pa
 import ray
 
 from influray.protocols import ConfigError, StorageError
+from influray.runtime.cluster import ResolvedResources
 from influray.runtime.process import process_name
-from influray.runtime.shards import Attempt, Computed, ShardOutOfMemory, ShardPool, ShardTask, WorkerInfo
-from influray.runtime.workers import WRITER
+from influray.runtime.shards import WRITER, ShardPool
+from influray.runtime.tasks import Attempt, Computed, ShardTask, WorkerInfo
 from influray.store.artifact import Receipt, ShardStore
 
 BUDGET = 64
@@ -26,14 +28,12 @@ class ScriptedWorker:
     """Commits row -> row squared. `script` maps a shard's key, or "ready", to what happens to it:
 
     kill: the process dies by SIGKILL; kill-once: the first time only; kill-others: each time but the first; raise: an error of ours; user: a ConfigError; storage: object storage does not answer;
-    memory: batches above 16 do not fit; never-fits: nothing does; slow-once: the first one takes SLOW seconds; stop-once: the first process stops and is there;
+    shrinks: it is made in batches of 16, since larger ones do not fit; stop-once: the first process stops and is there;
     rows 4 7: the process dies when it computes one of these rows;
     until KEY: it waits until the computing of that shard, by another one, has begun.
     """
 
-    SLOW = 20.0
-
-    def __init__(self, notes: str, script: Mapping[str, str], pace: float) -> None:
+    def __init__(self, notes: str, script: Mapping[str, str], pace: float, threads: int = 1) -> None:
         self._notes = Path(notes)
         self._script = dict(script)
         self._pace = pace
@@ -42,7 +42,7 @@ class ScriptedWorker:
         self._suffer("ready", Attempt())
         return WorkerInfo(process_name(), "cpu", BUDGET)
 
-    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt | None:
+    def compute(self, task: ShardTask, attempt: Attempt) -> Receipt | Computed | None:
         made = self._rows(task, attempt)
         return None if made is None else ShardStore(task.folder).commit(task.key, *made)
 
@@ -61,8 +61,9 @@ class ScriptedWorker:
         table = pa.table(
             {"row": pa.array(rows, pa.int64()), "square": pa.array([row * row for row in rows], pa.int64())}
         )
-        budget = attempt.token_budget or BUDGET
-        details = {"rows": len(rows), "token_budget": budget, "shrunk": attempt.shrunk, "worker": process_name()}
+        shrunk = poison == "shrinks"
+        budget = 16 if shrunk else attempt.token_budget or BUDGET
+        details = {"rows": len(rows), "token_budget": budget, "shrunk": shrunk, "worker": process_name()}
         return table, details
 
     def _suffer(self, key: str, attempt: Attempt) -> None:
@@ -77,14 +78,8 @@ class ScriptedWorker:
             raise ConfigError(f"features.dimension: found {key!r}")
         elif fate == "storage":
             raise StorageError(f"s3://bucket/{key}: the storage failed")
-        elif fate == "memory" and (attempt.token_budget or BUDGET) > 16:
-            raise ShardOutOfMemory("CUDA out of memory", attempt.token_budget or BUDGET, divisible=True)
-        elif fate == "never-fits":
-            raise ShardOutOfMemory("CUDA out of memory", attempt.token_budget or BUDGET, divisible=False)
         elif fate == "stop-once" and self._first(key):
             os.kill(os.getpid(), signal.SIGSTOP)
-        elif fate == "slow-once" and self._first(key):
-            time.sleep(self.SLOW)
         elif fate.startswith("until "):
             self._await(fate.removeprefix("until "))
 
@@ -110,7 +105,7 @@ class BehindWorker(ScriptedWorker):
     write-until KEY: it is written when the computing of that shard has begun, and no sooner.
     """
 
-    def __init__(self, notes: str, script: Mapping[str, str], pace: float) -> None:
+    def __init__(self, notes: str, script: Mapping[str, str], pace: float, threads: int = 1) -> None:
         super().__init__(notes, script, pace)
         self._made: dict[str, tuple[str, tuple[pa.Table, dict[str, Any]]]] = {}
 
@@ -139,6 +134,16 @@ class BehindWorker(ScriptedWorker):
         return receipt
 
 
+@dataclass(frozen=True)
+class Following(ResolvedResources):
+    """Resources of a cluster that has room for as many workers as a function says."""
+
+    size: Callable[[], int] = field(kw_only=True)
+
+    def room(self, gpus: float) -> int:
+        return self.size()
+
+
 def scripted_pool(
     notes: Path,
     size: int | Callable[[], int],
@@ -146,14 +151,18 @@ def scripted_pool(
     pace: float = 0.0,
     cpus: float = 0.1,
     behind: bool = False,
-    **options: Any,
+    max_attempts: int = 3,
+    isolate: bool = False,
 ) -> ShardPool:
     """A pool of scripted workers, which take next to nothing of the cluster."""
-    groups = {"concurrency_groups": {WRITER: 1}} if behind else {}
-    make = ray.remote(num_cpus=cpus, max_restarts=0, max_task_retries=0, **groups)
-    actor = make(BehindWorker if behind else ScriptedWorker)
     notes.mkdir(parents=True, exist_ok=True)
-    return ShardPool(lambda: actor.remote(str(notes), dict(script or {}), pace), size, **options)
+    shared = {"cpus_per_worker": cpus, "gpus_per_worker": 0.0, "threads_per_worker": 1, "training_workers": 1}
+    shared |= {"max_attempts": max_attempts}
+    resources: Any = (
+        Following(1, **shared, follows=True, size=size) if callable(size) else ResolvedResources(size, **shared)
+    )
+    worker = BehindWorker if behind else ScriptedWorker
+    return ShardPool(worker, (str(notes), dict(script or {}), pace), resources, lower="batches", isolate=isolate)
 
 
 def plan(folder: Path, count: int, rows: int = 3) -> list[ShardTask]:

@@ -29,7 +29,7 @@ from influray.model.loading import load_tokenizer
 from influray.protocols import DataError
 from influray.runtime.cluster import ClusterInfo, ResolvedResources, one_core_each, resolve_resources
 from influray.runtime.drafting import DataCrew
-from influray.runtime.shards import PoolEvent
+from influray.runtime.tasks import PoolEvent
 from influray.store.artifact import ShardStore
 from influray.store.run_directory import RunDirectory
 from tests.integration.test_pipeline import tree

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import ray
 from influray.protocols import ConfigError, StorageError
 from influray.runtime import pool_state, shards
 from influray.runtime.process import prepare_process
-from influray.runtime.shards import Attempt, PoolError, PoolEvent, ShardTask, WorkerStartError
+from influray.runtime.tasks import Attempt, PoolError, PoolEvent, ShardTask, WorkerStartError
 from influray.store.artifact import ShardStore, hash_file, map_table
 from tests.integration.shard_workers import ScriptedWorker, attempts, plan, scripted_pool
 
@@ -55,10 +54,7 @@ def test_the_number_of_workers_does_not_show_in_the_bytes(tmp_path, expected, si
     assert [receipt.key for receipt in report.receipts] == [task.key for task in tasks]
     assert sorted(seen) == [(task.key, task.key) for task in tasks]
     assert digests(tasks) == expected
-    assert sum(attempts(tmp_path, task.key) for task in tasks) == len(tasks) + report.speculated
-    # The second copy of a shard is killed with the pool, and its file may be there by then: `freeze` deletes it.
-    assert 12 <= len(list((tmp_path / "store").glob("part-*"))) <= 12 + report.speculated
-    ShardStore(tmp_path / "store").freeze([task.key for task in tasks], {})
+    assert sum(attempts(tmp_path, task.key) for task in tasks) == len(tasks)
     assert len(list((tmp_path / "store").glob("part-*"))) == 12
 
 
@@ -138,7 +134,7 @@ def test_a_pool_follows_the_size_it_is_told_while_it_runs(tmp_path, expected, mo
     with scripted_pool(tmp_path, size, script) as pool:
         report = pool.run(tasks, on_receipt=lambda task, receipt: committed.append(receipt.details["worker"]))
     assert len(set(committed[:3])) == 1
-    assert len({receipt.details["worker"] for receipt in report.receipts}) == 2, "the second worker did nothing"
+    assert len({receipt.details["worker"] for receipt in report.receipts}) > 1, "the second worker did nothing"
     assert digests(tasks) == expected
 
 
@@ -155,17 +151,6 @@ def test_of_two_workers_on_one_shard_one_commits_and_both_return_its_receipt(tmp
         ShardStore(task.folder).sweep(set())
     for racer in racers:
         ray.kill(racer)
-
-
-def test_a_straggler_is_overtaken_by_a_second_copy(tmp_path, expected):
-    tasks = plan(tmp_path / "store", 6)
-    started = time.monotonic()
-    with scripted_pool(tmp_path, 2, {"key-01": "slow-once"}, pace=0.05) as pool:
-        report = pool.run(tasks)
-    assert time.monotonic() - started < ScriptedWorker.SLOW
-    assert report.speculated == 1
-    assert digests(tasks) == expected[:6]
-    assert (report.retries, report.failures) == (0, ())
 
 
 @pytest.mark.parametrize("where", ["key-01", "key-00"])
@@ -202,21 +187,13 @@ def test_an_error_of_the_user_reaches_the_driver_unchanged_and_at_once(tmp_path,
     assert attempts(tmp_path, "key-07") == 0, "the rest was begun all the same"
 
 
-def test_a_shard_that_does_not_fit_is_tried_with_smaller_batches_and_says_so(tmp_path, expected):
-    tasks = plan(tmp_path / "store", 4)
-    with scripted_pool(tmp_path, 1, {"key-01": "memory"}, max_attempts=1) as pool:
-        report = pool.run(tasks)
+def test_of_a_shard_that_was_made_in_smaller_batches_people_hear(tmp_path, expected):
+    tasks, events = plan(tmp_path / "store", 4), []
+    with scripted_pool(tmp_path, 1, {"key-01": "shrinks"}) as pool:
+        report = pool.run(tasks, on_event=events.append)
     assert digests(tasks) == expected[:4]
-    budgets = [(receipt.details["token_budget"], receipt.details["shrunk"]) for receipt in report.receipts]
-    assert budgets == [(64, False), (16, True), (64, False), (64, False)]
-    assert (report.token_budget, report.shrunk, report.retries) == (64, ("key-01",), 2)
-    assert report.workers_lost == 0, "a worker out of memory is as good as before"
-
-
-def test_a_row_that_fits_nowhere_uses_up_its_attempts(tmp_path):
-    with scripted_pool(tmp_path, 1, {"key-01": "never-fits"}) as pool, pytest.raises(PoolError, match="out of memory"):
-        pool.run(plan(tmp_path / "store", 2))
-    assert attempts(tmp_path, "key-01") == 3
+    assert [event.key for event in events if event.kind == "shrunk"] == ["key-01"]
+    assert (report.token_budget, report.retries, report.workers_lost) == (64, 0, 0)
 
 
 def test_workers_that_die_at_the_start_end_the_run(tmp_path):

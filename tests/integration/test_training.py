@@ -21,8 +21,9 @@ from influray.model.checkpoints import load_checkpoint
 from influray.model.finetune import finetune
 from influray.model.loading import attach_adapter, attach_new_adapter, load_base
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
-from influray.runtime.training import EvaluationJob, Layout, TrainingJob, plan_layout, run_evaluation, run_training
-from influray.runtime.training_worker import carry_out, committed
+from influray.runtime.cluster import ResolvedResources
+from influray.runtime.training import Layout, plan_layout, run_jobs
+from influray.runtime.training_worker import EvaluationJob, TrainingJob, carry_out, committed
 from influray.store.artifact import read_manifest, read_sealed
 from tests.tiny import byte_tokenizer, pool_rows, target_rows, write_jsonl, write_tiny_model
 
@@ -31,7 +32,7 @@ LOOP = {"epochs": 2, "learning_rate": 5e-3, "batch_size": 8, "device_batch_size"
 
 
 @dataclass(frozen=True)
-class Resources:
+class Resources(ResolvedResources):
     workers: int = 2
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0.0
@@ -90,7 +91,7 @@ def weights(folder: Path) -> bytes:
 def warmup(world, ray_cluster, tmp_path_factory) -> tuple[TrainingJob, dict[str, Any]]:
     """A warmup on every second row in a worker, and its manifest."""
     job = training(world, "warmup", tmp_path_factory.mktemp("through") / "warmup", rows=range(0, 24, 2))
-    (manifest,) = run_training(job, Resources())
+    (manifest,) = run_jobs([job], Resources())
     return job, manifest
 
 
@@ -125,7 +126,7 @@ def test_tunes_in_parallel_equal_each_alone_and_are_not_repeated(world, ray_clus
         for name, rows in selections.items()
         for seed in (0, 1)
     ]
-    manifests = run_training(jobs, Resources())
+    manifests = run_jobs(jobs, Resources())
     assert [m["seed"] for m in manifests] == [0, 1, 0, 1]
     assert [m["rows"] for m in manifests] == [4, 4, 14, 14]
     for job in jobs:
@@ -137,12 +138,12 @@ def test_tunes_in_parallel_equal_each_alone_and_are_not_repeated(world, ray_clus
     assert weights(Path(alone.out)) == weights(Path(jobs[2].out))
 
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    assert run_training(jobs, Resources()) == manifests
+    assert run_jobs(jobs, Resources()) == manifests
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
     changed = training(world, "tune", Path(jobs[0].out), rows=[3, 5, 8, 14])
     assert committed(changed) is None
-    run_training([changed, *jobs[1:]], Resources())
+    run_jobs([changed, *jobs[1:]], Resources())
     assert committed(changed) is not None
 
 
@@ -155,7 +156,7 @@ def test_two_ranks_train_the_objective_of_one(world, ray_cluster, tmp_path):
         "warmup": {"batch_size": 7, "device_batch_size": 2, "epochs": 1},
     }
     one = here(training(world, "warmup", tmp_path / "one", **sections))
-    (two,) = run_training(training(world, "warmup", tmp_path / "two", **sections), Resources(training_workers=2))
+    (two,) = run_jobs([training(world, "warmup", tmp_path / "two", **sections)], Resources(training_workers=2))
     assert (one["ranks"], two["ranks"]) == (1, 2)
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-9)
     first, second = (load_checkpoint(tmp_path / name / "checkpoint-1").moments() for name in ("one", "two"))
@@ -165,13 +166,13 @@ def test_two_ranks_train_the_objective_of_one(world, ray_cluster, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.endurance
-def test_errors_of_the_user_arrive_as_such_from_ray_train_and_from_plain_actors(world, ray_cluster, tmp_path):
+def test_errors_of_the_user_arrive_as_such_from_ray_train_and_from_plain_tasks(world, ray_cluster, tmp_path):
     missing = {"model": {"base": str(tmp_path / "nowhere")}}
     with pytest.raises(ConfigError, match=r"^model\.base"):
-        run_training(training(world, "warmup", tmp_path / "x", **missing), Resources(training_workers=2))
+        run_jobs([training(world, "warmup", tmp_path / "x", **missing)], Resources(training_workers=2))
     diverging = {"tune": {"learning_rate": 1e30, "warmup_ratio": 0.0}}
     with pytest.raises(DataError, match=r"seed-0: the loss is not finite at optimizer step"):
-        run_training(
+        run_jobs(
             [training(world, "tune", tmp_path / name / "seed-0", **diverging) for name in ("y", "z")],
             Resources(),
         )
@@ -192,14 +193,14 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_ends_in_the_same_bytes(
         while not ended.wait(0.02):
             if list(tmp_path.glob(".a.*.work")):  # training has begun
                 for process in psutil.Process().children(recursive=True):
-                    if " ".join(process.cmdline()).startswith("ray::_Worker.run"):
+                    if " ".join(process.cmdline()).startswith("ray::train_one"):
                         process.kill()
                         killed.append(process.pid)
                         return
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    run_training(jobs, Resources())
+    run_jobs(jobs, Resources())
     ended.set()
     thread.join()
     assert killed, "no worker was found to kill"
@@ -215,7 +216,7 @@ def test_evaluation_of_the_base_and_of_a_tuned_adapter(world, ray_cluster, tmp_p
         EvaluationJob(world.tree, str(world.root / "test"), adapter, str(tmp_path / f"{name}.json"), {"of": name})
         for name, adapter in (("base", None), ("tuned", str(tmp_path / "tune" / "adapter")))
     ]
-    base, tuned = run_evaluation(jobs, Resources(workers=1))
+    base, tuned = run_jobs(jobs, Resources(workers=1))
     assert list(base["tasks"]) == ["sums", "reversals"]
     assert tuned["macro"]["loss"] < base["macro"]["loss"]
     for found in (base, tuned):
@@ -223,7 +224,7 @@ def test_evaluation_of_the_base_and_of_a_tuned_adapter(world, ray_cluster, tmp_p
         assert found["macro"]["exact_match"] is not None
     assert read_sealed(tmp_path / "base.json") == base
     before = (tmp_path / "base.json").stat().st_mtime_ns
-    assert run_evaluation(jobs, Resources()) == [base, tuned]
+    assert run_jobs(jobs, Resources()) == [base, tuned]
     assert (tmp_path / "base.json").stat().st_mtime_ns == before
 
 
@@ -239,7 +240,7 @@ def test_imported_checkpoints_take_the_place_of_a_warmup(world, warmup, tmp_path
         for k in (1, 2)
     ]
     job = training(world, "warmup", tmp_path / "imported", warmup={"checkpoints": imported})
-    (manifest,) = run_training(job, Resources())
+    (manifest,) = run_jobs([job], Resources())
     assert manifest["imported"]
     assert manifest["mean_learning_rates"] == [1e-4, 5e-5]
     for k in (1, 2):

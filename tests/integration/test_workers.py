@@ -19,7 +19,7 @@ from influray.model.loading import attach_adapter, attach_new_adapter, load_base
 from influray.plugins import permit
 from influray.protocols import ConfigError
 from influray.runtime.cluster import ResolvedResources
-from influray.runtime.shards import ShardTask
+from influray.runtime.tasks import PoolError, ShardTask
 from influray.runtime.workers import featurize
 from influray.steps.featurize import FeatureStore, recorded_budget
 from influray.store.artifact import ShardStore, map_table
@@ -203,6 +203,17 @@ def test_a_batch_that_does_not_fit_has_its_shard_made_again_with_smaller_ones(wo
     assert shrunk, "every batch fits: the test says nothing"
     assert all(details["token_budget"] <= FITS and not details["failures"] for details in shrunk)
     assert sum(receipt.rows for receipt in report.receipts) == 12
+
+
+def test_a_row_that_fits_nowhere_uses_up_its_attempts_and_says_what_happened(world, tmp_path):
+    config, directory = world
+    plain = config.model_dump(mode="json")
+    plain["features"]["featurizer"] = "tests.integration.tight_features:HopelessFeaturizer"
+    permit([plain["features"]["featurizer"]])
+    tasks = [t for t in feature_tasks(config, directory, tmp_path) if (t.split, t.checkpoint) == ("pool", 1)]
+    with pytest.raises(PoolError, match=r"CUDA out of memory.*\(token budget \d+\)") as caught:
+        featurize(plain, directory.path, tasks[:1], resources(1))
+    assert len(caught.value.report.failures[0].reasons) == 2
 
 
 def test_what_is_wrong_with_the_model_arrives_as_an_error_of_the_user(world, tmp_path):

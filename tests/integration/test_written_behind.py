@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from influray.protocols import ConfigError, StorageError
-from influray.runtime.shards import PoolError, ShardTask
+from influray.runtime.tasks import PoolError, ShardTask
 from influray.store.artifact import Receipt, ShardStore, hash_file
 from tests.integration.shard_workers import attempts, plan, scripted_pool
 
@@ -168,7 +168,7 @@ def test_an_interrupt_lets_what_is_computed_be_written_and_begins_no_more(tmp_pa
 @pytest.mark.parametrize("seed", range(2))
 def test_whatever_dies_where_every_shard_is_committed_with_its_bytes(tmp_path, expected, seed):
     tasks, rng = plan(tmp_path / "store", 12), random.Random(seed)
-    fates = ["kill-once", "write-kill-once", "memory", *([""] * 5)]
+    fates = ["kill-once", "write-kill-once", *([""] * 5)]
     script = {task.key: rng.choice(fates) for task in tasks}
     with scripted_pool(tmp_path, 2, script, behind=True, pace=0.02) as pool:
         report = pool.run(tasks)

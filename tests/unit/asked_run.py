@@ -14,8 +14,8 @@ from influray.data.catalogue import Catalogue
 from influray.features.gradient import GradientFeaturizer
 from influray.features.representation import RepresentationFeaturizer
 from influray.model.checkpoints import AdamMoments, load_checkpoint, save_checkpoint
-from influray.model.example_gradients import lora_weights
 from influray.model.loading import attach_adapter, attach_new_adapter, load_base
+from influray.model.tracked_weights import lora_weights
 from influray.protocols import Stores
 from influray.runs import Run, open_run
 from influray.scorers.inner_product import InnerProduct

@@ -15,8 +15,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from influray.model import example_gradients
 from influray.model.batch import make_batch
-from influray.model.example_gradients import ExampleGradients, lora_weights, track
-from influray.model.linear_weights import linear_weights
+from influray.model.example_gradients import ExampleGradients
+from influray.model.tracked_weights import linear_weights, lora_weights, track
 from influray.protocols import ConfigError, TokenizedExample
 from tests.reference.loop_gradients import loop_gradient, loop_gradients
 from tests.tiny import tiny_llama
@@ -295,6 +295,22 @@ def test_a_model_that_looks_ahead_gets_a_mask_and_rows_stay_their_own():
     found, _, _ = collected(gradients, batch)
     alone = torch.cat([collected(gradients, [e])[0] for e in batch])
     assert_rows(found, alone, 1e-6)  # its softmax is in float32
+
+
+@pytest.mark.parametrize(("share", "shows"), [(2.0**-22, False), (2.0**-12, True)])
+def test_padding_shows_where_it_changes_more_than_the_rounding_of_logits(share, shows):
+    """As by chance in a mixture of experts, where tokens that are routed together are multiplied together."""
+    base = tiny_llama()
+
+    def by_company(_, inputs, output):
+        return output * (1 + share * (inputs[0][-1, -1] > 0).sum())
+
+    base.get_output_embeddings().register_forward_hook(by_company)
+    first, other = (base(torch.tensor([[1, 2, 3, end]])).logits[:, :3] for end in (0, 9))
+    assert not torch.equal(first, other)
+    gradients = ExampleGradients(with_lora(base, ATTENTION))
+    assert gradients.masks_padding == shows
+    gradients.close()
 
 
 @pytest.mark.parametrize("merged", [True, False])

@@ -14,7 +14,9 @@ from transformers import get_scheduler
 
 from influray.config import FinetuneConfig, WarmupConfig
 from influray.model.checkpoints import load_checkpoint
-from influray.model.finetune import StepPlan, finetune, learning_rate_factor, seeded_order, warmup_rows
+from influray.model.finetune import finetune, warmup_rows
+from influray.model.schedule import learning_rate_factor
+from influray.model.step_plan import StepPlan, seeded_order
 from influray.protocols import ConfigError, DataError, TokenizedExample
 from tests.reference.finetune_loop import train
 from tests.tiny import tiny_llama

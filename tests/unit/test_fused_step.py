@@ -26,7 +26,7 @@ from influray.features.preconditioners import (
 from influray.features.projectors.hadamard import HadamardProjector
 from influray.features.projectors.sparse_jl import SparseJLProjector
 from influray.model.checkpoints import AdamMoments
-from influray.model.example_gradients import TrackedWeight, lora_weights
+from influray.model.tracked_weights import TrackedWeight, lora_weights
 from influray.protocols import ConfigError
 from tests.reference.adam_direction import adam_number
 from tests.reference.inner_step import loop_step

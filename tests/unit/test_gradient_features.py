@@ -9,7 +9,7 @@ import torch
 from influray.config import FeaturesConfig
 from influray.features.gradient import GradientFeaturizer, squared_norm
 from influray.model.checkpoints import AdamMoments
-from influray.model.example_gradients import lora_weights
+from influray.model.tracked_weights import lora_weights
 from influray.protocols import ArtifactMismatch, ConfigError, TokenizedExample
 from influray.registry import resolve
 from tests.reference.adam_direction import adam_number

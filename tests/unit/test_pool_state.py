@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import time
 
 import pytest
@@ -13,24 +12,25 @@ from influray.runtime.pool_state import (
     HUNG_FLOOR_SECONDS,
     HUNG_START_SECONDS,
     HUNG_TIMES,
+    InHand,
     Item,
     PoolRun,
     Worker,
-    Write,
 )
 from influray.runtime.tasks import ShardTask, WorkerInfo
 
 
 def pool_run(longest=0.0, starts_failed=0):
-    run = PoolRun([], lambda *_: None, lambda *_: None, collections.deque(), 1)
+    run = PoolRun([], lambda *_: None, lambda *_: None)
     run.longest, run.starts_failed = longest, starts_failed
     return run
 
 
 def worker(age, *, placed=True, up=True, tries=None):
-    item = None if tries is None else Item(ShardTask("key", "pool", 1, 0, 3, "folder"), tries=tries)
+    since = time.monotonic() - age
+    shards = [] if tries is None else [InHand(shard(tries=tries), None, since)]
     info = WorkerInfo("host-1") if up else None
-    return Worker(None, None, time.monotonic() - age, None if placed else object(), info, item)
+    return Worker(None, None, since, None if placed else object(), info, shards)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,8 @@ def test_a_slow_first_shard_is_told_of_now_and_then_and_none_once_a_shard_is_don
 
 def computing(item, *writes):
     """A worker that writes some shards, and computes one unless that is None."""
-    return Worker(None, None, 0.0, None, WorkerInfo("host-1"), item, [Write(w, object(), 0.0) for w in writes])
+    shards = [InHand(w, object(), 0.0, writing=True) for w in writes] + ([InHand(item, object(), 0.0)] if item else [])
+    return Worker(None, None, 0.0, None, WorkerInfo("host-1"), shards)
 
 
 def shard(**facts):
@@ -95,21 +96,8 @@ def test_a_shard_that_may_kill_its_process_has_it_to_itself(facts):
 
 def test_a_writing_that_hangs_is_overdue_though_the_next_shard_has_just_begun():
     run, now = pool_run(1.0), time.monotonic()
-    busy = Worker(None, None, now, None, WorkerInfo("host-1"), shard(), [Write(shard(), None, now - 5)])
+    shards = [InHand(shard(), None, now - 5, writing=True), InHand(shard(), None, now)]
+    busy = Worker(None, None, now, None, WorkerInfo("host-1"), shards)
     assert run.overdue(busy) == ""
-    busy.writes[0].since -= HUNG_FLOOR_SECONDS
+    shards[0].since -= HUNG_FLOOR_SECONDS
     assert "no answer after" in run.overdue(busy)
-
-
-def test_what_a_worker_gives_back_is_in_nobodys_hand():
-    first, second, third = (shard(copies=1) for _ in range(3))
-    busy = computing(first)
-    assert busy.computed() is first
-    busy.write(first, "ref")
-    busy.item = second
-    assert [item for item, _ in busy.in_hand()] == [first, second]
-    busy.written(busy.write_of("ref"))
-    busy.write(third, "other")
-    busy.give_back()
-    assert [item.copies for item in (first, second, third)] == [0, 0, 1]
-    assert not busy.refs()

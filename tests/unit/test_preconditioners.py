@@ -9,7 +9,7 @@ import torch
 
 from influray.features.preconditioners import AdamDirection, epsilon_share, make_direction
 from influray.model.checkpoints import AdamMoments
-from influray.model.example_gradients import track
+from influray.model.tracked_weights import track
 from influray.protocols import ArtifactMismatch
 from tests.reference.adam_direction import adam_number
 

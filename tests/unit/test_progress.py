@@ -65,7 +65,7 @@ def test_what_is_unknown_is_not_said(now):
 
 def test_retries_are_counted_and_other_events_are_not(now):
     step = StepProgress("featurize")
-    for kind in ("started", "retry", "lost", "shrunk", "speculated"):
+    for kind in ("started", "retry", "lost", "shrunk", "isolated"):
         step.on_event(SimpleNamespace(kind=kind))
     assert step.snapshot().retries == 2
     assert "2 retries" in step.snapshot().line()
