@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from influray.ask.admission import Admission, Busy
+from influray.ask.admission import MOST, Admission, Busy
 from influray.ask.query import Asked, QueryEngine
 from influray.config import Config, parse_config
 from influray.plugins import permit, permitted
@@ -89,7 +89,8 @@ def serve(
         gpus = resolve_resources(config.resources, cluster).gpus_per_worker
         from ray import serve as ray_serve
 
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        # Its warnings are of engines that are busy, which admission sees to, and of those lost, which `ask` tells.
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         ray_serve.start(proxy_location="Disabled")
         engine = _engine(directory.address, config.model_dump(mode="json"), workers, gpus)
         handle: Any = ray_serve.run(engine.bind(), name=APPLICATION, route_prefix=None)
@@ -136,7 +137,7 @@ def _engine(run_dir: str, config: dict[str, Any], workers: int, gpus: float) -> 
         name=ENGINE,
         num_replicas=workers,
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus},
-        max_ongoing_requests=2 * BATCH,
+        max_ongoing_requests=MOST,  # all that are admitted: Serve holds the rest back and asks again, later and later
         **_STOPPING,
     )
     class Engine:
