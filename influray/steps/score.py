@@ -16,6 +16,7 @@ import numpy as np
 
 from influray.protocols import Columns, DataError, FeatureRows, Scorer, Stores
 from influray.steps.context import StepContext, StepResult
+from influray.steps.step import Step
 from influray.store.arrays import ArraysFile
 from influray.store.artifact import Receipt, ShardStore, checked_table, fingerprint, read_manifest, require_manifest
 from influray.store.checks import broken
@@ -246,3 +247,6 @@ def _target_columns(context: StepContext, checkpoints: int) -> Columns:
         )
     ids, tasks = (tuple(known[name][row] for row in row_T) for name in ("id", "group"))
     return Columns(tuple(row_T), ids, tasks)
+
+
+SCORE = Step("score", score, ("attribution",), lambda c: f"{c.attribution.scorer}, weights {c.attribution.weights}")
