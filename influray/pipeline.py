@@ -22,6 +22,8 @@ from influray.protocols import ConfigError, DamagedArtifact
 from influray.registry import featurizer_reads
 from influray.runs import Run, located, open_run, resolve
 from influray.steps import Step, StepContext, steps_until
+from influray.steps.checks_of_config import asked_for
+from influray.steps.finished import is_finished, read_digest, record_finished
 from influray.steps.index import INDEX, was_built
 from influray.steps.index import index as build_index
 from influray.steps.preflight import Subject, check_config, check_data
@@ -66,11 +68,17 @@ def run(
         ConfigError, DataError, ArtifactMismatch: what the user can mend.
     """
     this = resolve(config, overrides, run_dir)
-    this = replace(this, config=settle_checkpoints(this.config))
-    steps = steps_until(until, this.config)
-    subject = Subject(this.config, this.directory, tuple(step.name for step in steps), until)
+    steps, given = steps_until(until, this.config), this.config
+    names = tuple(step.name for step in steps)
+    if until != "data":  # which reads no model
+        asked_for(Subject(this.config, this.directory, names, until))
+        if is_finished(this.config, this.directory, steps):
+            logger.info("%s: nothing to do up to %s", this.directory.address, until)
+            return replace(this, config=settle_checkpoints(given))
+    this = replace(this, config=settle_checkpoints(given))
+    subject = Subject(this.config, this.directory, names, until)
     known = check_config(subject)
-
+    read = read_digest(given, this.directory) if until != "data" else None
     with naming_full_disk(this.directory.path), this.directory.hold(), contextlib.ExitStack() as stack:
         this.directory.begin()
         progress = stack.enter_context(open_progress(this.directory.logs, console))
@@ -78,6 +86,7 @@ def run(
         for note in known:
             logger.warning("%s", note)
         _run_steps(steps, context, subject)
+        record_finished(this.directory, steps, read)
     return this
 
 
@@ -196,7 +205,7 @@ def index(
     """Build the index of a scored run where it is not there yet, and return its manifest.
 
     Args:
-        kind: auto, or one of influray.ask.index_kinds.KINDS.
+        kind: as `build_index`.
 
     Raises:
         ConfigError, ArtifactMismatch: as `build_index`; or `run_dir` is no run.
@@ -276,7 +285,7 @@ def settle_checkpoints(config: Config) -> Config:
     Raises:
         ConfigError: as `settle_imported`.
     """
-    if featurizer_reads(config.features.featurizer) != "checkpoints":
+    if not config.warmup.checkpoints or featurizer_reads(config.features.featurizer) != "checkpoints":
         return config
     from influray.model.imported import settle_imported
 

@@ -29,7 +29,7 @@ from influray.store.vectors import PoolVectors
 
 logger = logging.getLogger(__name__)
 
-LOWER = "index --kind (pq and sq8 take the least)"  # what the memory of a shard goes with
+LOWER = "index --kind (short codes such as IVF4096,PQ64 take the least)"  # what the memory of a shard goes with
 
 
 class SpreadIndex:

@@ -241,7 +241,9 @@ def compare(
 @app.command()
 def index(
     run: RunPath,
-    kind: Annotated[str, typer.Option("--kind", help="auto, exact, flat, fp16, sq8, ivf, hnsw or pq.")] = "auto",
+    kind: Annotated[
+        str, typer.Option("--kind", help="auto, exact, flat, ivf, or what faiss' index_factory takes: IVF4096,PQ64.")
+    ] = "auto",
     address: Address = None,
     allow_plugins: AllowPlugins = False,
 ) -> None:

@@ -23,7 +23,7 @@ def test_one_and_three_actors_build_and_find_the_same(tmp_path):
         spread = SpreadIndex(run, actors, cpus=0.1)
         build_index(
             run,
-            "sq8",
+            "SQ8",
             shard_bytes=shard_bytes,
             builder=spread.build,
             finder=lambda shards, spread=spread: spread.open(shards).candidates,
