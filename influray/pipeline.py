@@ -54,7 +54,7 @@ def run(
     address: str | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Carry out a config up to a step and return the run. What is committed and unchanged is not done again.
+    """Run a config up to a step and return the run. What is committed and unchanged is not done again.
 
     Args:
         config: a YAML file, a parsed config, or a plain mapping.
@@ -166,7 +166,7 @@ def curves(
     address: str | None = None,
     console: Console | None = None,
 ) -> tuple[tuple[CurveFacts, ...], tuple[Path, Path]]:
-    """Carry out a config up to the selection; return the budget curves and (curves.html, curves.json) of RUN/report.
+    """Run a config up to the selection; return the budget curves and (curves.html, curves.json) of RUN/report.
 
     Args:
         selection: one of the config's, by name; None takes all.

@@ -1,6 +1,6 @@
 """The service as a FastAPI application: its routes, what they take and give, and how errors read.
 
-Where it runs is not its matter: it is given a coroutine that answers a query (serving.py has one over Ray Serve).
+The caller passes the coroutine that answers a query; serving.py has one over Ray Serve.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def index(
     address: Address = None,
     allow_plugins: AllowPlugins = False,
 ) -> None:
-    """Build the faiss index that queries are asked of."""
+    """Build the index by which a large pool answers queries."""
     from influray import pipeline
 
     made = pipeline.index(run, kind, address=address, console=err)

@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(given: Given) -> None:
-    """Carry out everything, up to the report."""
+    """Run every step, up to the report."""
     _print_outcome(given.run("report"))
 
 
@@ -61,7 +61,7 @@ def select(
         typer.Option("--curve-budget", help="How far: examples, or a fraction such as 0.3; default: the selection."),
     ] = None,
 ) -> None:
-    """Carry out every selector of the config; with --curve, tell what smaller or larger budgets give."""
+    """Run every selector of the config; with --curve, show what smaller or larger budgets give."""
     from influray import pipeline
     from influray.report import curve_sheet
 

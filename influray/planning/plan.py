@@ -56,7 +56,7 @@ class Plan:
     worker_operations: float  # a second, in a model
     memory_per_worker: float | None
     shards: int
-    worth_workers: int | None  # more of them start longer than they work
+    worth_workers: int | None  # beyond it start-up costs more than the work saves
     saturating_workers: int | None  # more of them wait for the driver
     limit: str
     notes: tuple[str, ...]

@@ -137,7 +137,7 @@ class _Workers:
 
             context = self._context
             resources = one_core_each(context.config.resources, context.resources, context.cluster)
-            # A cluster that grows may have more of them by and by.
+            # An autoscaling cluster may add workers later.
             if not resources.follows and not costs.data_workers_pay(seconds, resources.workers, costs.DataRates()):
                 return None
             progress = context.progress.current
