@@ -7,8 +7,7 @@ nothing. Anything else, an unreadable file included, is for the steps to judge.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from influray.config import Config
 from influray.protocols import USER_ERRORS
 from influray.steps.data import source_files
 from influray.steps.step import Step
-from influray.store.artifact import fingerprint, read_json
+from influray.store.artifact import MANIFEST, fingerprint, read_json
 from influray.store.checks import MADE_BY, committed_files, hash_once
 from influray.store.mirror import location_of
 from influray.store.run_directory import RunDirectory, versions
@@ -30,9 +29,9 @@ def is_finished(config: Config, directory: RunDirectory, steps: Sequence[Step]) 
         known = directory.read().get("finished", {})
         if not {step.name for step in steps} <= set(known.get("steps", ())):
             return False
-        return known["read"] == read_digest(config, directory) and known["left"] == left_digest(
-            directory, known["steps"]
-        )
+        with directory.hold():
+            left = left_digest(directory, known["steps"])
+            return known["left"] == left and known["read"] == read_digest(config, directory)
     except (*USER_ERRORS, OSError):
         return False
 
@@ -51,44 +50,38 @@ def read_digest(config: Config, directory: RunDirectory) -> str | None:
 
 
 def _read_digest(config: Config) -> str | None:
-    base = Path(config.model.base)
-    files: dict[str, list[Path]] = {"base": sorted(path for path in base.iterdir() if path.is_file())}
-    files["templates"] = sorted(base.glob("additional_chat_templates/*"))
-    if config.model.chat_template != "auto":
-        files["template"] = [Path(config.model.chat_template)]
-    for i, one in enumerate(config.warmup.checkpoints):
-        files[f"adapter {i}"] = _below(Path(one.adapter))
-        files[f"optimizer {i}"] = _below(Path(one.optimizer)) if one.optimizer else []
-    sources = source_files(config)
-    if any(file.kind == "hub" for found in sources.values() for _, file in found):
+    base, root = Path(config.model.base), Path(config.data.root)
+    files = [*_files(base), *_files(base / "additional_chat_templates")]
+    files += [Path(config.model.chat_template)] if config.model.chat_template != "auto" else []
+    for one in config.warmup.checkpoints:
+        optimizer = Path(one.optimizer or one.adapter)
+        files += [*_files(Path(one.adapter)), *(_files(optimizer, "**/*") if optimizer.is_dir() else [optimizer])]
+    limits = [ids for one in config.selectors for ids in (one.constraints.include, one.constraints.exclude)]
+    files += [root / ids for ids in limits if isinstance(ids, str)]
+    sources = [(split, *of) for split, found in source_files(config).items() for of in found]
+    if any(file.kind == "hub" for _, _, file in sources):
         return None
-    rows = [(split, task, f.name, f.reading.facts(), f.path) for split, found in sources.items() for task, f in found]
-    files["rows"] = [Path(path) for *_, path in rows]
-    files["ids"] = _files_of_ids(config)
+    rows = [(split, task, file.name, file.reading.facts()) for split, task, file in sources]
+    files += [Path(file.path) for _, _, file in sources]
     return fingerprint(
-        [
-            config.model_dump(mode="json"),
-            versions(),
-            [row[:-1] for row in rows],
-            {kind: list(zip([p.name for p in paths], _hashes(paths), strict=True)) for kind, paths in files.items()},
-        ]
+        [config.model_dump(mode="json"), versions(), rows, list(zip(files, _hashes(files), strict=True))]
     )
 
 
 def left_digest(directory: RunDirectory, steps: Iterable[str], fresh: bool = True) -> str:
     """Return what identifies the files that steps have left; with `fresh` False those of manifests are not hashed."""
     wanted = [name for name, step in MADE_BY.items() if step in steps or (step == "index" and "report" in steps)]
-    paths = [path for name in wanted for path in _below(directory.path / name)]
+    paths = [directory.config_path]
+    for name in wanted:
+        path = directory.path / name
+        paths += [path] if path.is_file() else _files(path, "**/*")
     known: dict[Path, str] = {}
-    for path in paths:
-        if not fresh and path.name == "manifest.json":
-            committed = committed_files(read_json(path))
-            known |= {path.parent / name: digest for name, digest, _ in committed}
-    todo = [path for path in (directory.config_path, *paths) if path not in known]
+    for path in () if fresh else paths:
+        if path.name == MANIFEST:
+            known |= {path.parent / name: sha256 for name, sha256, _ in committed_files(read_json(path))}
+    todo = [path for path in paths if path not in known]
     hashes = known | dict(zip(todo, _hashes(todo), strict=True))
-    return fingerprint(
-        {str(path.relative_to(directory.path)): hashes[path] for path in (directory.config_path, *paths)}
-    )
+    return fingerprint({str(path.relative_to(directory.path)): hashes[path] for path in paths})
 
 
 def record_finished(directory: RunDirectory, steps: Sequence[Step], read: str | None) -> None:
@@ -99,23 +92,8 @@ def record_finished(directory: RunDirectory, steps: Sequence[Step], read: str | 
         directory.record("finished", {"steps": names, "read": read, "left": left})
 
 
-def _files_of_ids(config: Config) -> list[Path]:
-    limits = [ids for one in config.selectors for ids in (one.constraints.include, one.constraints.exclude)]
-    return [Path(config.data.root) / ids for ids in limits if isinstance(ids, str)]
-
-
-def _below(path: Path) -> list[Path]:
-    """Return a file, or the files of a folder that are not hidden, in a fixed order."""
-    if not path.is_dir():
-        return [path] if path.exists() else []
-    return sorted(_walk(path))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(root) / name for name in files if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
+def _files(folder: Path, pattern: str = "*") -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if path.is_file())
 
 
 def _hashes(paths: Iterable[Path]) -> list[str]:

@@ -92,7 +92,9 @@ def test_a_file_that_is_not_what_it_was_is_for_the_steps_to_judge(world, name, h
     assert not finished(world)
 
 
-@pytest.mark.parametrize("name", ["pool/b.jsonl", "model/new.json", "run/attribution/part-9.arrow", "adapter/x.json"])
+@pytest.mark.parametrize(
+    "name", ["pool/b.jsonl", "model/new.json", "run/attribution/part-9.arrow", "adapter/x.json", "run/selection/.x"]
+)
 def test_a_file_that_has_come_is_for_the_steps_to_judge(world, name):
     (world / name).write_text("{}\n")
     assert not finished(world)
@@ -119,3 +121,8 @@ def test_what_of_a_run_lies_elsewhere_is_not_known_here(world):
 def test_a_record_that_is_damaged_is_none(world):
     (world / "run" / "run.json").write_text("{}")
     assert not finished(world)
+
+
+def test_a_run_that_another_driver_holds_is_not_told_to_be_finished(world):
+    with RunDirectory(world / "run").hold():
+        assert not finished(world)
