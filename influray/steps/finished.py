@@ -54,8 +54,9 @@ def _read_digest(config: Config) -> str | None:
     files = [*_files(base), *_files(base / "additional_chat_templates")]
     files += [Path(config.model.chat_template)] if config.model.chat_template != "auto" else []
     for one in config.warmup.checkpoints:
-        optimizer = Path(one.optimizer or one.adapter)
-        files += [*_files(Path(one.adapter)), *(_files(optimizer, "**/*") if optimizer.is_dir() else [optimizer])]
+        files += _files(Path(one.adapter))
+        if one.optimizer is not None:
+            files += _files(Path(one.optimizer), "**/*") or [Path(one.optimizer)]
     limits = [ids for one in config.selectors for ids in (one.constraints.include, one.constraints.exclude)]
     files += [root / ids for ids in limits if isinstance(ids, str)]
     sources = [(split, *of) for split, found in source_files(config).items() for of in found]
@@ -63,9 +64,8 @@ def _read_digest(config: Config) -> str | None:
         return None
     rows = [(split, task, file.name, file.reading.facts()) for split, task, file in sources]
     files += [Path(file.path) for _, _, file in sources]
-    return fingerprint(
-        [config.model_dump(mode="json"), versions(), rows, list(zip(files, _hashes(files), strict=True))]
-    )
+    hashes = list(zip(map(str, files), _hashes(files), strict=True))
+    return fingerprint([config.model_dump(mode="json"), versions(), rows, hashes])
 
 
 def left_digest(directory: RunDirectory, steps: Iterable[str], fresh: bool = True) -> str:
