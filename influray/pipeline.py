@@ -2,7 +2,7 @@
 
 data -> warmup -> featurize -> score -> select -> tune -> evaluate -> report. A step looks at the fingerprint of
 its inputs and of its part of the config; where its artifact carries the same one, nothing is done. Ray and the
-model are started by the first step that needs them, so repeating a finished run takes seconds.
+model are started by the first step that needs them; a finished run that is repeated ends after hashing its files.
 """
 
 from __future__ import annotations
