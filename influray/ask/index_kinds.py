@@ -150,8 +150,10 @@ def _trained(kind: str, sample_SF: np.ndarray) -> Any:
     try:
         with one_thread_for_graphs(kind):
             index = _factory(kind, sample_SF.shape[1])
-            if hasattr(core := core_of(index), "do_polysemous_training"):
-                core.do_polysemous_training = False  # minutes of annealing for a filter that is not used here
+            lists = faiss.try_extract_index_ivf(index)
+            for part in (core_of(index), *([] if lists is None else [faiss.downcast_index(lists)])):
+                if hasattr(part, "do_polysemous_training"):
+                    part.do_polysemous_training = False  # minutes of annealing for a filter that is not used here
             index.train(sample_SF)
         tried = faiss.clone_index(index)
         tried.add(sample_SF[:1])
