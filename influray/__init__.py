@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from influray.runs import open_run
     from influray.selectors.api import select
 
-__version__ = "0.1.0"
+    __version__: str
 
 _LAZY = {
     "select": "influray.selectors.api",
@@ -43,4 +43,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("influray")
     raise AttributeError(f"module 'influray' has no attribute {name!r}")

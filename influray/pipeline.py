@@ -2,7 +2,7 @@
 
 data -> warmup -> featurize -> score -> select -> tune -> evaluate -> report. A step looks at the fingerprint of
 its inputs and of its part of the config; where its artifact carries the same one, nothing is done. Ray and the
-model are started by the first step that needs them, so repeating a finished run takes seconds.
+model are started by the first step that needs them; a finished run that is repeated ends after hashing its files.
 """
 
 from __future__ import annotations
@@ -11,16 +11,24 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config, dump_config
+from influray.progress import open_progress
 from influray.protocols import ConfigError, DamagedArtifact
 from influray.registry import featurizer_reads
 from influray.runs import Run, located, open_run, resolve
-from influray.store.artifact import naming_full_disk
+from influray.steps import Step, StepContext, steps_until
+from influray.steps.checks_of_config import asked_for
+from influray.steps.finished import is_finished, read_digest, record_finished
+from influray.steps.index import INDEX, was_built
+from influray.steps.index import index as build_index
+from influray.steps.preflight import Subject, check_config, check_data
+from influray.steps.states import basis
+from influray.store.artifact import naming_full_disk, require_manifest
 from influray.store.checks import set_aside, step_of
 from influray.store.run_directory import now
 
@@ -31,24 +39,8 @@ if TYPE_CHECKING:
     from influray.planning.plan import Plan
     from influray.progress import StepProgress
     from influray.report.data import CurveFacts
-    from influray.steps.preflight import Subject
 
 logger = logging.getLogger(__name__)
-
-STEPS = ("data", "warmup", "featurize", "score", "select", "tune", "evaluate", "report")
-# What `until` carries out. Tuning stays out of the way of a report unless the config asks for it.
-UNTIL: dict[str, tuple[str, ...]] = {
-    "data": STEPS[:1],
-    "warmup": STEPS[:2],
-    "featurize": STEPS[:3],
-    "score": STEPS[:4],
-    "select": STEPS[:5],
-    "tune": STEPS[:6],
-    "evaluate": STEPS[:7],
-    "report-only": (*STEPS[:5], "report"),
-    "report": STEPS,
-}
-
 
 MAX_REPAIRS = 30  # times that damage found by a reader sends a run back to its first step; more is a failing disk
 
@@ -62,7 +54,7 @@ def run(
     address: str | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Carry out a config up to a step and return the run. What is committed and unchanged is not done again.
+    """Run a config up to a step and return the run. What is committed and unchanged is not done again.
 
     Args:
         config: a YAML file, a parsed config, or a plain mapping.
@@ -75,53 +67,48 @@ def run(
     Raises:
         ConfigError, DataError, ArtifactMismatch: what the user can mend.
     """
-    if until not in UNTIL:
-        raise ConfigError(f"until: no step is called {until!r} (known: {', '.join(UNTIL)})")
     this = resolve(config, overrides, run_dir)
-    this = replace(this, config=settle_checkpoints(this.config))
-    from influray.progress import open_progress
-    from influray.steps import TABLE, StepContext
-    from influray.steps.preflight import Subject, check_config
-
-    tunes = this.config.tune is not None
-    steps = tuple(step for step in UNTIL[until] if tunes or step not in ("tune", "evaluate"))
-    subject = Subject(this.config, this.directory, steps, until)
+    steps, given = steps_until(until, this.config), this.config
+    names = tuple(step.name for step in steps)
+    if until != "data":  # which reads no model
+        asked_for(Subject(this.config, this.directory, names, until))
+        if is_finished(this.config, this.directory, steps):
+            logger.info("%s: nothing to do up to %s", this.directory.address, until)
+            return replace(this, config=settle_checkpoints(given))
+    this = replace(this, config=settle_checkpoints(given))
+    subject = Subject(this.config, this.directory, names, until)
     known = check_config(subject)
-
+    read = read_digest(given, this.directory) if until != "data" else None
     with naming_full_disk(this.directory.path), this.directory.hold(), contextlib.ExitStack() as stack:
         this.directory.begin()
         progress = stack.enter_context(open_progress(this.directory.logs, console))
         context = StepContext(this.config, this.directory, until, progress, stack, address)
         for note in known:
             logger.warning("%s", note)
-        _carry_out(steps, TABLE, context, subject)
+        _run_steps(steps, context, subject)
+        record_finished(this.directory, steps, read)
     return this
 
 
-def _carry_out(
-    steps: Sequence[str], table: Mapping[str, Callable[..., Any]], context: Any, subject: Subject | None = None
-) -> None:
-    """Write the config of a run (`subject`), if it is one, and carry out the steps in order.
+def _run_steps(steps: Sequence[Step], context: StepContext, subject: Subject | None = None) -> None:
+    """Write the config of a run (`subject`), if it is one, and run the steps in order.
 
     Where a file turns out to be damaged that one of the steps makes, or the run as a whole, it is set aside and they
     begin again: what is whole is not done again, so that this costs what the file costs.
     """
-    from influray.steps.index import was_built
-    from influray.steps.preflight import check_data
-
     for repairs_left in reversed(range(MAX_REPAIRS + 1)):
         try:
             if subject is not None:
                 context.directory.write_config(dump_config(subject.config))
-            for name in steps:
-                if name == "report" and context.until == "report" and was_built(context.directory):
-                    _timed("index", table["index"], context)
-                _timed(name, table[name], context)
-                if name == "data" and subject is not None:
+            for step in steps:
+                if step.name == "report" and context.until == "report" and was_built(context.directory):
+                    _timed(INDEX, context)
+                _timed(step, context)
+                if step.name == "data" and subject is not None:
                     for note in check_data(subject):
                         logger.warning("%s", note)
         except DamagedArtifact as error:
-            mends = error.address and step_of(error.address) in ("", "index", *steps)
+            mends = error.address and step_of(error.address) in ("", "index", *(step.name for step in steps))
             if not repairs_left or not mends:
                 raise
             logger.warning("%s", error)
@@ -130,33 +117,37 @@ def _carry_out(
             return
 
 
-def _timed(name: str, carry_out: Callable[..., Any], context: Any) -> None:
-    """Carry out one step and write its facts to run.json; a step that did nothing keeps its old facts."""
+def _timed(step: Step, context: StepContext) -> None:
+    """Run one step and write its facts to run.json; a step that did nothing keeps its old facts."""
     started, clock = now(), time.perf_counter()
-    with context.progress.step(name) as counted:
+    directory = context.directory
+    with context.progress.step(step.name) as counted:
         try:
-            result = carry_out(context)
+            result = step.run(context)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             facts = {"status": status, "started": started, "seconds": round(time.perf_counter() - clock, 3)}
             facts |= _memory_facts(counted)
             try:
-                context.directory.record_step(name, **facts, message=f"{type(error).__name__}: {error}"[:2000])
+                directory.record_step(step.name, **facts, message=f"{type(error).__name__}: {error}"[:2000])
             except OSError as other:  # a full disk, say: what went wrong first is what counts
                 logger.warning("run.json cannot be written: %s", other)
             raise
-    before = context.directory.read()["steps"].get(name, {})
+    seconds = time.perf_counter() - clock
+    recorded = directory.read()["steps"]
+    before, made_from = recorded.get(step.name, {}), basis(step, context.config, recorded)
     same = before.get("fingerprint") == result.fingerprint and before.get("artifacts") == list(result.artifacts)
     if result.skipped and same and before.get("status") == "done":
-        logger.info("%s: unchanged, nothing to do", name)
+        logger.info("%s: unchanged, nothing to do", step.name)
+        if before.get("made_from") != made_from:  # which changed nothing
+            directory.record_step(step.name, **{**before, "made_from": made_from})
         return
-    seconds = time.perf_counter() - clock
     facts = {"fingerprint": result.fingerprint, "started": started, "seconds": round(seconds, 3), **result.facts}
     facts |= _memory_facts(counted)
     for unit in ("rows", "tokens"):
         if isinstance(result.facts.get(unit), int) and seconds > 0 and not result.skipped:
             facts[f"{unit}_per_second"] = round(result.facts[unit] / seconds, 1)
-    context.directory.record_step(name, status="done", artifacts=list(result.artifacts), **facts)
+    directory.record_step(step.name, status="done", artifacts=list(result.artifacts), made_from=made_from, **facts)
 
 
 def _memory_facts(counted: StepProgress) -> dict[str, int | None]:
@@ -175,7 +166,7 @@ def curves(
     address: str | None = None,
     console: Console | None = None,
 ) -> tuple[tuple[CurveFacts, ...], tuple[Path, Path]]:
-    """Carry out a config up to the selection; return the budget curves and (curves.html, curves.json) of RUN/report.
+    """Run a config up to the selection; return the budget curves and (curves.html, curves.json) of RUN/report.
 
     Args:
         selection: one of the config's, by name; None takes all.
@@ -214,23 +205,16 @@ def index(
     """Build the index of a scored run where it is not there yet, and return its manifest.
 
     Args:
-        kind: auto, or one of influray.ask.index_kinds.KINDS.
+        kind: as `build_index`.
 
     Raises:
         ConfigError, ArtifactMismatch: as `build_index`; or `run_dir` is no run.
     """
     this = open_run(run_dir)
-    from functools import partial
-
-    from influray.progress import open_progress
-    from influray.steps import StepContext
-    from influray.steps.index import index as build
-    from influray.store.artifact import require_manifest
-
     with this.directory.hold(), contextlib.ExitStack() as stack:
         progress = stack.enter_context(open_progress(this.directory.logs, console))
         context = StepContext(this.config, this.directory, "index", progress, stack, address)
-        _carry_out(("index",), {"index": partial(build, kind=kind)}, context)
+        _run_steps((replace(INDEX, run=functools.partial(build_index, kind=kind)),), context)
         return require_manifest(this.directory.index, "index")
 
 
@@ -259,46 +243,15 @@ def plan(
         ConfigError, DataError: as `run`; no such device.
     """
     from influray.planning.plan import make_plan
-    from influray.steps.preflight import Subject, check_config, check_data
 
     this = resolve(config, overrides, run_dir)
     cfg = settle_checkpoints(this.config)
-    asked = tuple(step for step in STEPS if cfg.tune is not None or step not in ("tune", "evaluate"))
-    subject = Subject(cfg, this.directory, asked)
+    subject = Subject(cfg, this.directory, tuple(step.name for step in steps_until("report", cfg)))
     known = check_config(subject)
-    reads = featurizer_reads(cfg.features.featurizer)
-    tests = sum(1 for target in cfg.data.targets.values() if target.test)
-    what = {
-        "data": f"{len(cfg.data.pool)} pool entries, {len(cfg.data.targets)} tasks, max_tokens {cfg.data.max_tokens}",
-        "warmup": _warmup_plan(cfg) if reads == "checkpoints" else "not asked for",
-        "featurize": _features_plan(cfg) if reads == "checkpoints" else cfg.features.featurizer,
-        "score": f"{cfg.attribution.scorer}, weights {cfg.attribution.weights}",
-        "select": ", ".join(f"{s.name} ({s.method}, {s.budget})" for s in cfg.selectors),
-        "tune": "not asked for"
-        if cfg.tune is None
-        else f"{_named(cfg.tune.selections)}, seeds {_named(cfg.tune.seeds)}",
-        "evaluate": "not asked for" if cfg.tune is None else f"{tests} tasks with a test",
-        "report": str(this.directory.report),
-    }
-    made = make_plan(cfg, this.directory, what, device, workers)
+    made = make_plan(cfg, this.directory, device, workers)
     if made.steps[0].state == "done":  # the catalogues are those of the config
         known += check_data(subject)
     return replace(made, notes=(*made.notes, *known))
-
-
-def _named(what: str | Sequence[object]) -> str:
-    return what if isinstance(what, str) else ", ".join(map(str, what))
-
-
-def _warmup_plan(config: Config) -> str:
-    if config.warmup.checkpoints:
-        return f"{len(config.warmup.checkpoints)} imported checkpoints"
-    return f"{config.warmup.fraction:.1%} of the pool, {config.warmup.epochs} epochs"
-
-
-def _features_plan(config: Config) -> str:
-    projector = config.features.projector
-    return f"{config.features.featurizer}, {config.features.direction}, {projector.name} {projector.dimension}"
 
 
 def inspect(
@@ -332,7 +285,7 @@ def settle_checkpoints(config: Config) -> Config:
     Raises:
         ConfigError: as `settle_imported`.
     """
-    if featurizer_reads(config.features.featurizer) != "checkpoints":
+    if not config.warmup.checkpoints or featurizer_reads(config.features.featurizer) != "checkpoints":
         return config
     from influray.model.imported import settle_imported
 

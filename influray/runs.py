@@ -1,4 +1,4 @@
-"""A run: a run directory with the config that it carries out, and what can be asked of it."""
+"""A run: a run directory with its config, and what can be asked of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory and the config it carries out."""
+    """A run directory and its config."""
 
     directory: RunDirectory
     config: Config
@@ -124,7 +124,7 @@ def located(run_dir: str | Path) -> Run:
 
     Raises:
         ConfigError: there is no run.
-        DamagedArtifact: its config is not the one that it was carried out with.
+        DamagedArtifact: its config is not the one that it was run with.
     """
     directory = RunDirectory(run_dir)
     path = present(directory.config_path)
@@ -135,7 +135,7 @@ def located(run_dir: str | Path) -> Run:
 
 
 def open_run(run_dir: str | Path) -> Run:
-    """Return the run that lies in a folder or at a URI, with the config it was carried out with.
+    """Return the run that lies in a folder or at a URI, with the config it was run with.
 
     It may come from elsewhere: plug-ins and model code that its config names run only inside `influray.allow_plugins()`
     (`--allow-plugins`).

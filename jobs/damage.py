@@ -183,9 +183,11 @@ def of_writer(verb: str, run_dir: Path, config: Path, damaged: str, whole: dict[
         return "repaired"
     if verb == "run":
         return f"NOT REPAIRED: {', '.join(wrong)}"
+    from influray.config import load_config
+    from influray.steps import steps_until
     from influray.store.checks import step_of
 
-    steps = pipeline.UNTIL[UNTIL.get(verb, verb)]
+    steps = [step.name for step in steps_until(UNTIL.get(verb, verb), load_config(config))]
     late = [key for key in wrong if step_of(run_dir / key.removesuffix("/*")) not in steps]
     return "without effect" if late == wrong else f"NOT REPAIRED: {', '.join(sorted(set(wrong) - set(late)))}"
 

@@ -145,3 +145,20 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_files_stay_readable():
     long = {str(p.relative_to(ROOT)): n for p in modules() if (n := len(p.read_text().splitlines())) > 400}
     assert not long, f"over 400 lines: {long}"
+
+
+def test_the_page_of_the_architecture_names_what_is_there():
+    import re
+
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`(influray/[\w/]+\.py)`", page))
+    assert len(named) > 15
+    assert not [name for name in named if not (ROOT.parent / name).is_file()]
+    code = "\n".join(path.read_text() for path in modules())
+    names = set(re.findall(r"`([A-Z]\w+)`", page))
+    assert {"ShardPool", "Step", "ExampleGradients"} <= names
+    assert not [name for name in names if not re.search(rf"^(class {name}\b|{name}\b.* = )", code, re.M)]
+    route = page.split("## From `influray run`")[1].split("\n## ")[0].split("\nThe other steps")[0]
+    assert len(set(re.findall(r"`(influray/[\w/]+\.py)`", route))) <= 6
+    rooms = set(re.findall(r"^\| `(\w+)", page, re.M))
+    assert {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "_"} <= rooms

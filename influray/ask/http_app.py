@@ -1,6 +1,6 @@
 """The service as a FastAPI application: its routes, what they take and give, and how errors read.
 
-Where it runs is not its matter: it is given a coroutine that answers a query (serving.py has one over Ray Serve).
+The caller passes the coroutine that answers a query; serving.py has one over Ray Serve.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 import influray
 from influray.ask.admission import Busy
+from influray.ask.answers import QueryAnswer
 from influray.ask.explain import Explainer
 from influray.ask.http_guard import page_policy
 from influray.ask.query import Asked, UnknownId
@@ -51,44 +52,6 @@ class QueryRequest(BaseModel):
         text = self.prompt or self.answer or self.system
         question = Question(self.prompt, self.answer, self.system) if text or not self.like else None
         return Asked(question, self.like, self.k, self.tokens)
-
-
-class HitModel(BaseModel):
-    """A pool row."""
-
-    row: int
-    id: str
-    source: str
-    influence: float
-    z: float | None
-    norm: float | None
-    text: str
-    cut: bool
-    selections: list[str]
-
-
-class TokenModel(BaseModel):
-    """A token of the answer, or a run of them."""
-
-    text: str
-    share: float | None
-    influence: float
-
-
-class AnswerModel(BaseModel):
-    """What the pool says to a query."""
-
-    asked: str
-    seconds: float
-    mean: float
-    std: float
-    exact: bool
-    loss: float | None
-    grad_norm: float | None
-    truncated: bool
-    helpful: list[HitModel]
-    harmful: list[HitModel]
-    tokens: list[TokenModel] | None
 
 
 class ErrorModel(BaseModel):
@@ -172,7 +135,7 @@ def build_app(directory: RunDirectory, config: Config, ask: Ask) -> FastAPI:
             raise UnknownId(f"selection: the run has none called {selection[:80]!r}")
         return pages.explainer.explain(id, selection)
 
-    @app.post("/query", response_model=AnswerModel)
+    @app.post("/query", response_model=QueryAnswer)
     async def query(request: QueryRequest) -> JSONResponse:
         async with asyncio.timeout(QUERY_SECONDS):
             found = await ask(request.asked())

@@ -10,16 +10,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import json
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MAX_BODY = 256 * 2**10  # bytes
@@ -48,12 +44,12 @@ class Access:
 class Guard:
     """An ASGI application that lets through to `app` what may pass."""
 
-    def __init__(self, app: App, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
         self._hosts = frozenset(host.lower() for host in (*LOOPBACK, *access.hosts))
         self._token = access.token.encode()
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
@@ -72,33 +68,34 @@ class Guard:
         if refusal is None and body is None:
             refusal = 413, "too_large", f"the body is larger than {MAX_BODY} bytes", {}
         if refusal is not None:
-            await _refuse(sealed, *refusal)
+            status, code, told, headers = refusal
+            await JSONResponse({"code": code, "detail": told}, status, headers)(scope, receive, sealed)
             return
         await self._app(scope, _replayed(body or b"", receive), sealed)
 
-    def _refusal(self, scope: MutableMapping[str, Any]) -> tuple[int, str, str, dict[str, str]] | None:
+    def _refusal(self, scope: Scope) -> tuple[int, str, str, dict[str, str]] | None:
         """Return (status, code, message, headers) of what may not pass."""
-        headers = scope["headers"]
-        host = _one(headers, b"host")
+        headers = Headers(scope=scope)
+        host = _one(headers, "host")
         if host is None or _name(host) not in self._hosts:
             return 421, "wrong_host", "the Host header names another service; start this one with --allow-host", {}
-        origin = _one(headers, b"origin")
+        origin = _one(headers, "origin")
         if origin is not None and origin.partition("://")[2] != host:
             return 403, "other_origin", "pages of other origins may not ask", {}
         # A link may lead here: what it leads to cannot be read by the page that it stands on.
-        follows_link = scope["method"] == "GET" and _one(headers, b"sec-fetch-mode") == "navigate"
-        if _one(headers, b"sec-fetch-site") in ("cross-site", "same-site") and not follows_link:
+        follows_link = scope["method"] == "GET" and _one(headers, "sec-fetch-mode") == "navigate"
+        if _one(headers, "sec-fetch-site") in ("cross-site", "same-site") and not follows_link:
             return 403, "other_origin", "pages of other origins may not ask", {}
-        if self._token and not self._authorised(_one(headers, b"authorization")):
+        if self._token and not self._authorised(_one(headers, "authorization")):
             challenge = {"www-authenticate": 'Basic realm="influray, the token is the password", charset="UTF-8"'}
             return 401, "no_token", "Authorization: Bearer TOKEN is required", challenge
         if len(scope["path"].encode()) + len(scope.get("query_string") or b"") > MAX_TARGET:
             return 414, "too_long", f"the address is longer than {MAX_TARGET} bytes", {}
-        length = _one(headers, b"content-length")
+        length = _one(headers, "content-length")
         if length is not None and (not length.isdigit() or int(length) > MAX_BODY):
             return 413, "too_large", f"the body is larger than {MAX_BODY} bytes", {}
         if scope["method"] == "POST":
-            kind = (_one(headers, b"content-type") or "").partition(";")[0].strip().lower()
+            kind = (_one(headers, "content-type") or "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 return 415, "not_json", "the body must be application/json", {}
         return None
@@ -128,12 +125,10 @@ def _name(host: str) -> str:
     return (name if colon and port.isdigit() else host).lower()
 
 
-def _one(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
+def _one(headers: Headers, name: str) -> str | None:
     """Return a header's value, None where it is missing, "" where it is given with two values."""
-    found = {value for key, value in headers if key.lower() == name}
-    if not found:
-        return None
-    return found.pop().decode("latin-1") if len(found) == 1 else ""
+    found = set(headers.getlist(name))
+    return None if not found else found.pop() if len(found) == 1 else ""
 
 
 def _sealed(send: Send) -> Send:
@@ -141,10 +136,9 @@ def _sealed(send: Send) -> Send:
 
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
-            own = {key.lower() for key, _ in message.get("headers", [])}
-            added = {**_HEADERS, "content-security-policy": _NOTHING}
-            pairs = [(key.encode(), value.encode()) for key, value in added.items() if key.encode() not in own]
-            message = {**message, "headers": [*message.get("headers", []), *pairs]}
+            headers = MutableHeaders(scope=message)
+            for name, value in {**_HEADERS, "content-security-policy": _NOTHING}.items():
+                headers.setdefault(name, value)
         await send(message)
 
     return wrapped
@@ -176,11 +170,3 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return wrapped
-
-
-async def _refuse(send: Send, status: int, code: str, message: str, headers: dict[str, str]) -> None:
-    body = json.dumps({"code": code, "detail": message}).encode()
-    pairs = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    pairs += [(key.encode(), value.encode()) for key, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from influray.ask.index_gpu import GPU_MOST, device_for, to_gpu
-from influray.ask.index_kinds import Setting, apply_setting, faiss_module
+from influray.ask.index_kinds import Setting, apply_setting, core_of, faiss_module, one_thread_for_graphs
 from influray.ask.query_moments import QueryMoments, moments_from
 from influray.protocols import ArtifactMismatch
 from influray.store.arrays import arrays_of, arrays_table
@@ -251,16 +251,10 @@ def build_shard(
     if shard.file.endswith(FLAT):
         write_flat(folder / shard.file, vectors, shard, block_bytes)
         return _made(folder, shard)
-    faiss = faiss_module()
     index = open_file(trained)
-    threads = faiss.omp_get_max_threads()
-    try:
-        if "HNSW" in type(faiss.downcast_index(getattr(index, "index", index))).__name__:
-            faiss.omp_set_num_threads(1)  # threads that insert at once make another graph each time
+    with one_thread_for_graphs(type(core_of(index)).__name__):
         for _, block_BF in vectors.blocks(max(1, block_bytes // (4 * vectors.dimension)), shard.start, shard.stop):
             index.add(block_BF)
-    finally:
-        faiss.omp_set_num_threads(threads)
     write_file(folder / shard.file, index)
     return _made(folder, shard)
 

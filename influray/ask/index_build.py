@@ -36,7 +36,6 @@ from influray.ask.index_kinds import (
     Setting,
     choose_kind,
     faiss_module,
-    list_count,
     settings,
     train,
 )
@@ -74,13 +73,13 @@ def build_index(
     """Build the index of a run; return (its manifest, whether it was there already).
 
     Args:
-        asked: a kind, or auto.
+        asked: auto, exact, flat, ivf, or a description for faiss' index_factory.
         memory: bytes that the index may take; by default a quarter of this machine's.
         shard_bytes: of float32 vectors that make a shard.
         builder, finder: who builds and searches the shards; by default this process.
 
     Raises:
-        ConfigError: an unknown kind, too few rows for it, or faiss is not installed.
+        ConfigError: a kind that faiss does not know, or cannot make of these rows; or faiss is not installed.
         ArtifactMismatch: as `PoolVectors`.
     """
     vectors = PoolVectors(directory)
@@ -109,7 +108,7 @@ def build_index(
         if kind == "flat":
             return _Built(kind, shards)
         k = min(RECALL_AT, len(vectors))
-        tried = settings(kind, len(vectors), list_count(index), k, far=kind == asked)
+        tried = settings(index, len(vectors), k, far=kind == asked)
         found = (
             finder(shards)
             if finder

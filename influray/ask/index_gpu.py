@@ -13,8 +13,7 @@ from influray.ask.index_kinds import faiss_module
 
 logger = logging.getLogger(__name__)
 
-# faiss (1.15, GpuCloner.cpp) has no form for GPUs of codes that are not in lists (sq8, pq) and of graphs (hnsw).
-GPU_KINDS = ("flat", "fp16", "ivf")
+GPU_KINDS = ("flat", "ivf")  # of what index_factory makes, faiss (1.15, GpuCloner.cpp) has a form for GPUs of some
 GPU_MOST = 2047  # candidates of a query, and lists that it looks into (faiss: GPU_MAX_SELECTION_K)
 SCRATCH = 2**31  # bytes: faiss takes 1.5 GiB for its own work, the rest is for queries and answers
 GROWTH = 1.25  # of an index of lists, which a GPU pads

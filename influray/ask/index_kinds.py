@@ -1,15 +1,19 @@
-"""The kinds of faiss indexes: which fits, how one is trained, and what is turned until it finds enough.
+"""The kinds of indexes: which fits, how one is trained, and what is turned until it finds enough.
 
-All but flat and fp16 work in the eigenbasis of the vectors' second moments, cut where what is left out would change
-the products of two rows least: gradient features have a falling spectrum, and nearly all of an inner product lies in
-few directions. What an index finds is ranked again by exact products, so a short code costs candidates, not scores.
+`exact` is none, a query reads the datastore; `flat` holds all vectors; `ivf` lists near ones. Any other name is a
+description for faiss' index_factory. An ivf works in the eigenbasis of the vectors' second moments, cut where what is
+left out would change the products of two rows least: gradient features have a falling spectrum, and nearly all of an
+inner product lies in few directions. What an index finds is ranked again by exact products, so a short code costs
+candidates, not scores.
 
 Shape suffixes: S rows of the sample, F numbers of a vector, R numbers in the eigenbasis.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,25 +21,20 @@ import numpy as np
 
 from influray.protocols import ConfigError
 
-KINDS = ("exact", "flat", "fp16", "sq8", "ivf", "hnsw", "pq")  # exact: no index, a query reads the datastore
+OURS = ("exact", "flat", "ivf")
 KEPT = 0.995  # of the sum of squared eigenvalues, which is what products of two random rows are made of
 ROUND = 16  # numbers: what a code is padded to
 SCAN_BYTES = 2**31  # read by a query of a flat index; 2^28 took 10 ms on two cores
-SCAN_CODES = 2**26  # bytes of codes that a query may look through one by one: about 20 ms on one core
-NEIGHBOURS = 32  # of a node of the graph
-BUILD_BREADTH = 80  # efConstruction: below this recall suffers, above it only time
-PQ_BITS = 8
-PQ_NUMBERS = 4  # of the eigenbasis in a byte
-CLUSTER_ROWS = 39  # the least per list or code word that faiss asks for when it trains
+IVF_BYTES = 512  # of a row in the lists
+CLUSTER_ROWS = 39  # the least per list that faiss asks for when it trains
 LIST_FACTOR = 4  # lists of an IVF index, times the square root of the rows
 LIST_ROUNDS = 10  # of k-means
 LEAST_PROBED = 64  # one list in so many is looked into at first
 PROBE_DEPTH = 4  # candidates for each answer while the number of lists, or the breadth of the search, grows
 LEAST_BREADTH = 400  # efSearch that is tried first
-SHORT_DEPTH, SHORT_BREADTH = 32, 3200  # where auto gives a kind up; for lists it is half of them
 SEED = 7
 # What the constants do not tell of how an index is made: raise it where code changes what one of equal constants finds.
-FORM = 3
+FORM = 4
 
 
 @dataclass(frozen=True)
@@ -69,24 +68,27 @@ def choose_kind(asked: str, rows: int, dimension: int, memory: int) -> Choice:
     """Return what is built for `rows` vectors of `dimension` numbers where `memory` bytes may be used.
 
     Raises:
-        ConfigError: no such kind, or too few rows to train it.
+        ConfigError: faiss does not know the kind.
     """
-    if asked == "pq" and rows < 2**PQ_BITS:
-        raise ConfigError(f"--kind pq: needs {2**PQ_BITS} rows to train its code words, the pool has {rows}; take flat")
-    if asked in KINDS:
+    if asked in OURS:
         return Choice(asked, "asked for")
     if asked != "auto":
-        raise ConfigError(f"--kind: found {asked!r}, expected auto or one of {', '.join(KINDS)}")
+        try:
+            _factory(asked, dimension)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"--kind: found {asked!r}, expected auto, {', '.join(OURS)}, or what faiss' index_factory takes for "
+                f"vectors of {dimension} numbers, such as IVF4096,PQ64 or HNSW32 ({_line(error)})"
+            ) from None
+        return Choice(asked, "asked for")
     whole = 4 * rows * dimension
     last = "flat" if whole <= memory else "exact"
     text = f"{rows} vectors of {dimension} numbers, {_size(whole)} as float32, {_size(memory)} of memory to use"
     if whole <= min(memory, SCAN_BYTES):
         return Choice("flat", f"{text}: they fit, and a query may read them all")
-    if rows * min(dimension, 256) <= min(memory, SCAN_CODES):
-        return Choice("sq8", f"{text}: too many to read for a query; one byte for each leading number", (last,))
-    if rows * 512 <= memory:
-        return Choice("ivf", f"{text}: too many to look through one by one; lists of near ones", ("sq8", last))
-    return Choice("pq", f"{text}: only codes of some bytes a row fit", (last,))
+    if rows * IVF_BYTES <= memory:
+        return Choice("ivf", f"{text}: too many to read for a query; lists of near ones", (last,))
+    return Choice("exact", f"{text}: not even lists of short codes fit")
 
 
 def eigenbasis(sample_SF: np.ndarray, kept: float) -> np.ndarray:
@@ -115,38 +117,65 @@ def eigenbasis(sample_SF: np.ndarray, kept: float) -> np.ndarray:
 def train(kind: str, sample_SF: np.ndarray, rows: int) -> Any:
     """Return an empty, trained faiss index of a kind for `rows` vectors like those of the sample."""
     faiss = faiss_module()
-    F = sample_SF.shape[1]
-    metric = faiss.METRIC_INNER_PRODUCT
+    S, F = sample_SF.shape
     if kind == "flat":
         return faiss.IndexFlatIP(F)
-    if kind == "fp16":
-        index = faiss.IndexScalarQuantizer(F, faiss.ScalarQuantizer.QT_fp16, metric)
-        index.train(sample_SF)
-        return index
+    if kind != "ivf":
+        return _trained(kind, sample_SF)
     basis_RF = eigenbasis(sample_SF, KEPT)
     R = len(basis_RF)
-    if kind == "sq8":
-        core = faiss.IndexScalarQuantizer(R, faiss.ScalarQuantizer.QT_8bit, metric)
-    elif kind == "hnsw":
-        core = faiss.IndexHNSWFlat(R, NEIGHBOURS, metric)
-        core.hnsw.efConstruction = BUILD_BREADTH
-    elif kind == "ivf":
-        lists = max(1, min(int(LIST_FACTOR * math.sqrt(rows)), len(sample_SF) // CLUSTER_ROWS))
-        core = faiss.IndexIVFScalarQuantizer(
-            faiss.IndexFlatIP(R), R, lists, faiss.ScalarQuantizer.QT_fp16, metric, False
-        )
-        core.cp.seed, core.cp.niter = SEED, LIST_ROUNDS
-    else:
-        assert kind == "pq", kind
-        codes = next(m for m in range(max(1, R // PQ_NUMBERS), 0, -1) if R % m == 0)
-        core = faiss.IndexPQ(R, codes, PQ_BITS, metric)
-        core.pq.cp.seed = SEED
-        core.pq.cp.min_points_per_centroid = 1
+    lists = max(1, min(int(LIST_FACTOR * math.sqrt(rows)), S // CLUSTER_ROWS))
+    metric, codes = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
+    core = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(R), R, lists, codes, metric, False)
+    core.cp.seed, core.cp.niter = SEED, LIST_ROUNDS
     turn = faiss.LinearTransform(F, R, False)
     faiss.copy_array_to_vector(basis_RF.reshape(-1), turn.A)
     turn.is_trained, turn.is_orthonormal = True, True
     core.train(sample_SF @ basis_RF.T)
     return faiss.IndexPreTransform(turn, core)
+
+
+def _factory(kind: str, dimension: int) -> Any:
+    faiss = faiss_module()
+    return faiss.index_factory(dimension, kind, faiss.METRIC_INNER_PRODUCT)
+
+
+def _trained(kind: str, sample_SF: np.ndarray) -> Any:
+    """Return the empty index of a description, trained and seen to take a row and find it.
+
+    Raises:
+        ConfigError: the sample is too small for it, or vectors cannot be added to such an index.
+    """
+    faiss = faiss_module()
+    try:
+        with one_thread_for_graphs(kind):
+            index = _factory(kind, sample_SF.shape[1])
+            lists = faiss.try_extract_index_ivf(index)
+            for part in (core_of(index), *([] if lists is None else [faiss.downcast_index(lists)])):
+                if hasattr(part, "do_polysemous_training"):
+                    part.do_polysemous_training = False  # minutes of annealing for a filter that is not used here
+            index.train(sample_SF)
+        tried = faiss.clone_index(index)
+        tried.add(sample_SF[:1])
+        tried.search(sample_SF[:1], 1)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"--kind: faiss cannot make {kind!r} of this pool ({_line(error)}); it is trained on {len(sample_SF)} rows"
+        ) from None
+    return index
+
+
+@contextlib.contextmanager
+def one_thread_for_graphs(kind: str) -> Iterator[None]:
+    """Let faiss work with one thread where an index has a graph: threads that insert at once make another each time."""
+    faiss = faiss_module()
+    threads = faiss.omp_get_max_threads()
+    try:
+        if "HNSW" in kind or "NSG" in kind:
+            faiss.omp_set_num_threads(1)
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -164,25 +193,21 @@ class Setting:
 ALL = Setting(1)  # of a kind that finds all
 
 
-def settings(kind: str, rows: int, lists: int, k: int, far: bool) -> list[Setting]:
+def settings(index: Any, rows: int, k: int, far: bool) -> list[Setting]:
     """Return what is tried in turn until enough of the k best is found, the cheapest first.
 
     `far` goes on until every row is a candidate, which a search of all lists or codes cannot fail to find; without it
-    the ladder ends where another kind is quicker.
+    the ladder ends where reading every row is quicker.
     """
-    if kind == "flat":
-        return [ALL]
-    end = -(-rows // k)
-    if kind == "hnsw":
-        ladder = [Setting(max(PROBE_DEPTH, b // (2 * k)), efSearch=b) for b in _doubled(LEAST_BREADTH, 2 * k * end)]
-    elif kind == "ivf":
+    end, lists = -(-rows // k), list_count(index)
+    if lists:
         ladder = [Setting(PROBE_DEPTH, nprobe=n) for n in _doubled(max(1, lists // LEAST_PROBED), lists)]
         ladder += [Setting(depth, nprobe=lists) for depth in _doubled(2 * PROBE_DEPTH, end)]
+    elif _has_graph(index):
+        ladder = [Setting(max(PROBE_DEPTH, b // (2 * k)), efSearch=b) for b in _doubled(LEAST_BREADTH, 2 * k * end)]
     else:
         ladder = [Setting(depth) for depth in _doubled(2, end)]
-    if far:
-        return ladder
-    return [s for s in ladder if s.depth <= SHORT_DEPTH and s.efSearch <= SHORT_BREADTH and 2 * s.nprobe <= lists]
+    return ladder if far else [setting for setting in ladder if 2 * setting.nprobe <= lists]
 
 
 def _doubled(start: int, end: int) -> list[int]:
@@ -196,23 +221,35 @@ def _doubled(start: int, end: int) -> list[int]:
 
 def list_count(index: Any) -> int:
     """Return the number of lists of an IVF index, 0 of another."""
-    core = _core(index)
-    return int(core.nlist) if hasattr(core, "nlist") else 0
+    lists = faiss_module().try_extract_index_ivf(index)
+    return 0 if lists is None else int(lists.nlist)
+
+
+def _has_graph(index: Any) -> bool:
+    return isinstance(core_of(index), faiss_module().IndexHNSW)
 
 
 def apply_setting(index: Any, setting: Setting) -> None:
-    """Set what the core of an index searches with."""
-    core = _core(index)
-    if setting.nprobe:
-        core.nprobe = setting.nprobe
+    """Set what an index searches with."""
+    core = core_of(index)
+    if hasattr(core, "nprobe"):
+        core.nprobe = max(1, setting.nprobe)  # also of one on a GPU, which ParameterSpace does not know
+    elif setting.nprobe:
+        faiss_module().ParameterSpace().set_index_parameter(index, "nprobe", setting.nprobe)
     if setting.efSearch:
         core.hnsw.efSearch = setting.efSearch
 
 
-def _core(index: Any) -> Any:
+def core_of(index: Any) -> Any:
+    """Return the index that is searched, without a transform before it."""
     faiss = faiss_module()
     index = faiss.downcast_index(index)
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+
+
+def _line(error: Exception) -> str:
+    """Return what faiss has to say, without the place in its source."""
+    return str(error).rpartition(": ")[2].strip() or str(error)
 
 
 def _size(count: int) -> str:

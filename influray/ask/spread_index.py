@@ -25,7 +25,7 @@ from influray.store.mirror import address_of, local
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
 
-LOWER = "index --kind (pq and sq8 take the least)"  # what the memory of a shard goes with
+LOWER = "index --kind (short codes such as IVF4096,PQ64 take the least)"  # what the memory of a shard goes with
 
 
 class SpreadIndex:

@@ -18,6 +18,7 @@ from rich.table import Table
 from influray.formatting import visible
 
 if TYPE_CHECKING:
+    from influray.report.compare import Comparison
     from influray.report.sheet import Table as SheetTable
 
 
@@ -99,3 +100,13 @@ def table(*columns: str, rows: Any) -> Table:
     for row in rows:
         drawn.add_row(*(escape(visible(str(cell), lines=False)) for cell in row))
     return drawn
+
+
+def print_comparison(result: Comparison) -> None:
+    """Print selections side by side."""
+    from influray.report.compare_sheet import compare_sheet
+
+    sheet = compare_sheet(result)
+    print_tables(sheet.tables, [entry.label for entry in result.entries])
+    for note in sheet.notes:
+        out.print(escape(note))

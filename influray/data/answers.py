@@ -40,7 +40,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class AnsweredText:
     """A conversation's text and its answers in order.
 
     `gone` are the assistant turns of which the template leaves nothing; `cut` says in words what it leaves out or
@@ -66,7 +66,7 @@ class AnswerReader:
         self.habits = Habits()
         self.habits = _habits(self)
 
-    def read(self, conversation: Conversation, real: str | None = None) -> Reading:
+    def read(self, conversation: Conversation, real: str | None = None) -> AnsweredText:
         """Return the reading of a conversation. `real` is its rendering, where it is known.
 
         Raises:
@@ -95,14 +95,14 @@ class _Stretches:
         for index, (_, number) in enumerate(self.at):
             self.of_turn.setdefault(self.places[number].turn, []).append(index)
 
-    def reading(self) -> Reading:
+    def reading(self) -> AnsweredText:
         """Return what `AnswerReader.read` does."""
         self._refuse_left_out()
         answers, gone, cut = self.answers()
         generated = self._generated()
         if generated is not None:
             answers = self._believed(answers, generated)
-        return Reading(self.text, tuple(answers), tuple(gone), (*cut, *self._cut_tools()))
+        return AnsweredText(self.text, tuple(answers), tuple(gone), (*cut, *self._cut_tools()))
 
     def answers(self) -> tuple[list[Answer], list[int], list[str]]:
         """Return the answers by the text alone, the turns that are gone, and what is cut."""

@@ -14,7 +14,8 @@ from influray.data.folders import DiskFolder, Found, StoredFolder, search
 from influray.data.kinds import SUFFIXES, Kind, recognise, suffix_of
 from influray.data.reading import PLAIN, Reading
 from influray.protocols import DataError
-from influray.store.artifact import fingerprint, hash_file
+from influray.store.artifact import fingerprint
+from influray.store.checks import hash_once
 from influray.store.mirror import local, location_of, present
 from influray.store.uri import is_uri, parse_uri
 
@@ -76,7 +77,7 @@ def file_digest(file: DataFile) -> str:
     if file.kind == "hub":
         return fingerprint(hub.origin(file.path))
     try:
-        return hash_file(file.path)
+        return hash_once(file.path)
     except OSError as error:
         raise DataError(f"{file.path}: cannot be read: {error.strerror}") from error
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from influray.data.answers import Answer, AnswerReader, Reading
+from influray.data.answers import Answer, AnsweredText, AnswerReader
 from influray.data.records import BadRow, Record, Turn, is_blank
 from influray.data.rendering import Conversation
 
@@ -47,7 +47,7 @@ class Skeletons:
         self._reader = reader
         self._known: dict[tuple[str, ...], _Skeleton | None] = {}
 
-    def read(self, record: Record, real: str) -> Reading | None:
+    def read(self, record: Record, real: str) -> AnsweredText | None:
         """Return the reading of a plain record whose rendering is `real`, None where it has to be read on its own."""
         key = _shape(record)
         if key is None:
@@ -78,7 +78,7 @@ class Skeletons:
             return starts[k] + (len(contents[k]) if follows else 0) + distance
 
         answers = tuple(Answer(turn, *map(placed, points)) for turn, points in skeleton.answers)
-        return Reading(_joined(skeleton.private, contents), answers, (), ())
+        return AnsweredText(_joined(skeleton.private, contents), answers, (), ())
 
     def _made(self, record: Record) -> _Skeleton | None:
         turns = [

@@ -17,7 +17,8 @@ from torch import nn
 from influray.model.adapter_files import read_adapter
 from influray.model.adapter_weights import lora_config, require_covered, require_finite, require_the_same
 from influray.protocols import ArtifactMismatch, ConfigError
-from influray.store.artifact import fingerprint, hash_file
+from influray.store.artifact import fingerprint
+from influray.store.checks import hash_once
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -275,7 +276,7 @@ def model_digest(model_config: ModelConfig) -> str:
     if folder.is_dir():
         names = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
         paths = sorted({path for name in names for path in folder.glob(name)})
-        return fingerprint([[path.name, hash_file(path)] for path in paths])
+        return fingerprint([[path.name, hash_once(path)] for path in paths])
     from transformers import AutoConfig
 
     try:

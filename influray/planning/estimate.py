@@ -150,12 +150,6 @@ def _sampled(config: Config, split: str) -> Found:
     return Found(work, size, tuple(rows), exact=False, uncounted=tuple(uncounted))
 
 
-def resolve_paths(config: Config) -> list[tuple[tuple[str, str], DataFile]]:
-    """Return ((task, name), file) of every file of the config. Raises DataError where one is not there."""
-    splits = ("pool", "target", "test")
-    return [((task, file.name), file) for split in splits for task, file, _ in _files_of(config, split)]
-
-
 def _files_of(config: Config, split: str) -> Iterator[tuple[str, DataFile, int | None]]:
     from influray.data.entries import pool_files, target_files
 

@@ -5,37 +5,23 @@ Neither Ray nor a model is started: shapes come from the base's config.json.
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influray.config import Config, load_config
+from influray.config import Config
 from influray.planning import arithmetic
 from influray.planning.arithmetic import Machine, Rates, StepCost
-from influray.planning.estimate import Found, costs, find_machine, find_split, resolve_paths
-from influray.protocols import ArtifactMismatch
+from influray.planning.estimate import Found, costs, find_machine, find_split
 from influray.registry import featurizer_reads
-from influray.store.artifact import MANIFEST, read_manifest, read_sealed, require_manifest
-from influray.store.checks import damaged
-from influray.store.mirror import present
+from influray.steps import STEPS, Step
+from influray.steps.states import step_states
+from influray.store.artifact import read_manifest
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from influray.model.shape import ModelShape
 
-# What of the config each step is made from, beside what the steps before it are.
-MADE_FROM = {
-    "data": ("data", "model.base", "model.revision", "model.chat_template"),
-    "warmup": ("warmup", "model"),
-    "featurize": ("features",),
-    "score": ("attribution",),
-    "select": ("selectors",),
-    "tune": ("tune",),
-    "evaluate": ("evaluation",),
-    "report": (),
-}
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 65536  # what `features.token_budget: auto` comes to, at most
 
 
@@ -70,7 +56,7 @@ class Plan:
     worker_operations: float  # a second, in a model
     memory_per_worker: float | None
     shards: int
-    worth_workers: int | None  # more of them start longer than they work
+    worth_workers: int | None  # beyond it start-up costs more than the work saves
     saturating_workers: int | None  # more of them wait for the driver
     limit: str
     notes: tuple[str, ...]
@@ -80,16 +66,8 @@ class Plan:
         return {**asdict(self), "steps": [{**asdict(step), "ratio": step.ratio} for step in self.steps]}
 
 
-def make_plan(
-    config: Config,
-    directory: RunDirectory,
-    what: Mapping[str, str],
-    device: str | None = None,
-    workers: int | None = None,
-) -> Plan:
+def make_plan(config: Config, directory: RunDirectory, device: str | None = None, workers: int | None = None) -> Plan:
     """Return the plan of a run on a machine: this one, or `workers` of `device`.
-
-    `what` describes each step in words.
 
     Raises:
         ConfigError: no such device, or a base that is a folder and no model.
@@ -108,8 +86,8 @@ def make_plan(
     estimated = costs(config, shape, machine, found, checkpoints, rates)
     recorded = directory.read()["steps"]
     steps = tuple(
-        _planned(name, states[name], what[name], estimated.get(name), machine, found, checkpoints, recorded)
-        for name in MADE_FROM
+        _planned(step, config, states[step.name], estimated.get(step.name), machine, found, checkpoints, recorded)
+        for step in STEPS
     )
     features = estimated["featurize"]
     memory = None if shape is None or reads == "records" else _memory(config, shape, machine)
@@ -134,86 +112,6 @@ def make_plan(
     )
 
 
-def step_states(config: Config, directory: RunDirectory) -> dict[str, str]:
-    """Return what `run` would do of each step: "done", "to do", or "to do: " and why what is there does not serve.
-
-    Source files are not read: one that was written since the data step counts as changed. Of what was committed the
-    manifests are read, and files that are missing or of another size count as lost.
-
-    Raises:
-        DamagedArtifact: run.json is damaged, or gone while there is a catalogue.
-    """
-    directory.require_made()
-    recorded = directory.read()["steps"]
-    before = load_config(directory.check_config()) if present(directory.config_path).exists() else None
-    states: dict[str, str] = {}
-    stale = ""
-    for name, keys in MADE_FROM.items():
-        status = recorded.get(name, {}).get("status", "")
-        if name in ("tune", "evaluate") and config.tune is None:
-            states[name] = "not asked for"
-            continue
-        if before is not None and not stale:
-            changed = [key for key in keys if _part(config, key) != _part(before, key)]
-            stale = f"{changed[0]} has changed" if changed else ""
-        if name == "data" and status == "done" and not stale:
-            stale = _newer_file(config, directory, recorded["data"].get("started", ""))
-        if status == "done" and not stale:
-            stale = _lost(directory, recorded[name].get("artifacts", ()))
-        if status == "done":
-            states[name] = f"to do: {stale}" if stale else "done"
-        else:
-            states[name] = "to do" if not status else f"to do: {status}"
-    return states
-
-
-def _lost(directory: RunDirectory, artifacts: Sequence[str]) -> str:
-    """Return why an artifact of a step is not whole, "" where all are, by a look at manifests and sizes."""
-    for name in artifacts:
-        path = directory.path / name
-        try:
-            if path.name == MANIFEST:
-                found = require_manifest(path.parent, "run")
-                names = damaged(path.parent, found) or damaged(
-                    path.parent / "adapter", {"beside": found.get("adapter", ())}
-                )
-                if names:
-                    return f"{path.parent.relative_to(directory.path)}/{names[0]} is missing or torn"
-            elif path.suffix == ".json":
-                lost = [file for file in read_sealed(path).get("files", ()) if not (path.parent / file).is_file()]
-                if lost:
-                    return f"{path.parent.relative_to(directory.path)}/{lost[0]} is missing"
-            elif not present(path).is_file():
-                return f"{name} is missing"
-        except (ArtifactMismatch, FileNotFoundError) as error:
-            return f"{name} is missing" if not present(path).exists() else str(error)
-    return ""
-
-
-def _part(config: Config, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def _newer_file(config: Config, directory: RunDirectory, started: str) -> str:
-    known = {
-        (file["group"], file["name"])
-        for split in ("pool", "target", "test")
-        for file in (read_manifest(directory.data(split)) or {"files": []})["files"]
-    }
-    paths = resolve_paths(config)
-    if {place for place, _ in paths} != known:
-        return "files have come or gone"
-    since = datetime.datetime.fromisoformat(started).timestamp() if started else 0.0
-    for _, file in paths:
-        # `started` is cut to the second: what was written earlier in that second is not newer.
-        if file.kind != "hub" and Path(file.path).stat().st_mtime >= since + 1:
-            return f"{file.name} has been written since"
-    return ""
-
-
 def _checkpoints(config: Config, directory: RunDirectory, rows: int) -> int:
     manifest = read_manifest(directory.warmup)
     if manifest is not None:
@@ -227,16 +125,16 @@ def _checkpoints(config: Config, directory: RunDirectory, rows: int) -> int:
 
 
 def _planned(
-    name: str,
+    step: Step,
+    config: Config,
     state: str,
-    what: str,
     cost: StepCost | None,
     machine: Machine,
     found: Mapping[str, Found],
     checkpoints: int,
     recorded: Mapping[str, Any],
 ) -> PlannedStep:
-    actual = recorded.get(name, {})
+    name, what, actual = step.name, step.describe(config), recorded.get(step.name, {})
     seconds = float(actual["seconds"]) if state == "done" and "seconds" in actual else None
     if cost is None:
         return PlannedStep(name, state, what, actual_seconds=seconds)

@@ -44,8 +44,8 @@ def budget_curves(
 ) -> tuple[CurveFacts, ...]:
     """Return the curve of a committed selection, or of all where none is named, up to `budget` rows.
 
-    With a `budget` (an integer, or a fraction of the matrix' rows) every selector is carried out for it, and the curve
-    is of those rows; without, the curve is of the committed rows and the selector is carried out for half of them.
+    With a `budget` (an integer, or a fraction of the matrix' rows) every selector is run for it, and the curve
+    is of those rows; without, the curve is of the committed rows and the selector is run for half of them.
     Either way `recheck` tells whether the smaller of the two selections is the beginning of the larger.
 
     Raises:

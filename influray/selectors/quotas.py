@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import networkx as nx
 import numpy as np
 
 from influray.protocols import Bounds, ConfigError
@@ -170,6 +169,8 @@ def _flow(
 
     Source: the reduction to a maximum flow, Ford and Fulkerson 1962, chapter II.
     """
+    import networkx as nx  # here: it takes a while, and few selections have bounds
+
     (low_S, high_S), (low_T, high_T) = bounds_S, bounds_T
     graph = nx.DiGraph()
     owed: dict[str, int] = {}  # what lower bounds bring to a node, or take from it

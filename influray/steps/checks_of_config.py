@@ -142,28 +142,12 @@ def base(subject: Subject) -> Iterator[str]:
 
 
 def checkpoints(subject: Subject) -> None:
-    """Imported checkpoints are there, with what the direction needs; a list of weights has one for each."""
+    """A list of weights has one for each checkpoint."""
     from influray.scorers.weights import checkpoint_weights
 
-    config = subject.config
-    if subject.reads == "checkpoints":
-        for i, one in enumerate(config.warmup.checkpoints):
-            key = f"warmup.checkpoints.{i}"
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                if not (Path(one.adapter) / name).is_file():
-                    raise ConfigError(
-                        f"{key}.adapter: {one.adapter} holds no {name}; a peft adapter saved as safetensors is needed"
-                    )
-            if one.optimizer is not None and not Path(one.optimizer).exists():
-                raise ConfigError(f"{key}.optimizer: there is no {one.optimizer}")
-            if one.optimizer is None and config.features.direction == "adam" and "featurize" in subject.steps:
-                raise ConfigError(
-                    f"{key}.optimizer: required by features.direction: adam; name the optimizer's state, or set the "
-                    "direction to sgd"
-                )
-    count = len(expected_stores(config).weights)
-    if not isinstance(config.attribution.weights, str):
-        checkpoint_weights(config.attribution.weights, [1.0] * (count or len(config.attribution.weights)))
+    weights = subject.config.attribution.weights
+    if not isinstance(weights, str):
+        checkpoint_weights(weights, [1.0] * (len(expected_stores(subject.config).weights) or len(weights)))
 
 
 def projector(subject: Subject) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from influray.config import Config
 from influray.data import costs
 from influray.steps.context import StepContext, StepResult
+from influray.steps.step import Recorded, Step
 from influray.store.artifact import fingerprint, read_manifest
+from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from influray.data.catalogue import Split
+    from influray.data.files import DataFile
     from influray.data.jobs import Crew
 
 logger = logging.getLogger(__name__)
@@ -21,14 +27,10 @@ def data(context: StepContext) -> StepResult:
     """Bring the catalogues of pool, targets and held-out records up to date."""
     from influray.data.catalogue import build_catalogue
     from influray.data.chat import split_encoder
-    from influray.data.entries import pool_files, target_files
     from influray.model.loading import tokenizer_digest
 
     cfg, directory = context.config.data, context.directory
-    files: dict[Split, list[Any]] = {"pool": [("", file) for file in pool_files(cfg)]}
-    splits: tuple[Split, ...] = ("target", "test")
-    for split in splits:
-        files[split] = [(task, file) for task in cfg.targets for file in target_files(cfg, task, split == "test")]
+    files = source_files(context.config)
     before = [read_manifest(directory.data(split)) for split in files]
     catalogues = {}
     with contextlib.ExitStack() as stack:
@@ -74,6 +76,49 @@ def data(context: StepContext) -> StepResult:
     )
 
 
+def source_files(config: Config) -> dict[Split, list[tuple[str, DataFile]]]:
+    """Return (task, file) of each split's files, in the order in which new ones get their rows; a pool's task is "".
+
+    Raises:
+        DataError: one is not there.
+    """
+    from influray.data.entries import pool_files, target_files
+
+    cfg = config.data
+    return {
+        "pool": [("", file) for file in pool_files(cfg)],
+        "target": [(task, file) for task in cfg.targets for file in target_files(cfg, task)],
+        "test": [(task, file) for task in cfg.targets for file in target_files(cfg, task, test=True)],
+    }
+
+
+def _stale(config: Config, directory: RunDirectory, recorded: Recorded) -> str:
+    """Return which file is not the one that was catalogued; of files that were not written since, none is read."""
+    from influray.data.files import file_digest
+
+    started = recorded["data"].get("started")
+    since = datetime.datetime.fromisoformat(started).timestamp() if started else 0.0
+    for split, files in source_files(config).items():
+        manifest = read_manifest(directory.data(split)) or {"files": []}
+        known = {(file["group"], file["name"]): file["digest"] for file in manifest["files"]}
+        if {(task, file.name) for task, file in files} != known.keys():
+            return "files have come or gone"
+        for task, file in files:
+            # `started` is cut to the second: what was written earlier in that second is not newer.
+            newer = file.kind != "hub" and Path(file.path).stat().st_mtime >= since + 1
+            if newer and file_digest(file) != known[task, file.name]:
+                return f"{file.name} has been written since"
+    return ""
+
+
+def _describe(config: Config) -> str:
+    data = config.data
+    return f"{len(data.pool)} pool entries, {len(data.targets)} tasks, max_tokens {data.max_tokens}"
+
+
+DATA = Step("data", data, ("data", "model.base", "model.revision", "model.chat_template"), _describe, _stale)
+
+
 class _Workers:
     """The actors that make catalogues, from when they first pay off until `stack` is left."""
 
@@ -92,7 +137,7 @@ class _Workers:
 
             context = self._context
             resources = one_core_each(context.config.resources, context.resources, context.cluster)
-            # A cluster that grows may have more of them by and by.
+            # An autoscaling cluster may add workers later.
             if not resources.follows and not costs.data_workers_pay(seconds, resources.workers, costs.DataRates()):
                 return None
             progress = context.progress.current

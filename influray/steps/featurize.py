@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from influray.config import Config
 from influray.protocols import DataError
+from influray.registry import featurizer_reads
 from influray.scorers.options import VECTORLESS
 from influray.steps.context import StepContext, StepResult
+from influray.steps.step import Step
 from influray.store.artifact import ShardStore, fingerprint, read_manifest
 from influray.store.checks import broken
 from influray.store.mirror import address_of
@@ -235,3 +238,13 @@ def quarantine_failures(context: StepContext, stores: list[FeatureStore]) -> int
 def _detail(store: ShardStore, key: str, name: str) -> int:
     receipt = store.receipt(key)
     return 0 if receipt is None else int(receipt.details[name])
+
+
+def _describe(config: Config) -> str:
+    features, projector = config.features, config.features.projector
+    if featurizer_reads(features.featurizer) != "checkpoints":
+        return features.featurizer
+    return f"{features.featurizer}, {features.direction}, {projector.name} {projector.dimension}"
+
+
+FEATURIZE = Step("featurize", featurize, ("features",), _describe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from influray.steps.context import StepContext, StepResult
+from influray.steps.step import Step
 from influray.store.artifact import read_manifest
 from influray.store.checks import broken
 from influray.store.mirror import present
@@ -51,3 +52,6 @@ def was_built(directory: RunDirectory) -> bool:
     if present(directory.path / MADE).exists():
         return True
     return directory.read()["steps"].get("index", {}).get("status") == "done"
+
+
+INDEX = Step("index", renew)  # none of a run's: it is built when it is asked for, and kept whole from then on

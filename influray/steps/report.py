@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from influray.protocols import DamagedArtifact
 from influray.steps.context import StepContext, StepResult
+from influray.steps.step import Step
 from influray.store.artifact import fingerprint
 from influray.store.checks import set_aside
 
@@ -23,3 +24,6 @@ def report(context: StepContext) -> StepResult:
     steps = directory.read()["steps"]
     made = fingerprint({name: facts.get("fingerprint") for name, facts in steps.items() if name != "report"})
     return StepResult(made, skipped=False, artifacts=["report/index.html", "report/explorer.html"])
+
+
+REPORT = Step("report", report, describe=lambda config: f"{config.run_dir}/report/index.html")

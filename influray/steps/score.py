@@ -16,6 +16,7 @@ import numpy as np
 
 from influray.protocols import Columns, DataError, FeatureRows, Scorer, Stores
 from influray.steps.context import StepContext, StepResult
+from influray.steps.step import Step
 from influray.store.arrays import ArraysFile
 from influray.store.artifact import Receipt, ShardStore, checked_table, fingerprint, read_manifest, require_manifest
 from influray.store.checks import broken
@@ -135,7 +136,7 @@ def _pass_keys(context: StepContext, plan: Plan) -> list[str]:
 
 
 def _fit(context: StepContext, plan: Plan, keys: list[str]) -> ArraysFile | None:
-    """Carry out the passes that are not done yet and return the file of the last state, None where there is no pass.
+    """Run the passes that are not done yet and return the file of the last state, None where there is no pass.
 
     Once the last state is committed, sums and earlier states are deleted.
     """
@@ -148,7 +149,7 @@ def _fit(context: StepContext, plan: Plan, keys: list[str]) -> ArraysFile | None
         state = None
         for number, key in enumerate(keys, start=1):
             if store.valid_receipt(key) is None:
-                _carry_out_pass(context, plan, store, number, key, target, state)
+                _run_pass(context, plan, store, number, key, target, state)
             final = store.receipt(key)
             assert final is not None
             state = _state_file(store, final)
@@ -164,7 +165,7 @@ def _state_file(store: ShardStore, receipt: Receipt) -> ArraysFile:
     return ArraysFile(address_of(store.folder / receipt.file), receipt.sha256)
 
 
-def _carry_out_pass(
+def _run_pass(
     context: StepContext,
     plan: Plan,
     store: ShardStore,
@@ -246,3 +247,6 @@ def _target_columns(context: StepContext, checkpoints: int) -> Columns:
         )
     ids, tasks = (tuple(known[name][row] for row in row_T) for name in ("id", "group"))
     return Columns(tuple(row_T), ids, tasks)
+
+
+SCORE = Step("score", score, ("attribution",), lambda c: f"{c.attribution.scorer}, weights {c.attribution.weights}")

@@ -5,39 +5,35 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from influray.config import Config
 from influray.steps.context import StepContext, StepResult
+from influray.steps.step import Recorded, Step
 from influray.store.artifact import fingerprint, hash_file, read_manifest, require_manifest
 from influray.store.checks import broken
 from influray.store.mirror import present_folder, remove_folder
+from influray.store.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 
 def select(context: StepContext) -> StepResult:
-    """Carry out every selector of the config whose selection is not there yet."""
+    """Compute every selection of the config that is not there yet."""
     directory = context.directory
     attribution = require_manifest(directory.attribution, "score")
-    matrix, rows, columns = attribution["fingerprint"], attribution["rows"], attribution["targets"]
-    pool = context.catalogue("pool").digest
-    todo, new, made = [], [], {}
-    root = Path(context.config.data.root)
+    rows, columns = attribution["rows"], attribution["targets"]
+    made = fingerprints(context.config, directory)
+    todo, new = [], []
+    id_root = str(Path(context.config.data.root).resolve())
     for selector in context.config.selectors:
-        plain = selector.model_dump(mode="json")
         name = selector.name
-        files = [
-            root / ids for ids in (selector.constraints.include, selector.constraints.exclude) if isinstance(ids, str)
-        ]
-        read = [
-            hash_file(file) for file in files if file.is_file()
-        ]  # one that is not there is refused by the selection
-        made[name] = fingerprint({"step": "select", "matrix": matrix, "pool": pool, "selector": plain, "ids": read})
         manifest = read_manifest(directory.selection(name))
         current = manifest is not None and manifest["fingerprint"] == made[name]
         if not current:
             new.append(name)
         if not current or broken(directory.selection(name), manifest or {}):
+            plain = selector.model_dump(mode="json")
             arguments = {"run_dir": directory.address, "selector": plain, "fingerprint": made[name]}
-            todo.append((name, {**arguments, "id_root": str(root.resolve())}))
+            todo.append((name, {**arguments, "id_root": id_root}))
     if todo:
         from influray.runtime.columns import worth_workers
         from influray.runtime.selection import SelectionJob, run_selection
@@ -67,3 +63,34 @@ def select(context: StepContext) -> StepResult:
                 remove_folder(directory.path / "evaluation" / name)
     facts = {"selections": len(made), "carried_out": len(todo)}
     return StepResult(fingerprint(made), not todo, facts, [f"selection/{name}/manifest.json" for name in made])
+
+
+def fingerprints(config: Config, directory: RunDirectory) -> dict[str, str]:
+    """Return by name what each selection is made from: matrix, pool, selector, and the ids that its files hold.
+
+    Raises:
+        ArtifactMismatch: there is no matrix or no pool.
+    """
+    matrix = require_manifest(directory.attribution, "score")["fingerprint"]
+    pool = require_manifest(directory.data("pool"), "run")["digest"]
+    root, made = Path(config.data.root), {}
+    for selector in config.selectors:
+        limits = selector.constraints
+        files = [root / ids for ids in (limits.include, limits.exclude) if isinstance(ids, str)]
+        read = [hash_file(file) for file in files if file.is_file()]  # one that is not there the selection refuses
+        plain = selector.model_dump(mode="json")
+        facts = {"step": "select", "matrix": matrix, "pool": pool, "selector": plain, "ids": read}
+        made[selector.name] = fingerprint(facts)
+    return made
+
+
+def _stale(config: Config, directory: RunDirectory, recorded: Recorded) -> str:
+    made = fingerprints(config, directory)
+    return "" if fingerprint(made) == recorded["select"].get("fingerprint") else "a file of ids has changed"
+
+
+def _describe(config: Config) -> str:
+    return ", ".join(f"{one.name} ({one.method}, {one.budget})" for one in config.selectors)
+
+
+SELECT = Step("select", select, ("selectors",), _describe, _stale)

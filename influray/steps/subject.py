@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """A run that is about to begin: `steps` are those that it is to carry out, `until` what the user asked for."""
+    """A run that is about to begin: `steps` are those that it runs, `until` what the user asked for."""
 
     config: Config
     directory: RunDirectory
@@ -38,7 +38,7 @@ class Subject:
 
     @property
     def loads_model(self) -> bool:
-        """Whether a step that is to be carried out holds the base in memory."""
+        """Whether one of its steps holds the base in memory."""
         features = {"warmup", "featurize"} & set(self.steps) and self.reads != "records"
         return bool(features or {"tune", "evaluate"} & set(self.steps))
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from influray.config import Config
 from influray.protocols import ConfigError
+from influray.registry import featurizer_reads
 from influray.steps.context import StepContext, StepResult
+from influray.steps.step import Step
 from influray.store.artifact import fingerprint, require_manifest
 from influray.store.mirror import address_of
 
 if TYPE_CHECKING:
-    from influray.config import Config
     from influray.runtime.training_worker import EvaluationJob, TrainingJob
 
 logger = logging.getLogger(__name__)
@@ -190,3 +192,31 @@ def _evaluation_jobs(context: StepContext) -> Iterator[EvaluationJob]:
             out=address_of(directory.evaluation(name, seed)),
             inputs=inputs,
         )
+
+
+def _describe_warmup(config: Config) -> str:
+    if featurizer_reads(config.features.featurizer) != "checkpoints":
+        return "not asked for"
+    if config.warmup.checkpoints:
+        return f"{len(config.warmup.checkpoints)} imported checkpoints"
+    return f"{config.warmup.fraction:.1%} of the pool, {config.warmup.epochs} epochs"
+
+
+def _describe_tune(config: Config) -> str:
+    if config.tune is None:
+        return "not asked for"
+    return f"{_listed(config.tune.selections)}, seeds {_listed(config.tune.seeds)}"
+
+
+def _describe_evaluate(config: Config) -> str:
+    tests = sum(1 for target in config.data.targets.values() if target.test)
+    return "not asked for" if config.tune is None else f"{tests} tasks with a test"
+
+
+def _listed(what: str | Sequence[object]) -> str:
+    return what if isinstance(what, str) else ", ".join(map(str, what))
+
+
+WARMUP = Step("warmup", warmup, ("warmup", "model"), _describe_warmup)
+TUNE = Step("tune", tune, ("tune", "model"), _describe_tune, tunes=True)
+EVALUATE = Step("evaluate", evaluate, ("evaluation", "model"), _describe_evaluate, tunes=True)

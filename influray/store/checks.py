@@ -46,6 +46,7 @@ _VERBS = {"data": "run", "report": "run", "": "run"}
 
 _Version = tuple[int, int, int]
 _checked: dict[tuple[str, str], _Version] = {}  # (path, sha256) -> the version of the file that has that content
+_hashed: dict[str, tuple[_Version, str]] = {}
 _ahead: dict[tuple[str, str], Future[None]] = {}
 _guard = threading.Lock()
 
@@ -54,6 +55,20 @@ def hash_file(path: str | Path) -> str:
     """Return the sha256 of a file's bytes, 64 hex digits."""
     with open(present(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_once(path: str | Path) -> str:
+    """Return the sha256 of a file's bytes; of one that this process has hashed, without reading it again.
+
+    For files of the user's, of which several parts of a run ask. A file that was replaced is hashed anew.
+    """
+    path = present(path)
+    facts = path.stat()
+    version = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    before = _hashed.get(str(path))
+    if before is None or before[0] != version:
+        before = _hashed[str(path)] = (version, hash_file(path))
+    return before[1]
 
 
 def check_file(path: str | Path, sha256: str) -> Path:

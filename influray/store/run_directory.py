@@ -8,7 +8,7 @@ import functools
 import os
 import platform
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,10 @@ class RunDirectory:
         run["versions"] = versions()
         run["host"] = {"name": socket.gethostname(), "system": platform.platform(), "cpus": os.cpu_count() or 0}
         write_sealed(self.path / "run.json", run)
+
+    def record(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Set facts of the run as a whole."""
+        write_sealed(self.path / "run.json", {**self.read(), name: facts})
 
     def record_outdated(self, step: str) -> None:
         """Note in run.json that part of what a step made was deleted, since what it was made from has changed."""

@@ -94,8 +94,8 @@ def test_an_index_is_built_by_two_machines_asked_by_a_third_and_replaced_by_a_fo
         machine("first")
         return made
 
-    made, _ = build_index(RunDirectory(place), "sq8", shard_bytes=SHARD_BYTES, builder=build)
-    wanted, _ = build_index(here.directory, "sq8", shard_bytes=SHARD_BYTES)
+    made, _ = build_index(RunDirectory(place), "SQ8", shard_bytes=SHARD_BYTES, builder=build)
+    wanted, _ = build_index(here.directory, "SQ8", shard_bytes=SHARD_BYTES)
     files = [shard["file"] for shard in wanted["parts"]]
     assert len(files) == 3
     assert made == wanted

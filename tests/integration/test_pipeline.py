@@ -159,8 +159,11 @@ def test_a_finished_run_does_nothing_and_starts_no_ray(first, world):
     before, content = stamps(first), bytes_of(first.directory.path)
     code = (
         "import sys, influray\n"
-        f"influray.run({str(first.directory.config_path)!r}, until='select')\n"
-        "assert 'ray' not in sys.modules, 'a run with nothing to do imported ray'\n"
+        "from influray.report.compare import compare\n"
+        f"run = influray.run({str(first.directory.config_path)!r}, until='select')\n"
+        "compare([run.directory.path])  # which `influray run` prints\n"
+        "heavy = {'ray', 'torch', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, f'a run with nothing to do imported {heavy}'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert stamps(first) == before

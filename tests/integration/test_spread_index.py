@@ -24,7 +24,7 @@ def test_one_and_three_tasks_at_a_time_build_and_find_the_same(tmp_path):
         spread = SpreadIndex(run, workers, cpus=0.1)
         build_index(
             run,
-            "sq8",
+            "SQ8",
             shard_bytes=shard_bytes,
             builder=spread.build,
             finder=spread.finder,

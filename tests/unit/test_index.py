@@ -71,7 +71,7 @@ def test_scores_of_a_flat_index_are_the_columns_of_the_matrix(rows, dimension, c
         np.testing.assert_allclose(answers.std**2, matrix.stats.std_T**2, rtol=1e-4, atol=1e-7 * scale**2)
 
 
-@pytest.mark.parametrize("kind", ["fp16", "sq8", "ivf", "hnsw", "pq"])
+@pytest.mark.parametrize("kind", ["ivf", "SQ8", "SQfp16", "HNSW32", "PQ12", "IVF16,PQ12", "PCAR32,IVF8,PQ8,RFlat"])
 def test_the_recall_that_is_stated_is_the_recall_that_a_loop_measures(tmp_path, kind):
     run = random_run(tmp_path, rows=1500, dimension=48, targets=12)
     manifest, there = build_index(run, kind)
@@ -96,7 +96,7 @@ def test_the_recall_that_is_stated_is_the_recall_that_a_loop_measures(tmp_path, 
     assert not found.exact
 
 
-@pytest.mark.parametrize("kind", ["flat", "sq8", "hnsw"])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "SQ8", "HNSW32", "IVF4_HNSW8,SQ4"])
 def test_building_block_by_block_gives_the_index_of_one_block(tmp_path, kind):
     run = random_run(tmp_path, rows=700, dimension=20)
     vectors = PoolVectors(run)
@@ -164,27 +164,27 @@ def test_auto_takes_what_fits_and_says_why():
     wanted = {
         (10_000, 1024): "flat",
         (300_000, 1024): "flat",
-        (200_000, 4096): "sq8",
+        (200_000, 4096): "ivf",
         (10**6, 1024): "ivf",
         (10**7, 4096): "ivf",
-        (10**9, 4096): "pq",
+        (10**9, 4096): "exact",
     }
     for (rows, dimension), kind in wanted.items():
         choice = index_kinds.choose_kind("auto", rows, dimension, memory)
         assert choice.kind == kind, (rows, dimension)
         assert f"{rows} vectors of {dimension} numbers" in choice.reason
-    assert index_kinds.choose_kind("auto", 10**6, 1024, memory).then == ("sq8", "flat")
-    assert index_kinds.choose_kind("auto", 10**7, 4096, memory).then == ("sq8", "exact"), "a copy would not fit"
+    assert index_kinds.choose_kind("auto", 10**6, 1024, memory).then == ("flat",)
+    assert index_kinds.choose_kind("auto", 10**7, 4096, memory).then == ("exact",), "a copy would not fit"
 
 
 @pytest.mark.parametrize(("memory", "last"), [(2**30, "flat"), (400_000, "exact")])
 def test_auto_gives_a_kind_up_that_finds_too_little_and_says_so(tmp_path, monkeypatch, memory, last):
     run = random_run(tmp_path, rows=700, dimension=160, weights=[1.0])
-    for name, value in {"SCAN_BYTES": 0, "SCAN_CODES": 0, "KEPT": 0.05, "ROUND": 2, "SHORT_DEPTH": 4}.items():
+    for name, value in {"SCAN_BYTES": 0, "KEPT": 0.05, "ROUND": 2}.items():
         monkeypatch.setattr(index_kinds, name, value)  # too short a code
     manifest, _ = build_index(run, "auto", memory=memory)
     assert (manifest["kind"], manifest["recall"]) == (last, None)
-    assert re.search(r"; ivf found 0\.\d{3} of the 100 best and gave way; sq8 found 0\.", manifest["reason"])
+    assert re.search(r"; ivf found 0\.\d{3} of the 100 best and gave way$", manifest["reason"])
     assert len(list(run.index.glob("shard-*"))) == (last == "flat")
     assert build_index(run, "auto", memory=memory)[1]
     found = PoolIndex(run).search(target_vectors(run)[1], 20)
@@ -193,7 +193,7 @@ def test_auto_gives_a_kind_up_that_finds_too_little_and_says_so(tmp_path, monkey
     np.testing.assert_allclose(found.helpful_scores, wanted.helpful_scores, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["fp16", "sq8", "ivf", "pq"])  # parts of a graph may be out of reach
+@pytest.mark.parametrize("kind", ["ivf", "SQ4", "PQ2", "IVF8,PQ4x2"])  # parts of a graph may be out of reach
 def test_a_kind_that_is_asked_for_is_searched_until_it_finds_enough(tmp_path, monkeypatch, kind):
     run = random_run(tmp_path, rows=700, dimension=160, weights=[1.0])
     monkeypatch.setattr(index_kinds, "KEPT", 0.05)
@@ -204,12 +204,15 @@ def test_a_kind_that_is_asked_for_is_searched_until_it_finds_enough(tmp_path, mo
     assert manifest["setting"]["depth"] <= 7, "700 candidates are all rows"
 
 
-@pytest.mark.parametrize("kind", ["fp16", "sq8", "ivf", "hnsw", "pq"])
+@pytest.mark.parametrize("kind", ["IVF17,Flat", "IVF1,SQ8", "HNSW8", "PQ4", "Flat"])
 def test_the_last_setting_that_is_tried_takes_every_row_for_a_candidate(kind):
-    for rows, lists, k in ((700, 17, 100), (4000, 64, 100), (90, 1, 90), (10**6, 4000, 100)):
-        ladder = index_kinds.settings(kind, rows, lists, k, far=True)
+    index = index_kinds.faiss_module().index_factory(16, kind)
+    lists = index_kinds.list_count(index)
+    assert lists == int((re.match(r"IVF(\d+)", kind) or ["", 0])[1])
+    for rows, k in ((700, 100), (4000, 100), (90, 90), (10**6, 100)):
+        ladder = index_kinds.settings(index, rows, k, far=True)
         assert ladder[-1].depth * k >= rows
-        assert ladder[-1].nprobe == (lists if kind == "ivf" else 0)
+        assert ladder[-1].nprobe == lists
 
 
 def test_faiss_without_its_libraries_is_an_error_that_says_what_to_install(tmp_path, monkeypatch):
@@ -224,8 +227,8 @@ def test_faiss_without_its_libraries_is_an_error_that_says_what_to_install(tmp_p
 
 
 def test_what_has_no_form_for_gpus_is_searched_on_the_cpu():
-    assert [kind for kind in index_kinds.KINDS[1:] if kind not in GPU_KINDS] == ["sq8", "hnsw", "pq"]
-    assert {device_for(kind, 0) for kind in ("sq8", "hnsw", "pq")} == {"cpu"}
+    assert set(GPU_KINDS) < set(index_kinds.OURS)
+    assert {device_for(kind, 0) for kind in ("SQ8", "HNSW32", "PQ16")} == {"cpu"}
 
 
 def test_copies_in_the_pool_do_not_lower_the_recall():
@@ -246,10 +249,15 @@ def test_a_stale_torn_or_unknown_index_is_refused_by_name(tmp_path):
     run = random_run(tmp_path)
     with pytest.raises(ArtifactMismatch, match="run `influray index` first"):
         PoolIndex(run)
-    with pytest.raises(ConfigError, match="--kind: found 'lsh', expected auto or one of exact, flat"):
-        build_index(run, "lsh")
-    with pytest.raises(ConfigError, match="--kind pq: needs 256 rows"):
-        build_index(run, "pq")
+    for kind, said in {
+        "sq8": r"found 'sq8', expected auto, exact, flat, ivf, or .* such as IVF4096,PQ64 or HNSW32 \(could not parse",
+        "PQ7": r"found 'PQ7', expected .* \(The dimension of the vector \(d\) should be a multiple",
+        "": "found '', expected",
+        "IVF4096,PQ8": r"faiss cannot make 'IVF4096,PQ8' of this pool \(Number of training points",
+        "IDMap,Flat": r"faiss cannot make 'IDMap,Flat' of this pool \(add does not make sense",
+    }.items():
+        with pytest.raises(ConfigError, match=f"--kind: {said}"):
+            build_index(run, kind)
     manifest, _ = build_index(run, "flat")
     file = run.index / manifest["parts"][0]["file"]
     whole = file.read_bytes()
@@ -267,7 +275,7 @@ def test_a_stale_torn_or_unknown_index_is_refused_by_name(tmp_path):
     ("module", "name", "value"),
     [
         (index_kinds, "KEPT", 0.9),
-        (index_kinds, "KINDS", ("flat", "sq8")),
+        (index_kinds, "OURS", ("flat", "ivf")),
         (index_kinds, "LEAST_PROBED", 8),
         (index_kinds, "FORM", 99),
         (index_build, "TRAINING_BYTES", 2**20),
@@ -301,9 +309,9 @@ def test_the_command_builds_once_and_says_what_it_chose(tmp_path):
     }
     run.write_config(dump_config(parse_config(config)))
     for _ in range(2):
-        result = CliRunner().invoke(app, ["index", str(run.path), "--kind", "sq8"])
+        result = CliRunner().invoke(app, ["index", str(run.path), "--kind", "IVF4,SQ8"])
         assert result.exit_code == 0, result.output
-        assert "index: sq8 (asked for), recall@100" in result.output
-    assert run.read()["steps"]["index"]["kind"] == "sq8"
+        assert "index: IVF4,SQ8 (asked for), recall@100" in result.output
+    assert run.read()["steps"]["index"]["kind"] == "IVF4,SQ8"
     assert read_json(run.index / "manifest.json")["recall"]["value"] >= 0.95
     assert isinstance(CliRunner().invoke(app, ["index", str(tmp_path)]).exception, ConfigError)

@@ -18,8 +18,10 @@ from influray.model.shape import ModelShape
 from influray.planning import arithmetic
 from influray.planning.arithmetic import StepCost, Workload
 from influray.planning.estimate import costs, find_machine, find_split
-from influray.planning.plan import make_plan, step_states
+from influray.planning.plan import make_plan
 from influray.protocols import ConfigError, FeatureBlock, TokenizedExample
+from influray.steps import STEPS
+from influray.steps.states import basis, step_states
 from influray.store.artifact import ShardStore
 from influray.store.attribution import attribution_table, commit_attribution
 from influray.store.datastore import feature_table
@@ -151,8 +153,9 @@ def test_a_step_is_done_until_its_part_of_the_config_or_a_file_changes(world, tm
     directory = RunDirectory(config.run_dir)
     assert set(step_states(config, directory).values()) == {"to do", "not asked for"}
     pipeline.run(config, until="data")
-    for name in ("warmup", "featurize"):
-        directory.record_step(name, status="done", seconds=1.0)
+    for step in STEPS[1:3]:
+        made_from = basis(step, config, directory.read()["steps"])
+        directory.record_step(step.name, status="done", seconds=1.0, made_from=made_from)
     directory.record_step("score", status="failed", seconds=1.0)
     states = step_states(config, directory)
     assert states["data"] == states["warmup"] == states["featurize"] == "done"
@@ -161,11 +164,35 @@ def test_a_step_is_done_until_its_part_of_the_config_or_a_file_changes(world, tm
     states = step_states(changed, directory)
     assert states["data"] == "done"
     assert states["warmup"] == states["featurize"] == "to do: warmup has changed"
-    os.utime(world / "pool" / "a.jsonl", (4e9, 4e9))
+    pool = world / "pool" / "a.jsonl"
+    text = pool.read_text()
     try:
+        os.utime(pool, (4e9, 4e9))
+        assert step_states(config, directory)["data"] == "done", "it holds what it held"
+        pool.write_text(text + text.splitlines()[0].replace("pool-0", "other") + "\n")
+        os.utime(pool, (4e9, 4e9))
         assert step_states(config, directory)["data"] == "to do: pool/a.jsonl has been written since"
     finally:
-        os.utime(world / "pool" / "a.jsonl", (1e9, 1e9))
+        pool.write_text(text)
+        os.utime(pool, (1e9, 1e9))
+
+
+def test_a_step_is_judged_by_what_it_was_made_from_and_not_by_the_last_config_of_the_run(world, tmp_path):
+    config = parse_config(tree(world, tmp_path / "run", tune=None))
+    directory = RunDirectory(config.run_dir)
+    pipeline.run(config, until="data")
+    made_from = basis(STEPS[1], config, directory.read()["steps"])
+    directory.record_step("warmup", status="done", seconds=1.0, made_from=made_from, fingerprint="of warmup")
+    other = parse_config(tree(world, tmp_path / "run", tune=None, warmup={"epochs": 5}))
+    pipeline.run(other, until="data")  # writes its config over the one that warmup was made from
+    assert step_states(other, directory)["warmup"] == "to do: warmup has changed"
+    assert step_states(config, directory)["warmup"] == "done"
+    shorter = tree(world, tmp_path / "run", tune=None)
+    shorter["data"]["max_tokens"] = 20
+    pipeline.run(shorter, until="data")
+    states = step_states(parse_config(shorter), directory)
+    assert states["data"] == "done"
+    assert states["warmup"] == "to do: data has changed"
 
 
 def test_a_plan_starts_neither_ray_nor_weights_and_writes_nothing(world, tmp_path):
@@ -252,15 +279,11 @@ def test_wrong_machines_are_refused(world):
 def test_a_model_too_large_for_the_device_is_said_with_the_mend(world, monkeypatch):
     config = parse_config(tree(world, world))
     monkeypatch.setattr("influray.model.shape.model_shape", lambda _: SHAPE)
-    plan = make_plan(
-        config, RunDirectory(world), dict.fromkeys(step_states(config, RunDirectory(world)), ""), "l40s", 4
-    )
+    plan = make_plan(config, RunDirectory(world), "l40s", 4)
     assert plan.memory_per_worker > 32e9
     large = ModelShape(**{**{f: getattr(SHAPE, f) for f in SHAPE.__slots__}, "parameters": 70 * 10**9})
     monkeypatch.setattr("influray.model.shape.model_shape", lambda _: large)
-    plan = make_plan(
-        config, RunDirectory(world), dict.fromkeys(step_states(config, RunDirectory(world)), ""), "l40s", 4
-    )
+    plan = make_plan(config, RunDirectory(world), "l40s", 4)
     assert any("device_map" in note for note in plan.notes)
 
 

@@ -197,7 +197,7 @@ def test_a_run_without_features_and_a_folder_without_a_run_are_named(run, tmp_pa
         QueryEngine(other.directory, other.config)
 
 
-@pytest.mark.parametrize("kind", ["flat", "sq8"])
+@pytest.mark.parametrize("kind", ["flat", "SQ8"])
 def test_a_run_with_an_index_answers_by_it(run, tmp_path, kind):
     other = copied(run, tmp_path)
     build_index(other.directory, kind)

@@ -1,4 +1,4 @@
-"""The verbs that ask a finished run: query, audit, serve."""
+"""The verbs that ask a finished run: index, query, audit, serve."""
 
 from __future__ import annotations
 
@@ -10,16 +10,34 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from influray.cli.options import AllowPlugins, RunPath
-from influray.cli.printing import out, print_tables
+from influray.cli.options import Address, AllowPlugins, RunPath
+from influray.cli.printing import err, out, print_tables
 from influray.protocols import ConfigError
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
+    app.command()(index)
     app.command()(query)
     app.command()(audit)
     app.command()(serve)
+
+
+def index(
+    run: RunPath,
+    kind: Annotated[
+        str, typer.Option("--kind", help="auto, exact, flat, ivf, or what faiss' index_factory takes: IVF4096,PQ64.")
+    ] = "auto",
+    address: Address = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Build the index by which a large pool answers queries."""
+    from influray import pipeline
+
+    made = pipeline.index(run, kind, address=address, console=err)
+    recall, size = made["recall"], sum(part["bytes"] for part in made["parts"])
+    found = "exact" if recall is None else f"recall@{recall['k']} {recall['value']:.3f}"
+    out.print(escape(f"index: {made['kind']} ({made['reason']}), {found}, {size / 2**20:.1f} MiB"))
 
 
 def query(
