@@ -20,7 +20,6 @@ from influray.protocols import (
     Bounds,
     ConfigError,
     Limits,
-    NoJournal,
     Selection,
     SelectionProblem,
     Selector,
@@ -122,8 +121,7 @@ def _select(selector: Selector, problem: SelectionProblem) -> Selection:
         except DeadEnd as end:
             if end.position is None:
                 break
-            # What a journal keeps is of the selection with the row; the new one differs from the start.
-            problem = replace(problem, passed_over=(*problem.passed_over, end.position), journal=NoJournal())
+            problem = replace(problem, passed_over=(*problem.passed_over, end.position))
         except ConfigError:
             if not problem.passed_over:
                 raise

@@ -23,7 +23,6 @@ from influray.evaluation.balance import Balance, measure_balance
 from influray.evaluation.copies import count_copies
 from influray.protocols import ArtifactMismatch, Selection, SelectionProblem
 from influray.selectors.api import pool_facts, resolve_limits, run_selector
-from influray.selectors.journal import FileJournal
 from influray.store.artifact import committed_file, describe, read_json, replace_folder, write_json, write_manifest
 from influray.store.attribution import Attribution
 from influray.store.feature_rows import run_features
@@ -48,8 +47,7 @@ def select_and_write(
     `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix),
     seed, options, constraints, whose files of ids lie under `id_root`. An older selection of that name stays until the
     new one is complete. AID and THI are those of the z-scored matrix whatever the method. `mapper`
-    carries out the passes over the matrix; `on_progress(chosen, budget)` hears of a method that chooses one by one,
-    which after a kill goes on where its journal ends.
+    carries out the passes over the matrix; `on_progress(chosen, budget)` is called by a method that chooses one by one.
 
     Raises:
         ConfigError, DataError: as `influray.select`.
@@ -69,9 +67,8 @@ def select_and_write(
     budget, limits = resolve_limits(selector["budget"], constraints, len(rows_N), id_root)
     features = None if limits.near_duplicates is None else run_features(attribution)
     folder = run.selection(selector["name"])
-    journal = FileJournal(folder.with_name(f".{folder.name}.journal"), fingerprint, on_progress)
     problem = SelectionProblem(
-        attribution, attribution.groups, budget, selector["seed"], facts, limits, features, journal
+        attribution, attribution.groups, budget, selector["seed"], facts, limits, features, on_progress
     )
     selection = run_selector(problem, selector["method"], selector["options"])
     chosen = {name: catalogue.gather(name, selection.rows) for name in (*facts, "weight")}
@@ -89,7 +86,6 @@ def select_and_write(
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    journal.discard()
     return summary
 
 

@@ -113,9 +113,7 @@ def test_workers_and_kills_of_the_driver_leave_the_bytes_as_they_are(run, alone,
     for line in heard.read_text().splitlines():
         lives.setdefault(line.split()[0], []).append(int(line.split()[1]))
     assert len(lives) == (1 if die_at is None else 2)
-    assert [seen[0] for seen in lives.values()] == ([8] if die_at is None else [8, 160]), (
-        "it must go on, not begin anew"
-    )
+    assert all(seen[0] == 8 for seen in lives.values()), "a selection begins again, whole"
     assert sorted(path.name for path in run.selection("even").parent.iterdir()) == ["even"], "something is left behind"
 
 
