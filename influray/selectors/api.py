@@ -28,10 +28,9 @@ from influray.registry import METHODS, SELECTORS, resolve, resolve_method
 from influray.selectors.admission import Admission, DeadEnd
 from influray.selectors.kept import require_kept
 from influray.selectors.options import near
-from influray.selectors.row_facts import given_facts
+from influray.selectors.row_facts import ArrayFeatures, given_facts
 from influray.store.artifact import read_manifest
 from influray.store.attribution import ArrayAttribution, Attribution
-from influray.store.feature_rows import ArrayFeatures, run_features
 
 if TYPE_CHECKING:
     from influray.data.catalogue import Catalogue
@@ -87,7 +86,7 @@ def select(
         raise ConfigError(f"seed: found {seed!r}, expected an integer")
     count, limits = resolve_limits(budget, limited, total)
     if features is None and limits.near_duplicates is not None and isinstance(source, Attribution):
-        features = run_features(source)
+        features = source.features()
     elif features is not None and (hasattr(features, "detach") or not hasattr(features, "gather")):  # tensors have both
         features = ArrayFeatures(features, total)
     problem = SelectionProblem(source, names, count, int(seed), facts, limits, features)

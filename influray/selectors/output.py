@@ -25,7 +25,6 @@ from influray.protocols import ArtifactMismatch, Selection, SelectionProblem
 from influray.selectors.api import pool_facts, resolve_limits, run_selector
 from influray.store.artifact import committed_file, describe, read_json, replace_folder, write_json, write_manifest
 from influray.store.attribution import Attribution
-from influray.store.feature_rows import run_features
 from influray.store.ranges import Mapper
 from influray.store.run_directory import RunDirectory
 
@@ -65,7 +64,7 @@ def select_and_write(
     facts = pool_facts(catalogue, rows_N)
     constraints = parse_constraints(selector["constraints"])
     budget, limits = resolve_limits(selector["budget"], constraints, len(rows_N), id_root)
-    features = None if limits.near_duplicates is None else run_features(attribution)
+    features = None if limits.near_duplicates is None else attribution.features()
     folder = run.selection(selector["name"])
     problem = SelectionProblem(
         attribution, attribution.groups, budget, selector["seed"], facts, limits, features, on_progress

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from influray.ask import nearest as module
 from influray.ask.nearest import NearestRows
-from influray.store import nearest as module
 from influray.store.vectors import PoolVectors
 from tests.reference import nearest as reference
 from tests.unit.synthetic_features import random_run, unit_rows, write_matrix, write_store
