@@ -93,7 +93,7 @@ def run(tmp_path_factory) -> RunDirectory:
 @pytest.fixture(scope="module")
 def alone(run) -> dict[str, bytes]:
     """The files of a selection that one process made in peace, in one piece."""
-    selection_jobs.output.select_and_write(run.path, SELECTOR, "f" * 64)
+    selection_jobs.selecting.select_and_write(run.path, SELECTOR, "f" * 64)
     return contents(run)
 
 
