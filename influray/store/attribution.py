@@ -26,28 +26,11 @@ from influray.store.moments import (
     ColumnStats,
     column_moments,
     column_stats,
-    merge,
     merge_in_order,
-    moments_of,
     range_moments,
 )
 from influray.store.ranges import Mapper, Threads, map_ranges
 from influray.store.score_part import ScorePart
-
-__all__ = [
-    "ArrayAttribution",
-    "Attribution",
-    "ColumnMoments",
-    "ColumnStats",
-    "attribution_table",
-    "column_moments",
-    "column_stats",
-    "commit_attribution",
-    "merge",
-    "moments_of",
-    "stats_of",
-    "write_targets",
-]
 
 logger = logging.getLogger(__name__)
 

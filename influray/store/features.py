@@ -126,7 +126,7 @@ class SplitFeatures:
 
     def columns(
         self, start: int, stop: int
-    ) -> tuple[np.ndarray, list[np.ndarray], list[Mapping[str, np.ndarray]], SparseRows | None]:
+    ) -> tuple[np.ndarray, list[np.ndarray], Sequence[Mapping[str, np.ndarray]], SparseRows | None]:
         """Return (row_B, feature_KBD, plain columns per checkpoint, counts) of the catalogue rows in [start, stop).
 
         Features are float16, and none where there are no vectors; counts are those of a single checkpoint.
