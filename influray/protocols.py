@@ -296,28 +296,6 @@ class Limits:
     near_duplicates: float | None = None  # cosine to a chosen row from which a row is left out
 
 
-class Journal(Protocol):
-    """Where a selector that chooses one by one notes what it has chosen, and finds it after a kill."""
-
-    def restore(self) -> Mapping[str, np.ndarray] | None:
-        """Return what was recorded last by a selection of the same problem and options, or None."""
-        ...
-
-    def record(self, done: int, total: int, state: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Take note that `done` of about `total` rows are chosen; `state` is called only when it is to be kept."""
-        ...
-
-
-class NoJournal:
-    """Keeps nothing."""
-
-    def restore(self) -> None:
-        return None
-
-    def record(self, done: int, total: int, state: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        pass
-
-
 @dataclass(frozen=True)
 class SelectionProblem:
     """What every selector is given.
@@ -333,7 +311,7 @@ class SelectionProblem:
     facts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     limits: Limits = Limits()
     features: UnitRows | None = None  # for limits.near_duplicates
-    journal: Journal = field(default_factory=NoJournal)
+    on_progress: Callable[[int, int], None] = lambda chosen, budget: None  # called now and then by a greedy method
     passed_over: tuple[int, ...] = ()  # positions that near-duplicates rule out: with them a minimum could not be kept
 
 

@@ -45,7 +45,7 @@ class Run:
 
     def selection(self, name: str) -> Selection:
         """Return a committed selection by its name in the config."""
-        from influray.selectors.output import read_selection
+        from influray.store.selection import read_selection
 
         return read_selection(self.directory.selection(name))
 

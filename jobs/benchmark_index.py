@@ -121,7 +121,7 @@ def dense(vectors: PoolVectors, target_TF: np.ndarray) -> dict[str, Callable[[],
     """Return contestants that hold all vectors in memory as float32."""
     whole_NF = np.empty((len(vectors), vectors.dimension), np.float32)
     for start in range(0, len(vectors), PART):
-        vectors.read(start, whole_NF[start : start + PART])
+        vectors.block(start, whole_NF[start : start + PART])
     tensor_NF, target = torch.from_numpy(whole_NF), torch.from_numpy(target_TF)
     return {
         "read float32 once (sum by torch)": lambda: tensor_NF.sum(),

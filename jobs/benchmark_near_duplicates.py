@@ -23,15 +23,14 @@ from influray.protocols import Limits, SelectionProblem
 from influray.selectors.api import resolve_budget, run_selector
 from influray.store.artifact import ShardStore
 from influray.store.attribution import ArrayAttribution
-from influray.store.datastore import Datastore
 from influray.store.encodings import as_column
-from influray.store.feature_rows import StoredFeatures
+from influray.store.features import JoinedRows
 
 PART_ROWS = 4096
 TASKS = 7
 
 
-def write_features(folder: Path, original_N: np.ndarray, dimension: int, shared: float) -> Datastore:
+def write_features(folder: Path, original_N: np.ndarray, dimension: int, shared: float) -> None:
     """Write unit rows that have cosines of about `shared` with each other; row i is that of number original_N[i]."""
     store, keys = ShardStore(folder), []
     common_D = np.random.default_rng(0).standard_normal(dimension, np.float32)
@@ -46,7 +45,6 @@ def write_features(folder: Path, original_N: np.ndarray, dimension: int, shared:
         keys.append(f"{start:09d}")
         store.commit(keys[-1], table, {})
     store.freeze(keys, {"dimension": dimension, "fingerprint": "benchmark"})
-    return Datastore(folder)
 
 
 def timed(problem: SelectionProblem) -> tuple[np.ndarray, float, float]:
@@ -79,7 +77,8 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, NumPy {np.__version__}, load {os.getloadavg()[0]:.1f}")
     print(f"{budget:,} of {args.rows:,} rows x {args.columns} columns; features of {args.dimension}")
     try:
-        features = StoredFeatures([write_features(args.folder, original_N, args.dimension, args.shared)], [1.0])
+        write_features(args.folder, original_N, args.dimension, args.shared)
+        features = JoinedRows([args.folder], [1.0])
         plain = SelectionProblem(ArrayAttribution(score_NT), groups, budget)
         rows, wall, processor = timed(plain)
         print(f"{'BIDS':>12} {wall:8.2f} s {processor:8.2f} CPU s   {len(rows) - len(set(original_N[rows]))} copies")

@@ -94,7 +94,7 @@ def stage(name: str, folder: Path, workers: int) -> dict[str, float]:
 def choose(folder: Path) -> dict[str, float]:
     """Carry out the selection in this process, as the driving actor does it, and say what it took."""
     from influray.config import parse_config
-    from influray.selectors.output import select_and_write
+    from influray.runtime.selecting import select_and_write
 
     tree = parse_config(config(folder, selectors=SELECTORS))
     wall, processor = time.perf_counter(), time.process_time()

@@ -6,8 +6,8 @@
 The defaults are the size of the paper (arXiv 2501.12147). The plain loop would take hours there: it is run on fewer
 rows, where both must choose the same, and its time at full size is extrapolated by budget x rows x columns.
 
-On a disk a matrix of tasks with much in common is written first, as `influray score` leaves one. Then its parts are
-read plainly, its moments are taken, which `score` does once, and BIDS is carried out, each in a process of its own.
+On a disk a matrix of tasks with much in common is written first, as `influray score` leaves one, moments included.
+Then its parts are read plainly, and BIDS is run, which checks every part as it reads it; each in a process of its own.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ import numpy as np
 
 from influray.protocols import SelectionProblem
 from influray.selectors.api import resolve_budget, run_selector
-from influray.store.artifact import write_manifest, write_table
-from influray.store.attribution import ArrayAttribution, Attribution, attribution_table, write_targets
-from influray.store.moments import merge_in_order, moments_of, range_moments
-from influray.store.ranges import RANGE_ROWS, Threads, map_ranges
+from influray.store.artifact import ShardStore
+from influray.store.attribution import ArrayAttribution, Attribution, attribution_table, commit_attribution
+from influray.store.ranges import RANGE_ROWS, Threads
 
 TASKS = 7
 PART_ROWS = 4 * RANGE_ROWS
@@ -83,22 +82,18 @@ def write_matrix(folder: Path, rows: int, columns: int) -> None:
     rng = np.random.default_rng(0)
     base_BT = rng.standard_normal((PART_ROWS, columns), dtype=np.float32)
     task_T = np.arange(columns) * TASKS // columns
-    part_BT, parts = np.empty_like(base_BT), []
-    for number, start in enumerate(range(0, rows, PART_ROWS)):
+    part_BT, store, keys = np.empty_like(base_BT), ShardStore(folder), []
+    for start in range(0, rows, PART_ROWS):
         count = min(PART_ROWS, rows - start)
         # Drawing 5e9 numbers would take longer than all the rest: other lines of one draw, and other tasks' shares.
         score_BT = np.take(base_BT, rng.permutation(PART_ROWS)[:count], axis=0, out=part_BT[:count])
         for low, high in itertools.pairwise(np.searchsorted(task_T, range(TASKS + 1))):
             score_BT[:, low:high] += rng.standard_normal((count, 1), dtype=np.float32)
-        name = f"part-{number:05d}.arrow"
-        write_table(folder / name, attribution_table(np.arange(start, start + count), score_BT))
-        parts.append({"key": str(number), "file": name, "sha256": "", "rows": count})
+        keys.append(f"{start:012d}")
+        store.commit(keys[-1], attribution_table(np.arange(start, start + count), score_BT), {})
     tasks = [f"task {j}" for j in task_T]
     ids = [f"target {j}" for j in range(columns)]
-    manifest = {"fingerprint": "benchmark", "parts": parts, "rows": rows, "targets": columns}
-    # The moments of one draw, so that the folder opens; the stage `moments` puts those of all rows in their place.
-    write_targets(folder, range(columns), ids, tasks, moments_of(base_BT, np.arange(PART_ROWS)))
-    write_manifest(folder, manifest)
+    commit_attribution(store, keys, {"fingerprint": "benchmark"}, range(columns), ids, tasks)
 
 
 def plain_read(folder: Path) -> None:
@@ -107,12 +102,6 @@ def plain_read(folder: Path) -> None:
         with open(path, "rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
-
-
-def take_moments(folder: Path) -> None:
-    source = Attribution(folder)
-    moments = merge_in_order(map_ranges(source, range_moments))
-    write_targets(folder, source.target_rows, source.target_ids, source.groups, moments)
 
 
 class CountingThreads(Threads):
@@ -140,7 +129,7 @@ def on_disk(folder: Path, rows: int, columns: int, budget: int, keep: bool) -> N
     print(f"BIDS, {rows:,} x {columns} float32 on disk, {4e-9 * rows * columns:.1f} GB, {budget:,} chosen\n")
     print(f"{'':>10} {'passes':>6} {'seconds':>8} {'CPU s':>7} {'MB/s':>6} {'peak GiB':>9}")
     try:
-        for stage in ("write", "read", "moments", "select"):
+        for stage in ("write", "read", "select"):
             command = [sys.executable, __file__, "--disk", str(folder), "--stage", stage]
             command += ["--rows", str(rows), "--columns", str(columns), "--budget", str(budget)]
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
@@ -160,7 +149,6 @@ def one_stage(stage: str, folder: Path, rows: int, columns: int, budget: int) ->
     calls = {
         "write": (write_matrix, folder, rows, columns),
         "read": (plain_read, folder),
-        "moments": (take_moments, folder),
         "select": (select_from_disk, folder, budget),
     }
     passes, wall, processor = timed(*calls[stage])
@@ -177,7 +165,7 @@ def main() -> None:
     parser.add_argument("--loop-rows", type=int, default=4_000, help="rows on which the plain loop is run")
     parser.add_argument("--disk", type=Path, help="an empty or new folder: measure a matrix on this disk instead")
     parser.add_argument("--keep", action="store_true", help="leave what was written there")
-    parser.add_argument("--stage", choices=("write", "read", "moments", "select"), help=argparse.SUPPRESS)
+    parser.add_argument("--stage", choices=("write", "read", "select"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stage:
         one_stage(args.stage, args.disk, args.rows, args.columns, int(args.budget))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from influray.selectors.api import select
 from influray.store.attribution import Attribution
 from influray.store.datastore import Datastore
-from influray.store.encodings import ENCODINGS, decoded, encoded
+from influray.store.encodings import ENCODINGS, as_column, decoded, encoded_rows
 from influray.store.run_directory import RunDirectory
 
 BUDGETS = (0.05, 0.10, 0.15)
@@ -48,7 +48,7 @@ def measure(run: RunDirectory) -> None:
         score_NT, size, seconds = np.zeros((N, T), np.float32), 0, [0.0, 0.0]
         for weight, exact_ND, target_TD in zip(weights, exact_KND, target_KTD, strict=True):
             start = time.process_time()
-            table = pa.table(encoded(exact_ND, encoding))
+            table = pa.table({name: as_column(value) for name, value in encoded_rows(exact_ND, encoding).items()})
             middle = time.process_time()
             pool_ND = decoded(table, D)
             seconds = [seconds[0] + middle - start, seconds[1] + time.process_time() - middle]

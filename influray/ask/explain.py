@@ -18,10 +18,10 @@ from influray.config import Config
 from influray.data.catalogue import Catalogue
 from influray.protocols import ArtifactMismatch, DamagedArtifact, DataError
 from influray.report.explorer.rows import MAX_TEXT, ChosenRows, open_chosen, plain
-from influray.selectors.output import read_selection
 from influray.store.artifact import read_manifest
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
+from influray.store.selection import read_selection
 from influray.store.vectors import PoolVectors
 
 TARGETS, NEIGHBOURS = 10, 10  # listed

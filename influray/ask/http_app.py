@@ -27,8 +27,8 @@ from influray.data.question import Question
 from influray.protocols import USER_ERRORS, ArtifactMismatch, DataError
 from influray.report.explorer.data import chosen_rows, overview
 from influray.report.explorer.page import explorer_page
-from influray.selectors.output import read_summary
 from influray.store.run_directory import RunDirectory
+from influray.store.selection import read_summary
 
 MAX_ROWS = 500  # of an answer, at each end
 MAX_TEXT = 64 * 2**10  # characters of a prompt or an answer

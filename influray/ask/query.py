@@ -27,11 +27,11 @@ from influray.data.records import BadRow
 from influray.features.answer_pieces import answer_pieces
 from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError, TokenizedExample
 from influray.report.explorer.rows import MAX_TEXT, plain
-from influray.selectors.output import read_selection
 from influray.store.artifact import read_manifest
 from influray.store.datastore import Datastore
 from influray.store.exact_query import Answers, exact_query
 from influray.store.run_directory import RunDirectory
+from influray.store.selection import read_selection
 from influray.store.vectors import PoolVectors, SplitVectors
 
 if TYPE_CHECKING:

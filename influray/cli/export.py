@@ -46,7 +46,7 @@ def export(
 
 def print_selections(run: Run) -> None:
     """Print where the selections of a run lie, and how to take one to a trainer."""
-    from influray.selectors.output import RECORDS
+    from influray.store.selection import RECORDS
 
     names = [selector.name for selector in run.config.selectors]
     for name in names:

@@ -150,15 +150,6 @@ class ChatEncoder:
             done.append(result)
         return done
 
-    def prompt_ids(self, record: Record) -> np.ndarray:
-        """Return the tokens, int32, from which greedy decoding writes the last answer.
-
-        They are the tokens of `encode` before that answer, so that decoding from them and teacher forcing over the
-        answer see the same context, whatever a tokenizer merges at the boundary.
-        """
-        encoded = self.encode(record)
-        return encoded.input_ids[: encoded.answer_start]
-
     def _prepare(self, record: Record) -> _Prepared:
         conversation = self._template.conversation(record)
         real = self._template.render(conversation)

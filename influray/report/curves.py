@@ -20,11 +20,12 @@ from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.report.data import CurveFacts, Recheck, SelectionFacts
 from influray.report.readings import Readings, open_run
 from influray.report.selections import STYLES, Pool, committed
+from influray.runtime.selecting import select_and_write
 from influray.selectors.api import resolve_budget
 from influray.selectors.options import near
-from influray.selectors.output import read_selection, select_and_write
 from influray.store.attribution import Attribution
 from influray.store.mirror import remove_folder
+from influray.store.selection import read_selection
 
 
 def committed_curves(

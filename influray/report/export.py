@@ -24,11 +24,11 @@ from influray.data.records import Record
 from influray.protocols import ConfigError, DataError
 from influray.report.exported_files import OwnFiles
 from influray.report.trainers import NAMES, Written, misread, snippet
-from influray.selectors.output import TABLE
 from influray.store.artifact import committed_file, writing
 from influray.store.late_types import FirstChunk
 from influray.store.mirror import local
 from influray.store.run_directory import RunDirectory
+from influray.store.selection import TABLE
 
 WITH = ("rank", "merit", "task", "weight")  # columns that may be asked for
 RECORDS_AT_ONCE = 1024

@@ -16,10 +16,10 @@ from influray.evaluation.copies import count_copies
 from influray.evaluation.overlap import jaccard, rank_biased_overlap
 from influray.protocols import ArtifactMismatch, DataError
 from influray.report.data import Overlap, PoolFacts, Quantiles, SelectionFacts, TaskBalance
-from influray.selectors.output import read_summary, read_table
 from influray.store.artifact import read_manifest
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
+from influray.store.selection import read_summary, read_table
 
 STYLES = ("c0", "c1", "c2", "c3", "c4", "c5")  # colour classes of style.css
 

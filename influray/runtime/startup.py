@@ -16,7 +16,6 @@ from influray.protocols import USER_ERRORS, ConfigError, RunStopped
 logger = logging.getLogger(__name__)
 
 LEAST_BYTES = 200 * 2**20  # of sockets, logs and what spills over; Ray itself refuses to work on a full disk
-COMPLAINTS = ("Address already in use", "No space left", "Permission denied", "Cannot allocate memory")
 SHORT_FOLDER = 40  # characters; Ray's socket paths add about 65, and a system allows 103 to 107
 
 

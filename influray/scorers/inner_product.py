@@ -37,7 +37,7 @@ class InnerProduct(Scorer):
         """
         score_BT = np.zeros((len(pool), len(target)), np.float32)
         for k, weight in enumerate(self._weights):
-            target_TD = np.asarray(target.feature_KBD[k], np.float32) * np.float32(weight)
+            target_TD = target.feature_KBD[k].astype(np.float32) * np.float32(weight)
             norm_B = None
             if self._similarity == "dot":
                 target_TD *= target.facts_KB[k]["norm"][:, None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from influray.protocols import FeatureRows
+from influray.store.encodings import widen, widened
 
 BLOCK_ROWS = 1024  # converted to float32 at a time: 32 MiB at D = 8192
 
@@ -15,14 +16,22 @@ BLOCK_ROWS = 1024  # converted to float32 at a time: 32 MiB at D = 8192
 def add_products(
     out_BT: np.ndarray, pool_BD: np.ndarray, target_TD: np.ndarray, norm_B: np.ndarray | None = None
 ) -> None:
-    """Add the inner products of rows of `pool_BD`, each times its norm where given, and `target_TD` to `out_BT`."""
+    """Add the inner products of rows of `pool_BD`, float16 or float32, times `norm_B` where given, and `target_TD`."""
     target_DT = np.ascontiguousarray(target_TD, dtype=np.float32).T
+    half = pool_BD.dtype == np.float16
+    space_bD = np.empty((min(BLOCK_ROWS, len(pool_BD)) if half else 0, pool_BD.shape[1]), np.float32)
     for start in range(0, len(out_BT), BLOCK_ROWS):
         here = slice(start, start + BLOCK_ROWS)
-        block_bT = np.ascontiguousarray(pool_BD[here], dtype=np.float32) @ target_DT
+        block_bD = pool_BD[here]
+        if half:
+            widen(block_bD, space_bD[: len(block_bD)])
+            block_bD = space_bD[: len(block_bD)]
+        block_bT = block_bD @ target_DT
         out_BT[here] += block_bT if norm_B is None else block_bT * norm_B[here, None]
 
 
 def plain_rows(rows: FeatureRows, checkpoint: int) -> np.ndarray:
     """Return the features at a checkpoint (from 0) as they were before they were made units, float64 [B, D]."""
-    return rows.feature_KBD[checkpoint].astype(np.float64) * rows.facts_KB[checkpoint]["norm"][:, None]
+    plain_BD = widened(rows.feature_KBD[checkpoint], np.float64)
+    plain_BD *= rows.facts_KB[checkpoint]["norm"][:, None]
+    return plain_BD

@@ -12,6 +12,7 @@ import numpy as np
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
 from influray.scorers.options import number_above, require_vectors
 from influray.scorers.products import add_products
+from influray.store.encodings import widened
 
 
 class Whitened(Scorer):
@@ -53,7 +54,7 @@ class Whitened(Scorer):
             covariance_DD -= np.outer(mean_D, mean_D)
             covariance_DD.flat[:: len(mean_D) + 1] += self._ridge
             whitener_DD = np.linalg.inv(np.linalg.cholesky(covariance_DD)).T
-            target_TD = (target.feature_KBD[k].astype(np.float64) - mean_D) @ whitener_DD
+            target_TD = (widened(target.feature_KBD[k], np.float64) - mean_D) @ whitener_DD
             found = {"mean": mean_D, "whitener": whitener_DD, "target": _units(target_TD)}
             fitted |= {f"{name}_{k}": array.astype(np.float32) for name, array in found.items()}
         return fitted
@@ -62,7 +63,8 @@ class Whitened(Scorer):
         """Return A [B, T] float32."""
         score_BT = np.zeros((len(pool), len(target)), np.float32)
         for k, weight in enumerate(self._weights):
-            centred_BD = pool.feature_KBD[k].astype(np.float32) - state[f"mean_{k}"]
+            centred_BD = widened(pool.feature_KBD[k], np.float32)
+            centred_BD -= state[f"mean_{k}"]
             white_BD = _units(centred_BD @ state[f"whitener_{k}"])
             add_products(score_BT, white_BD, state[f"target_{k}"] * np.float32(weight))
         return score_BT
@@ -71,7 +73,7 @@ class Whitened(Scorer):
 def _sums(rows: FeatureRows) -> dict[str, np.ndarray]:
     found = {"count": np.array([len(rows)], np.float64)}
     for k, feature_BD in enumerate(rows.feature_KBD):
-        exact_BD = feature_BD.astype(np.float64)
+        exact_BD = widened(feature_BD, np.float64)
         found[f"sum_{k}"] = exact_BD.sum(axis=0)
         found[f"outer_{k}"] = exact_BD.T @ exact_BD
     return found

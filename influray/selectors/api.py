@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from influray.protocols import (
     Bounds,
     ConfigError,
     Limits,
-    NoJournal,
     Selection,
     SelectionProblem,
     Selector,
@@ -29,16 +28,11 @@ from influray.registry import METHODS, SELECTORS, resolve, resolve_method
 from influray.selectors.admission import Admission, DeadEnd
 from influray.selectors.kept import require_kept
 from influray.selectors.options import near
-from influray.selectors.row_facts import given_facts
+from influray.selectors.row_facts import ArrayFeatures, given_facts
 from influray.store.artifact import read_manifest
 from influray.store.attribution import ArrayAttribution, Attribution
-from influray.store.feature_rows import ArrayFeatures, run_features
-
-if TYPE_CHECKING:
-    from influray.data.catalogue import Catalogue
 
 MOST_RESTARTS = 100
-FACTS = ("id", "source", "tokens")  # of the catalogue, for methods, constraints and reports
 
 
 def select(
@@ -88,7 +82,7 @@ def select(
         raise ConfigError(f"seed: found {seed!r}, expected an integer")
     count, limits = resolve_limits(budget, limited, total)
     if features is None and limits.near_duplicates is not None and isinstance(source, Attribution):
-        features = run_features(source)
+        features = source.features()
     elif features is not None and (hasattr(features, "detach") or not hasattr(features, "gather")):  # tensors have both
         features = ArrayFeatures(features, total)
     problem = SelectionProblem(source, names, count, int(seed), facts, limits, features)
@@ -122,8 +116,7 @@ def _select(selector: Selector, problem: SelectionProblem) -> Selection:
         except DeadEnd as end:
             if end.position is None:
                 break
-            # What a journal keeps is of the selection with the row; the new one differs from the start.
-            problem = replace(problem, passed_over=(*problem.passed_over, end.position), journal=NoJournal())
+            problem = replace(problem, passed_over=(*problem.passed_over, end.position))
         except ConfigError:
             if not problem.passed_over:
                 raise
@@ -202,23 +195,26 @@ def resolve_limits(
     )
 
 
-def pool_limits(
-    catalogue: Catalogue, budget: int | float | TokenBudget, constraints: ConstraintsConfig, root: str | Path = "."
+def check_limits(
+    facts: Mapping[str, Sequence[Any]],
+    total: int,
+    budget: int | float | TokenBudget,
+    constraints: ConstraintsConfig,
+    root: str | Path = ".",
 ) -> None:
-    """See whether the rows of a pool can keep to a budget and its limits, before there is a matrix.
+    """See whether `total` rows can keep to a budget and its limits, by their facts, before there is a matrix.
 
     What needs scores is left out: limits of tasks and near-duplicates.
 
     Raises:
-        ConfigError: as `resolve_limits`; an id or source that the pool has not, or limits that cannot be kept.
+        ConfigError: as `resolve_limits`; an id or source that no row has, or limits that cannot be kept.
     """
-    rows_N = np.arange(len(catalogue))
     asked = {"tokens": budget.tokens} if isinstance(budget, TokenBudget) else budget
-    count, limits = resolve_limits(asked, constraints, len(rows_N), root)
+    count, limits = resolve_limits(asked, constraints, total, root)
     known = replace(limits, tasks={}, near_duplicates=None)
     if known != Limits():
-        unscored = ArrayAttribution(np.broadcast_to(np.float32(0), (len(rows_N), 1)))
-        Admission(SelectionProblem(unscored, ("",), count, 0, PoolFacts(catalogue, rows_N), known))
+        unscored = ArrayAttribution(np.broadcast_to(np.float32(0), (total, 1)))
+        Admission(SelectionProblem(unscored, ("",), count, 0, facts, known))
 
 
 def _bounds(key: str, given: BoundsConfig, budget: int, in_tokens: bool) -> Bounds:
@@ -250,36 +246,10 @@ def _run_facts(source: AttributionSource) -> Mapping[str, Sequence[Any]]:
     folder = source.folder.parent / "data" / "pool"
     if read_manifest(folder) is None:
         return {}
-    from influray.data.catalogue import Catalogue  # with it come tokenizers, which a matrix alone has no use for
+    # With it come tokenizers, which a matrix alone has no use for.
+    from influray.data.pool_facts import PoolFacts
 
-    return pool_facts(Catalogue(folder), source.rows)
-
-
-def pool_facts(catalogue: Catalogue, row_N: np.ndarray) -> Mapping[str, Sequence[Any]]:
-    """Return FACTS of these catalogue rows, in the order given; a column is made when it is first asked for."""
-    return PoolFacts(catalogue, row_N)
-
-
-class PoolFacts(Mapping[str, Sequence[Any]]):
-    """Columns of a catalogue by name. Most selectors read none, and the ids of a million rows take 100 MB."""
-
-    def __init__(self, catalogue: Catalogue, row_N: np.ndarray) -> None:
-        self._catalogue, self._row_N = catalogue, row_N
-        self._made: dict[str, Sequence[Any]] = {}
-
-    def __getitem__(self, name: str) -> Sequence[Any]:
-        if name not in FACTS:
-            raise KeyError(name)
-        if name not in self._made:
-            column_N = self._catalogue.facts(name)[name]
-            self._made[name] = np.asarray(column_N, dtype=object)[self._row_N].tolist()
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(FACTS)
-
-    def __len__(self) -> int:
-        return len(FACTS)
+    return PoolFacts(folder, source.rows)
 
 
 def resolve_budget(budget: int | float, total: int) -> int:

@@ -7,17 +7,17 @@ Shape suffixes: C columns in use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from influray.protocols import AttributionSource, Selection, SelectionProblem
+from influray.protocols import Selection, SelectionProblem
 from influray.selectors.admission import Admission
 from influray.selectors.candidates import CandidateHeads
-from influray.selectors.normalisers import NORMALISERS, Normalised, normalise
+from influray.selectors.normalisers import NORMALISERS, normalise
 from influray.selectors.options import boolean, look_up, positive_weights
 
-REPLAY_ROWS = 4096  # read at a time
+PROGRESS_ROWS = 64  # chosen between two reports
 
 
 class Balanced:
@@ -63,20 +63,10 @@ class Balanced:
                 sum_C += heads.line(position)
                 mean_C = sum_C / len(merit)
 
-        def state() -> dict[str, np.ndarray]:
-            return {"position": admission.chosen, "merit": np.array(merit), "place": np.array(place)}
-
-        kept = problem.journal.restore()
-        if kept is None:
-            for position in admission.forced.tolist():
-                utility_C = heads.line(position) - mean_C
-                admission.take(position)
-                chosen(position, int(utility_C.argmax()), float(utility_C.max()))
-        else:
-            merit, place = kept["merit"].tolist(), kept["place"].tolist()
-            for line_C in replayed(admission, kept["position"], source, normalised):
-                sum_C += line_C
-            mean_C = sum_C / len(merit) if self._iterate and merit else mean_C
+        for position in admission.forced.tolist():
+            utility_C = heads.line(position) - mean_C
+            admission.take(position)
+            chosen(position, int(utility_C.argmax()), float(utility_C.max()))
         heads.remove(admission.chosen)
         heads.remove(admission.newly_barred())
         while not admission.full and heads.left:
@@ -86,18 +76,7 @@ class Balanced:
                 heads.remove(np.array([position]))
                 chosen(position, column, utility)
             heads.remove(admission.newly_barred())
-            problem.journal.record(len(merit), admission.expected, state)
+            if not len(merit) % PROGRESS_ROWS:
+                problem.on_progress(len(merit), admission.expected)
         admission.finish()
         return Selection(rows[admission.chosen], np.array(merit), normalised.column_C[place])
-
-
-def replayed(
-    admission: Admission, positions: np.ndarray, source: AttributionSource, normalised: Normalised
-) -> Iterator[np.ndarray]:
-    """Take rows again that were chosen before, in their order, and yield z of each, [C]."""
-    for start in range(0, len(positions), REPLAY_ROWS):
-        block = positions[start : start + REPLAY_ROWS]
-        for position, line_C in zip(block, normalised.lines(source.gather(source.rows[block])), strict=True):
-            taken = admission.take(int(position))
-            assert taken, "what was chosen before can be chosen again"
-            yield line_C

@@ -29,6 +29,9 @@ class FacilityLocation:
     no row adds anything, covering begins anew with the rows that are left, from f = 0; rows without any positive z
     come last, by falling largest z, with merit 0.
 
+    Cost: every such beginning looks at all rows once or more, and a budget of B has B / C of them at the least: linear
+    in N for a budget of a fixed number of rows, quadratic for a fraction of N.
+
     Args:
         normaliser: zscore, so that targets weigh alike; robust, rank, minmax; none is the published form.
         task_weights: task -> factor on its columns of Z, 1 where not given.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from influray.protocols import AttributionSource, ConfigError, DataError
-from influray.selectors.medians import medians
+from influray.selectors.columns import whole_columns
 from influray.selectors.options import look_up
 from influray.selectors.sorted_columns import SortedColumns
 from influray.store.attribution import stats_of
@@ -89,8 +89,11 @@ def _robust(source: AttributionSource, stats: ColumnStats, column_C: np.ndarray,
     The factor 1.4826 that makes the latter a standard deviation of normal scores is the same for all columns and
     changes no selection. A column with more than half of its scores equal has a deviation of 0 and is left out.
     """
-    median_C = medians(source, column_C)
-    scale_C = medians(source, column_C, centre_C=median_C)
+    median_C, scale_C = np.empty(len(column_C)), np.empty(len(column_C))
+    for place, score_N in whole_columns(source, column_C):
+        score_N = score_N.astype(np.float64)
+        median_C[place] = np.median(score_N) + 0.0  # one zero only
+        scale_C[place] = np.median(np.abs(score_N - median_C[place]), overwrite_input=True)
     spread_C = scale_C > 0
     return Affine(column_C[spread_C], weight_C[spread_C], median_C[spread_C], scale_C[spread_C])
 

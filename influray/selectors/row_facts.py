@@ -1,4 +1,4 @@
-"""Per-row facts that a caller gives as columns of any kind: lists, arrays, tensors, data frames, Arrow tables."""
+"""What a caller gives beside the matrix: facts of its rows, as columns of any kind, and their feature rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from influray.protocols import ConfigError
+from influray.protocols import ConfigError, DataError
+from influray.store.attribution import as_array
 
 
 def given_facts(rows: Any, total: int) -> dict[str, Any]:
@@ -55,3 +56,24 @@ def _counts(name: str, values: list[Any]) -> np.ndarray:
         if not whole or value != int(value):
             raise ConfigError(f"rows.{name}: found {value!r} at row {place}, expected a number of tokens, 0 or more")
     return np.array([int(value) for value in values], np.int64)
+
+
+class ArrayFeatures:
+    """Feature rows in memory: one array [N, D], or one per checkpoint, all checkpoints with the same weight.
+
+    Raises:
+        DataError: not two-dimensional numbers, or not of N rows.
+    """
+
+    def __init__(self, features: Any, rows: int) -> None:
+        several = isinstance(features, list | tuple) and bool(features) and np.ndim(as_array(features[0])) == 2
+        self._arrays = [as_array(array) for array in (features if several else [features])]
+        for array in self._arrays:
+            if array.ndim != 2 or array.dtype.kind not in "fiu" or len(array) != rows:
+                raise DataError(f"features: found {array.dtype} of shape {array.shape}, expected numbers [{rows}, D]")
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return the unit rows of these positions in the order given, [B, D] float32; a zero row stays zero."""
+        whole_BD = np.concatenate([array[rows].astype(np.float64) for array in self._arrays], axis=1)
+        norm_B = np.linalg.norm(whole_BD, axis=1, keepdims=True)
+        return (whole_BD / np.where(norm_B > 0, norm_B, 1.0)).astype(np.float32)

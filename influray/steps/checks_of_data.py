@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from influray.config import Config, FinetuneConfig, SelectorConfig
 from influray.protocols import Columns, ConfigError
 from influray.scorers.options import expected_stores, make_scorer
@@ -100,12 +102,14 @@ def context_length(subject: Subject) -> None:
 
 def ids_and_sources(subject: Subject) -> None:
     """Ids and sources that limits name are in the pool, and the limits can be kept there."""
-    from influray.selectors.api import pool_limits
+    from influray.data.pool_facts import PoolFacts
+    from influray.selectors.api import check_limits
 
-    root = Path(subject.config.data.root)
+    root, total = Path(subject.config.data.root), len(subject.pool)
+    facts = PoolFacts(subject.pool, np.arange(total))
     for index, selector in enumerate(subject.config.selectors):
         with _under(f"selectors.{index}"):
-            pool_limits(subject.pool, selector.budget, selector.constraints, root)
+            check_limits(facts, total, selector.budget, selector.constraints, root)
 
 
 def warmup_rates(subject: Subject) -> Iterator[str]:

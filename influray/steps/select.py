@@ -38,7 +38,7 @@ def select(context: StepContext) -> StepResult:
         from influray.runtime.columns import worth_workers
         from influray.runtime.selection import SelectionJob, run_selection
 
-        function = "influray.selectors.output:select_and_write"
+        function = "influray.runtime.selecting:select_and_write"
         jobs = [SelectionJob(name, function, arguments, helped=True) for name, arguments in todo]
         workers = context.resources.workers if worth_workers(rows, columns) else 0
         # On a private cluster the workers share all CPUs, and the driver waits while they read.

@@ -158,7 +158,7 @@ def evaluated(context: StepContext) -> list[tuple[str, int]]:
 
 def _tune_jobs(context: StepContext) -> Iterator[TrainingJob]:
     from influray.runtime.training_worker import TrainingJob
-    from influray.selectors.output import read_selection
+    from influray.store.selection import read_selection
 
     config, directory = context.config.model_dump(mode="json"), context.directory
     for name, seed in tuned(context):

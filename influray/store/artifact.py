@@ -369,13 +369,6 @@ def replace_folder(new: str | Path, final: str | Path) -> None:
     remove_folder(new)  # what of it was uploaded while it was made
 
 
-def part_paths(folder: str | Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield the data files of an artifact in row order, skipping shards that left none."""
-    for part in manifest["parts"]:
-        if part["file"]:
-            yield local(folder) / part["file"]
-
-
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -19,34 +19,18 @@ import pyarrow as pa
 
 from influray.protocols import ArtifactMismatch, AttributionSource, DataError
 from influray.store.artifact import ShardStore, checked_table, describe, require_manifest, write_table
+from influray.store.features import JoinedRows, run_features
 from influray.store.mirror import local
 from influray.store.moments import (
     ColumnMoments,
     ColumnStats,
     column_moments,
     column_stats,
-    merge,
     merge_in_order,
-    moments_of,
     range_moments,
 )
 from influray.store.ranges import Mapper, Threads, map_ranges
 from influray.store.score_part import ScorePart
-
-__all__ = [
-    "ArrayAttribution",
-    "Attribution",
-    "ColumnMoments",
-    "ColumnStats",
-    "attribution_table",
-    "column_moments",
-    "column_stats",
-    "commit_attribution",
-    "merge",
-    "moments_of",
-    "stats_of",
-    "write_targets",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +121,11 @@ class Attribution:
         read = [part.scores(first, last) for part, first, last in runs]
         lines = np.concatenate([np.empty((0, len(self.groups)), np.float32), *read]) if len(read) != 1 else read[0]
         return lines if len(rows) == 1 else lines[back_B]
+
+    def features(self) -> JoinedRows:
+        """Return the pool's feature rows of the run that the matrix belongs to. Raises as `run_features`."""
+        pool = self.folder.parent / "features" / "pool"
+        return run_features(pool, [float(weight) for weight in self.manifest["weights"]])
 
     @cached_property
     def _parts(self) -> list[ScorePart]:

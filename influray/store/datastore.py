@@ -151,11 +151,6 @@ class Datastore:
             raise damage(path, f"not what was committed (its column {name})")
         return table[name].to_numpy()
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (row_B int64, feature_BD float16), rows ascending; views of the files where nothing is to decode."""
-        for table in self.parts():
-            yield table["row"].to_numpy(), decoded(table, self.dimension)
-
     def column(self, name: str) -> np.ndarray:
         """Return a plain column (row, norm, loss_tokens ...; which there are depends on the featurizer), [N].
 
@@ -167,7 +162,8 @@ class Datastore:
 
     def features(self) -> np.ndarray:
         """Return all feature rows, [N, D] float16, copied into memory."""
-        return np.concatenate([np.zeros((0, self.dimension), np.float16)] + [block for _, block in self.blocks()])
+        blocks = [decoded(table, self.dimension) for table in self.parts()]
+        return np.concatenate([np.zeros((0, self.dimension), np.float16), *blocks])
 
     def counts(self) -> SparseRows:
         """Return the counts of all rows, copied into memory.

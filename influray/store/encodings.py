@@ -14,11 +14,7 @@ import pyarrow as pa
 from influray.protocols import ArtifactMismatch
 
 ENCODINGS = ("float16", "int8", "sign1")
-
-
-def encoded(feature_BD: np.ndarray, encoding: str) -> dict[str, pa.Array]:
-    """Return the columns that keep unit rows [B, D] float16."""
-    return {name: as_column(value) for name, value in encoded_rows(feature_BD, encoding).items()}
+_ALL = slice(None)
 
 
 def encoded_rows(feature_BD: np.ndarray, encoding: str) -> dict[str, np.ndarray]:
@@ -46,29 +42,33 @@ def as_column(value: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(value).reshape(-1)), value.shape[1])
 
 
-def decoded(table: pa.Table, dimension: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Return rows [start, stop) of a part as [B, D] float16: a view of the file, or decoded.
+def decoded(table: pa.Table, dimension: int, lines: slice | np.ndarray = _ALL) -> np.ndarray:
+    """Return lines of a part as [B, D] float16: a view of the file for a slice, where nothing is to decode.
 
     A row of signs comes back as +-1/sqrt(D), a unit row.
 
     Raises:
         ArtifactMismatch: the rows are kept in another way than these.
     """
-    return _numbers(_stored(table)[start:stop], table, slice(start, stop), dimension)
-
-
-def decoded_at(table: pa.Table, dimension: int, line_B: np.ndarray) -> np.ndarray:
-    """Return the rows at these lines of a part as [B, D] float16, a copy; no other is decoded. Raises as `decoded`."""
-    return _numbers(np.take(_stored(table), line_B, axis=0), table, line_B, dimension)
+    stored_BD = _stored(table)
+    taken_BD = stored_BD[lines] if isinstance(lines, slice) else np.take(stored_BD, lines, axis=0)
+    return _numbers(taken_BD, table, lines, dimension)
 
 
 def widen(half_BD: np.ndarray, out_BD: np.ndarray) -> None:
-    """Copy float16 rows to float32 ones. torch does it ten times as fast as numpy."""
+    """Copy float16 rows to float32 or float64 ones. torch does it five to ten times as fast as numpy."""
     import torch
 
     # By way of Arrow, since torch warns of arrays that are maps for reading only.
     half = torch.from_dlpack(pa.array(np.ascontiguousarray(half_BD).reshape(-1)))
     torch.from_numpy(out_BD).copy_(half.view(half_BD.shape))
+
+
+def widened(half_BD: np.ndarray, dtype: type) -> np.ndarray:
+    """Return float16 rows as float32 or float64, a copy."""
+    out_BD = np.empty(half_BD.shape, dtype)
+    widen(half_BD, out_BD)
+    return out_BD
 
 
 def _stored(table: pa.Table) -> np.ndarray:

@@ -56,7 +56,6 @@ class Answers:
     mean: np.ndarray  # float64 [Q]
     std: np.ndarray  # float64 [Q]
     exact: bool  # False: rows may be missing
-    std_error: np.ndarray | None = None  # float64 [Q], standard error of `std` where a sample estimates it
 
 
 def exact_query(vectors: Vectors, query_QF: np.ndarray, k: int) -> Answers:

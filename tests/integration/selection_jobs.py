@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from influray.protocols import DataError
-from influray.selectors import candidates, journal, output
+from influray.runtime import selecting
+from influray.selectors import balanced, candidates
 from influray.store import ranges
 
 
@@ -47,7 +48,7 @@ def select(run_dir: str, selector: dict, die_at: int | None = None, mapper=None,
     """Carry out a selector over ranges of few rows and candidates of few rows; the first time, die at that pick."""
     ranges.RANGE_ROWS, ranges.SMALL = 256, 0
     candidates.SAMPLE_ROWS, candidates.MAX_HELD = 64, 8 * 12 * 150
-    journal.SECONDS, journal.SHARE, journal.LOOK_EVERY = 0.0, 0, 8
+    balanced.PROGRESS_ROWS = 8
     heard = Path(run_dir) / "heard"
 
     def note(chosen: int, budget: int) -> None:
@@ -57,7 +58,7 @@ def select(run_dir: str, selector: dict, die_at: int | None = None, mapper=None,
         if chosen == die_at and len({line.split()[0] for line in heard.read_text().splitlines()}) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return output.select_and_write(run_dir, selector, "f" * 64, mapper=mapper, on_progress=note)
+    return selecting.select_and_write(run_dir, selector, "f" * 64, mapper=mapper, on_progress=note)
 
 
 class Fatal:

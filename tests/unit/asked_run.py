@@ -18,9 +18,9 @@ from influray.model.loading import attach_adapter, attach_new_adapter, load_base
 from influray.model.tracked_weights import lora_weights
 from influray.protocols import Stores
 from influray.runs import Run, open_run
+from influray.runtime.selecting import select_and_write
 from influray.scorers.inner_product import InnerProduct
 from influray.scorers.rows import SplitRows
-from influray.selectors.output import select_and_write
 from influray.store.artifact import ShardStore
 from influray.store.attribution import attribution_table, commit_attribution
 from influray.store.datastore import Datastore, feature_table, features_digest

@@ -13,7 +13,7 @@ from influray.config import Config, dump_config, parse_config
 from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.files import resolve_files
-from influray.selectors.output import select_and_write
+from influray.runtime.selecting import select_and_write
 from influray.store.artifact import ShardStore, write_sealed
 from influray.store.attribution import attribution_table, commit_attribution
 from influray.store.run_directory import RunDirectory

@@ -27,6 +27,7 @@ from influray.store.artifact import (
     write_table,
 )
 from influray.store.datastore import Datastore, feature_table
+from influray.store.features import StoredRows
 from influray.store.run_directory import RunDirectory
 
 KEY = "a" * 64
@@ -150,7 +151,8 @@ def test_feature_rows_come_back_as_views_in_row_order(tmp_path):
     store.freeze([KEY], {"dimension": 8})
     datastore = Datastore(tmp_path)
     assert datastore.column("row").tolist() == [2, 3, 4]
-    ((_, features),) = datastore.blocks()
+    features, plain, _ = StoredRows(tmp_path).columns(np.arange(3))
+    assert plain["row"].tolist() == [2, 3, 4]
     assert not features.flags.owndata
     assert not features.flags.writeable
     np.testing.assert_array_equal(

@@ -15,14 +15,11 @@ from influray.store.attribution import (
     ArrayAttribution,
     Attribution,
     attribution_table,
-    column_moments,
-    column_stats,
     commit_attribution,
-    merge,
-    moments_of,
     stats_of,
     write_targets,
 )
+from influray.store.moments import column_moments, column_stats, merge, moments_of
 from tests.reference import moments as reference
 
 EPS = np.finfo(np.float64).eps

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact
-from influray.scorers.rows import RangeReader
 from influray.store import checks
-from influray.store.artifact import ShardStore, naming_full_disk, part_paths
+from influray.store.artifact import ShardStore, naming_full_disk
 from influray.store.checks import broken, check_ahead, check_file, damaged, set_aside, step_of
-from influray.store.datastore import Datastore
+from influray.store.features import StoredRows
 from tests.unit.synthetic_features import random_run
 
 
@@ -33,13 +33,13 @@ def test_a_whole_artifact_is_neither_damaged_nor_broken(store):
     manifest = frozen(store)
     assert damaged(store.folder, manifest) == []
     assert broken(store.folder, manifest) == []
-    assert all(path.exists() for path in part_paths(store.folder, manifest))
+    assert all((store.folder / part["file"]).exists() for part in manifest["parts"])
 
 
 @pytest.mark.parametrize("how", ["torn", "grown", "gone"])
 def test_a_file_of_another_size_is_named_without_reading_it(store, how):
     manifest = frozen(store)
-    path = next(part_paths(store.folder, manifest))
+    path = store.folder / manifest["parts"][0]["file"]
     if how == "gone":
         path.unlink()
     else:
@@ -49,7 +49,7 @@ def test_a_file_of_another_size_is_named_without_reading_it(store, how):
 
 def test_a_flipped_bit_is_found_by_its_hash_and_the_driver_sets_the_file_aside(store):
     manifest = frozen(store)
-    path = next(part_paths(store.folder, manifest))
+    path = store.folder / manifest["parts"][0]["file"]
     content = bytearray(path.read_bytes())
     content[200] ^= 1
     path.write_bytes(content)
@@ -157,9 +157,9 @@ def test_a_full_disk_is_named_with_its_folder_and_other_errors_stay_what_they_ar
 def test_a_flipped_bit_anywhere_in_features_is_told_as_damage(tmp_path):
     """In the schema or the rows' numbers too, which are looked at before the content is read."""
     folder = random_run(tmp_path, rows=12, dimension=4).features("pool", 1)
-    path = next(part_paths(folder, Datastore(folder).manifest))
+    path = next(folder.glob("part-*.arrow"))
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(bytes([*whole[:place], whole[place] ^ 1 << place % 8, *whole[place + 1 :]]))
         with pytest.raises(DamagedArtifact, match="not what was committed|not a readable Arrow"):
-            RangeReader(Datastore(folder)).read(0, 12)
+            StoredRows(folder).columns(np.arange(12))

@@ -13,9 +13,9 @@ from influray.protocols import ConfigError, DataError
 from influray.registry import METHODS, SELECTORS
 from influray.selectors import duplicates
 from influray.selectors.api import select
+from influray.selectors.row_facts import ArrayFeatures
 from influray.selectors.row_tasks import row_tasks
 from influray.store.attribution import ArrayAttribution
-from influray.store.feature_rows import ArrayFeatures
 from tests.reference.limited_choice import apart_in_order, balanced_under_limits, choose_in_order, keeps
 
 GROUPS = list("aabbc")

@@ -16,8 +16,8 @@ from influray.plugins import permit
 from influray.protocols import ArtifactMismatch, ConfigError, Selection, SelectionProblem
 from influray.report.curve_sheet import knees, numbers_of, rechecks, write_curves
 from influray.report.curves import budget_curves
+from influray.runtime.selecting import select_and_write
 from influray.selectors.api import select
-from influray.selectors.output import select_and_write
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
 from tests.unit.synthetic_run import TASKS, build_run

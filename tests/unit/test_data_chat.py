@@ -152,10 +152,8 @@ def test_truncation_equals_removing_one_token_after_the_other(turns, limit, name
     assert cut.input_ids.tolist() == ids
     assert cut.loss_mask.tolist() == mask
     assert cut.truncated == (len(ids) < len(whole.input_ids))
-    prompt = encoder(name, max_tokens=limit).prompt_ids(record(*turns))
-    assert prompt.tolist() == ids[: len(prompt)]
-    assert not mask[: len(prompt)][-1]
-    assert mask[len(prompt)]
+    assert not mask[cut.answer_start - 1]
+    assert mask[cut.answer_start]
 
 
 def test_the_prompt_gives_way_before_the_answer_and_a_quarter_of_it_stays():
@@ -315,14 +313,13 @@ def test_bos_stands_first_once():
         )
 
 
-def test_prompts_for_decoding_end_where_the_answer_begins():
+def test_the_answer_begins_where_the_prompt_ends():
     for name in TEMPLATES:
         chat_encoder = encoder(name)
         example = exchange("one", "two", "three", "four")
-        prompt = chat_encoder.prompt_ids(example)
         encoded = chat_encoder.encode(example)
-        assert prompt.tolist() == encoded.input_ids[: len(prompt)].tolist()
-        trained = TOKENIZERS[name].decode(encoded.input_ids[len(prompt) :][encoded.loss_mask[len(prompt) :]])
+        start = encoded.answer_start
+        trained = TOKENIZERS[name].decode(encoded.input_ids[start:][encoded.loss_mask[start:]])
         assert trained.removeprefix("<think>\n\n</think>\n\n") == "four" + chat_encoder.end_of_turn
 
 

@@ -9,7 +9,7 @@ import pytest
 from influray.protocols import ArtifactMismatch, FeatureBlock
 from influray.store.artifact import map_table, write_table
 from influray.store.datastore import feature_table
-from influray.store.encodings import decoded, encoded
+from influray.store.encodings import as_column, decoded, encoded_rows
 
 D = 1003  # no multiple of eight
 
@@ -20,8 +20,8 @@ def unit_rows(rows: int, seed: int = 0, dimension: int = D) -> np.ndarray:
 
 
 def kept(feature_BD: np.ndarray, encoding: str, path, *bounds: int) -> np.ndarray:
-    write_table(path, pa.table(encoded(feature_BD, encoding)))
-    return decoded(map_table(path), feature_BD.shape[1], *bounds)
+    write_table(path, pa.table({name: as_column(value) for name, value in encoded_rows(feature_BD, encoding).items()}))
+    return decoded(map_table(path), feature_BD.shape[1], slice(*bounds) if bounds else slice(None))
 
 
 @pytest.mark.parametrize("encoding", ["float16", "int8", "sign1"])

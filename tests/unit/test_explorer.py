@@ -24,10 +24,10 @@ from influray.report.explorer.page import explorer_page, write_explorer
 from influray.report.explorer.rows import ChosenRows, open_chosen
 from influray.report.explorer.sample import sample_rows
 from influray.report.page import write_report
-from influray.selectors.output import TABLE, read_selection
 from influray.store.artifact import ShardStore, describe, write_json, write_manifest
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
+from influray.store.selection import TABLE, read_selection
 from tests.unit.synthetic_run import HOSTILE, HOSTILE_SOURCE, TASKS, build_run
 
 

@@ -25,7 +25,7 @@ from influray.data.turns import BadRow, Turn
 from influray.protocols import ConfigError, DataError
 from influray.report import export as exporting
 from influray.runs import Run, open_run
-from influray.selectors.output import select_and_write
+from influray.runtime.selecting import select_and_write
 from influray.store import late_types
 from influray.store.artifact import ShardStore
 from influray.store.attribution import attribution_table, commit_attribution

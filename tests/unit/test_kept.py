@@ -8,8 +8,8 @@ import pytest
 import influray
 from influray.protocols import ConfigError, Limits, Selection, SelectionProblem
 from influray.selectors.kept import require_kept
+from influray.selectors.row_facts import ArrayFeatures
 from influray.store.attribution import ArrayAttribution
-from influray.store.feature_rows import ArrayFeatures
 
 N = 12
 FACTS = {

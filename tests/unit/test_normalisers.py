@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influray.protocols import DataError
-from influray.selectors import columns, medians, sorted_columns
+from influray.selectors import columns, sorted_columns
 from influray.selectors.api import select
 from influray.selectors.columns import falling_ranks, whole_columns
 from influray.selectors.normalisers import NORMALISERS, normalise
@@ -35,8 +35,7 @@ def test_it_equals_the_textbook(kind, name, seed, small):
     score_NT = scores(kind, n, t, rng).astype(rng.choice([np.float32, np.float64]))
     expected_NT = normalised(name, score_NT)
     with pytest.MonkeyPatch.context() as patch:
-        # Few rows may be collected, few columns held, and half of the sorted ones lie in a file.
-        patch.setattr(medians, "ROOM", small - 1)
+        # Few columns are held, and half of the sorted ones lie in a file.
         patch.setattr(columns, "GROUP_BYTES", 100 * small)
         patch.setattr(sorted_columns, "MEMORY_BYTES", 200 * small)
         patch.setattr(sorted_columns, "FEW", small)
@@ -80,17 +79,6 @@ def test_values_of_mixed_columns_are_those_of_the_lines(name):
     line, place = np.nonzero(np.ones((50, 4), bool))
     assert np.array_equal(found.values(score_NT[line, place], place), z_NC[line, place])
     assert np.array_equal(z_NC, lines(name, score_NT)[1] * [1, 3, 1, 3]), "task weights scale columns of Z"
-
-
-@pytest.mark.parametrize("n", [1, 2, 4096, 4097, 20000])
-@pytest.mark.parametrize("kind", ["plain", "heavy tails", "mostly zero", "equal after subtraction", "one ulp apart"])
-def test_a_median_is_exact_at_every_size(n, kind):
-    score_NT = scores(kind, n, 3, np.random.default_rng(n))
-    source, column_C = ArrayAttribution(score_NT), np.arange(3)
-    centre_C = score_NT[0].copy()
-    assert np.array_equal(medians.medians(source, column_C), np.median(score_NT, axis=0))
-    expected_C = np.median(np.abs(score_NT - centre_C), axis=0)
-    assert np.array_equal(medians.medians(source, column_C, centre_C), expected_C)
 
 
 def test_a_column_of_which_half_is_equal_has_no_robust_scale(caplog):

@@ -15,7 +15,8 @@ from influray.selectors import candidates
 from influray.selectors.api import select
 from influray.selectors.top_lists import top_lists
 from influray.store import attribution, ranges
-from influray.store.attribution import ArrayAttribution, Attribution, column_moments, stats_of
+from influray.store.attribution import ArrayAttribution, Attribution, stats_of
+from influray.store.moments import column_moments
 from influray.store.ranges import Threads, map_ranges
 from tests.unit.test_attribution import commit, random_matrix
 

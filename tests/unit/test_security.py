@@ -13,7 +13,6 @@ from influray.config import parse_config
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.store.artifact import (
     ShardStore,
-    part_paths,
     read_manifest,
     read_sealed,
     write_manifest,
@@ -101,7 +100,7 @@ def test_a_receipt_cannot_lead_out_of_its_folder_and_is_made_again(name, tmp_pat
     again = store.commit(KEY, table(), {})
     assert again.sha256 == receipt.sha256
     manifest = store.freeze([KEY], {})
-    assert [p.parent for p in part_paths(store.folder, manifest)] == [store.folder]
+    assert [(store.folder / part["file"]).parent for part in manifest["parts"]] == [store.folder]
 
 
 def test_a_run_directory_made_elsewhere_cannot_name_code_to_import(tmp_path):

@@ -15,11 +15,12 @@ from influray.data.files import resolve_files
 from influray.evaluation.balance import measure_balance
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.registry import METHODS, SELECTORS
+from influray.runtime.selecting import select_and_write
 from influray.selectors.api import select
-from influray.selectors.output import read_selection, select_and_write
 from influray.store.artifact import ShardStore, hash_file, read_manifest
 from influray.store.attribution import Attribution, attribution_table, commit_attribution
 from influray.store.run_directory import RunDirectory
+from influray.store.selection import read_selection
 from tests.tiny import byte_tokenizer, chat, pool_rows
 
 TASKS = ["sums", "sums", "reversals", "reversals", "reversals"]
@@ -150,7 +151,7 @@ def test_a_write_that_fails_half_way_leaves_the_older_selection_and_nothing_else
     def full_disk(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("influray.selectors.output.write_manifest", full_disk)
+    monkeypatch.setattr("influray.store.selection.write_manifest", full_disk)
     with pytest.raises(OSError, match="No space left"):
         select_and_write(run.path, {**SELECTOR, "method": "random"}, "other")
     assert {path.name: path.read_bytes() for path in run.selection("even").iterdir()} == before

@@ -22,9 +22,9 @@ from influray.report.collect import collect
 from influray.report.data import ReportData, SelectionFacts, Tuned, normalised_entropy
 from influray.report.explorer.rows import check_page, open_chosen
 from influray.report.readings import open_run
-from influray.selectors.output import read_selection
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
+from influray.store.selection import read_selection
 
 POINTS = 16  # budgets that the page can be set to, besides the sizes of the selections
 SOURCES = 12  # told apart in the flow; the rest is summed up

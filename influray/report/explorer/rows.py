@@ -29,10 +29,10 @@ from influray.data.records import Record
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.selections import committed
 from influray.selectors.options import near
-from influray.selectors.output import read_table
 from influray.store.artifact import fingerprint, require_manifest
 from influray.store.checks import set_aside
 from influray.store.run_directory import RunDirectory
+from influray.store.selection import read_table
 
 SORTS = ("rank", "merit", "row", "source")
 MAX_TEXT = 4000  # characters of a row that a page shows

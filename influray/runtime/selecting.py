@@ -1,36 +1,30 @@
-"""Carrying out one selector of a config on a run directory, and committing what it chose.
+"""One selector of a config over a run directory, as the selection driver runs it: read, select, measure, commit.
 
 Shape suffixes: N rows of the attribution matrix, n chosen rows.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from influray.config import parse_constraints
 from influray.data.catalogue import Catalogue
+from influray.data.pool_facts import PoolFacts
 from influray.evaluation.balance import Balance, measure_balance
 from influray.evaluation.copies import count_copies
 from influray.protocols import ArtifactMismatch, Selection, SelectionProblem
-from influray.selectors.api import pool_facts, resolve_limits, run_selector
-from influray.selectors.journal import FileJournal
-from influray.store.artifact import committed_file, describe, read_json, replace_folder, write_json, write_manifest
+from influray.selectors.api import resolve_limits, run_selector
 from influray.store.attribution import Attribution
-from influray.store.feature_rows import run_features
 from influray.store.ranges import Mapper
 from influray.store.run_directory import RunDirectory
+from influray.store.selection import commit_selection
 
-RECORDS, TABLE, SUMMARY = "selected.jsonl", "selection.parquet", "selection.json"
 RECORDS_AT_ONCE = 4096
 QUANTILES = {"min": 0.0, "p10": 0.1, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
 
@@ -48,8 +42,7 @@ def select_and_write(
     `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix),
     seed, options, constraints, whose files of ids lie under `id_root`. An older selection of that name stays until the
     new one is complete. AID and THI are those of the z-scored matrix whatever the method. `mapper`
-    carries out the passes over the matrix; `on_progress(chosen, budget)` hears of a method that chooses one by one,
-    which after a kill goes on where its journal ends.
+    carries out the passes over the matrix; `on_progress(chosen, budget)` is called by a method that chooses one by one.
 
     Raises:
         ConfigError, DataError: as `influray.select`.
@@ -64,56 +57,22 @@ def select_and_write(
             f"{attribution.folder}: holds row {rows_N[-1]}, but {run.data('pool')} has {len(catalogue)} rows; "
             "run `influray score` again"
         )
-    facts = pool_facts(catalogue, rows_N)
+    facts = PoolFacts(catalogue, rows_N)
     constraints = parse_constraints(selector["constraints"])
     budget, limits = resolve_limits(selector["budget"], constraints, len(rows_N), id_root)
-    features = None if limits.near_duplicates is None else run_features(attribution)
+    features = None if limits.near_duplicates is None else attribution.features()
     folder = run.selection(selector["name"])
-    journal = FileJournal(folder.with_name(f".{folder.name}.journal"), fingerprint, on_progress)
     problem = SelectionProblem(
-        attribution, attribution.groups, budget, selector["seed"], facts, limits, features, journal
+        attribution, attribution.groups, budget, selector["seed"], facts, limits, features, on_progress
     )
     selection = run_selector(problem, selector["method"], selector["options"])
     chosen = {name: catalogue.gather(name, selection.rows) for name in (*facts, "weight")}
     balance = measure_balance(attribution, attribution.stats, attribution.groups, selection.rows)
     summary = _summary(selector, attribution, selection, chosen, balance)
     summary["copies"] = count_copies(catalogue, selection.rows)  # chosen rows with the turns of one before them
-    scratch = _scratch(folder)
-    try:
-        _write_records(scratch / RECORDS, catalogue, selection.rows)
-        pq.write_table(_table(attribution, selection, chosen), scratch / TABLE)
-        write_json(scratch / SUMMARY, summary)
-        files = describe(scratch, [RECORDS, TABLE, SUMMARY])
-        write_manifest(scratch, {"fingerprint": fingerprint, "rows": len(selection.rows), "beside": files})
-        replace_folder(scratch, folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    journal.discard()
+    table = _table(attribution, selection, chosen)
+    commit_selection(folder, fingerprint, _records(catalogue, selection.rows), table, summary)
     return summary
-
-
-def read_selection(folder: str | Path) -> Selection:
-    """Return a committed selection.
-
-    Raises:
-        ArtifactMismatch: there is none.
-        DamagedArtifact: a file of it is not what was committed.
-    """
-    table, summary = read_table(folder), read_summary(folder)
-    rows, merit, column = (table[name].to_numpy() for name in ("row", "merit", "column"))
-    return Selection(rows, merit, column, summary["method"], summary["options"])
-
-
-def read_table(folder: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the table of a committed selection, in order of choice. Raises as `read_selection`."""
-    path = committed_file(folder, TABLE, "select")
-    return pq.read_table(path, columns=None if columns is None else list(columns)).sort_by("rank")
-
-
-def read_summary(folder: str | Path) -> dict[str, Any]:
-    """Return the summary of a committed selection. Raises as `read_selection`."""
-    return read_json(committed_file(folder, SUMMARY, "select"))
 
 
 def _table(attribution: Attribution, selection: Selection, chosen: Mapping[str, list[Any]]) -> pa.Table:
@@ -184,21 +143,6 @@ def _aid(attribution: Attribution, balance: Balance) -> dict[str, Any]:
     }
 
 
-def _write_records(path: Path, catalogue: Catalogue, rows: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        for start in range(0, len(rows), RECORDS_AT_ONCE):
-            for record in catalogue.records(rows[start : start + RECORDS_AT_ONCE].tolist()):
-                file.write(record + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _scratch(folder: Path) -> Path:
-    """Return a new hidden folder beside `folder`, and clear what a killed run has left there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ("tmp", "old"):
-        for left in folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 32}.{suffix}"):
-            shutil.rmtree(left, ignore_errors=True)
-    scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    scratch.mkdir()
-    return scratch
+def _records(catalogue: Catalogue, rows: np.ndarray) -> Iterator[bytes]:
+    for start in range(0, len(rows), RECORDS_AT_ONCE):
+        yield from catalogue.records(rows[start : start + RECORDS_AT_ONCE].tolist())
