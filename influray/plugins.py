@@ -13,20 +13,19 @@ import importlib
 import inspect
 import re
 import sys
+from abc import ABCMeta
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from influray.protocols import ConfigError, Featurizer, Projector, Scorer, Selector
+from influray.protocols import ConfigError, Featurizer, Makes, Projector, Reads, Scorer, Selector
 
 NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-# What a class of each seam must bring itself, and what else it must have, perhaps from the protocol: all that can be
-# told of it without a call.
-SEAMS: dict[str, tuple[type, tuple[str, ...], tuple[str, ...]]] = {
-    "featurizers": (Featurizer, ("compute",), ()),
-    "projectors": (Projector, ("add_slice",), ()),
-    "scorers": (Scorer, ("score",), ("columns", "passes")),
-    "selectors": (Selector, ("select",), ()),
+SEAMS: dict[str, ABCMeta] = {
+    "featurizers": Featurizer,
+    "projectors": Projector,
+    "scorers": Scorer,
+    "selectors": Selector,
 }
 # What lies in a run directory and nowhere else. One of them is enough: who packs a directory can leave out the others.
 MARKS = (
@@ -118,31 +117,28 @@ def load(seam: str, name: str, key: str) -> Any:
 
 
 def require_seam(seam: str, found: object, name: str, key: str) -> None:
-    """Raise ConfigError where `found` is not a class with what its seam asks for; nothing of it is called."""
-    kind = seam[:-1]
+    """Raise ConfigError where `found` is not a whole class of its seam; nothing of it is called."""
+    kind, base = seam[:-1], SEAMS[seam]
     if not isinstance(found, type):
         raise ConfigError(f"{key}: {name!r} is a {type(found).__name__} and no class; a {kind} is a class")
-    missing = _missing(seam, found)
-    if missing:
-        others = [other[:-1] for other in SEAMS if other != seam and not _missing(other, found)]
-        also = f"; it is a {others[0]}" if others else ""
+    if not isinstance(found, ABCMeta) or not issubclass(found, base):
+        others = [other[:-1] for other, one in SEAMS.items() if issubclass(found, one)]
+        shaped = all(inspect.getattr_static(found, part, None) for part in base.__abstractmethods__)
+        also = f"; it is a {others[0]}" if others else "; it has the methods of one: name the base" if shaped else ""
         raise ConfigError(
-            f"{key}: {name!r} is no {kind}: it has no {missing[0]!r}{also} (influray.protocols says what a {kind} is)"
+            f"{key}: {name!r} is no {kind}: it does not derive from influray.protocols.{base.__name__}{also}"
         )
+    for part in _forgotten(found):
+        raise ConfigError(f"{key}: the {kind} {name!r} has no {part} (influray.protocols.{base.__name__} says what of)")
 
 
-def _missing(seam: str, kind: type) -> list[str]:
-    """Return what a class lacks to be of a seam, without asking its metaclass or calling a property."""
-    protocol, own, inherited = SEAMS[seam]
-    nothing = object()
-    stubs = {name: inspect.getattr_static(protocol, name) for name in own}
-    there = {name: inspect.getattr_static(kind, name, nothing) for name in (*own, *inherited)}
-    return [
-        name
-        for name, value in there.items()
-        if value is nothing or value is stubs.get(name) or (name in own and not _callable(value))
-    ]
-
-
-def _callable(value: object) -> bool:
-    return callable(value) or isinstance(value, staticmethod | classmethod)
+def _forgotten(kind: ABCMeta) -> Iterator[str]:
+    """Yield what a class of a seam has left out."""
+    yield from (repr(part) for part in sorted(kind.__abstractmethods__))
+    if issubclass(kind, Featurizer):
+        for name, known in (("reads", get_args(Reads)), ("makes", get_args(Makes))):
+            if (found := getattr(kind, name)) not in known:
+                yield f"{name!r} that is one of {', '.join(known)} (found {found!r})"
+    if issubclass(kind, Scorer) and kind.passes:
+        own = {name: getattr(kind, name) is not getattr(Scorer, name) for name in ("sums", "fit")}
+        yield from (f"{name!r}, which its {kind.passes} passes need" for name, there in own.items() if not there)

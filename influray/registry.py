@@ -6,13 +6,15 @@ name. A new method is one file and one line here.
 
 from __future__ import annotations
 
-import difflib
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from influray.config_messages import near
+from influray.options import check_options
 from influray.plugins import is_plugin, load
-from influray.protocols import ConfigError, Reads
+from influray.protocols import ConfigError, Reads, Traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +23,30 @@ class Entry:
 
     target: str  # "module:attribute"
     summary: str
+    traits: Traits | None = None  # of a featurizer, for those who would not import torch to know them
 
 
 FEATURIZERS: dict[str, Entry] = {
-    "gradient": Entry("influray.features.gradient:GradientFeaturizer", "projected per-example LoRA gradients (LESS)"),
-    "representation": Entry(
-        "influray.features.representation:RepresentationFeaturizer", "pooled last hidden states of the base (RDS+)"
+    "gradient": Entry(
+        "influray.features.gradient:GradientFeaturizer",
+        "projected per-example LoRA gradients (LESS)",
+        Traits("checkpoints", "vectors", ("norm", "grad_norm", "loss")),
     ),
-    "loss": Entry("influray.features.loss:LossFeaturizer", "loss, EL2N and length under the base; one forward"),
-    "ngram": Entry("influray.features.ngram:NgramFeaturizer", "hashed n-gram counts of the text, no model (DSIR)"),
+    "representation": Entry(
+        "influray.features.representation:RepresentationFeaturizer",
+        "pooled last hidden states of the base (RDS+)",
+        Traits("base", "vectors", ("norm", "tokens")),
+    ),
+    "loss": Entry(
+        "influray.features.loss:LossFeaturizer",
+        "loss, EL2N and length under the base; one forward",
+        Traits("base", "facts", ("loss", "el2n", "tokens")),
+    ),
+    "ngram": Entry(
+        "influray.features.ngram:NgramFeaturizer",
+        "hashed n-gram counts of the text, no model (DSIR)",
+        Traits("records", "counts", ("tokens",)),
+    ),
 }
 
 PROJECTORS: dict[str, Entry] = {
@@ -92,6 +109,25 @@ SEAMS: dict[str, dict[str, Entry]] = {
     "selectors": SELECTORS,
 }
 
+# Per seam: the config's key of a method's options, and the parameters of its class that are filled in for it.
+OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "projectors": ("features.projector.options", ("dimension", "parameters", "seed", "device")),
+    "scorers": ("attribution.options", ("stores",)),
+    "selectors": ("options", ()),
+}
+FEATURIZER_KEY = "features.options"
+FEATURIZER_GIVEN: dict[Reads, tuple[str, ...]] = {
+    "checkpoints": ("model", "features_config", "moments", "direction", "device"),
+    "base": ("model", "device"),
+    "records": (),
+}
+KEYS = {
+    "featurizers": "features.featurizer",
+    "projectors": "features.projector.name",
+    "scorers": "attribution.scorer",
+    "selectors": "method",
+}
+
 # Published methods that are a selector with certain options: usable wherever a selector's name is.
 METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
     "bids": ("balanced", {"normaliser": "zscore"}, "BIDS, arXiv 2501.12147"),
@@ -132,15 +168,47 @@ def resolve(seam: str, name: str, key: str) -> Any:
         module, _, attribute = table[name].target.partition(":")
         return getattr(importlib.import_module(module), attribute)
     if not is_plugin(name):
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{key}: no {seam[:-1]} is called {name!r}{hint} (known: {', '.join(sorted(table))})")
+        raise ConfigError(
+            f"{key}: no {seam[:-1]} is called {name!r}{near(name, table)} (known: {', '.join(sorted(table))})"
+        )
     return load(seam, name, key)
+
+
+def check(seam: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's options as its class takes them. Raises ConfigError as `resolve` and `check_options`."""
+    if seam == "featurizers":
+        key, given = FEATURIZER_KEY, FEATURIZER_GIVEN[featurizer_reads(name)]
+    else:
+        key, given = OPTIONS[seam]
+    if name in FEATURIZERS and not options:
+        return {}  # all of theirs have defaults, and torch need not be imported to know it
+    return check_options(resolve(seam, name, KEYS[seam]), name, key, given, options)
+
+
+def make(seam: str, name: str, options: Mapping[str, Any], *given: Any) -> Any:
+    """Return the method of a table name or plug-in, made of what its seam gives and of its options.
+
+    Raises:
+        ConfigError: as `resolve` and `check_options`; or its __init__ does not set what the base says it has.
+    """
+    checked = check(seam, name, options)
+    made = resolve(seam, name, KEYS[seam])(*given, **checked)
+    if seam in ("featurizers", "projectors") and not hasattr(made, "dimension"):
+        raise ConfigError(f"{KEYS[seam]}: the {seam[:-1]} {name!r} sets no `dimension` in its __init__")
+    return made
+
+
+def featurizer_traits(name: str) -> Traits:
+    """Return what must be known of a featurizer before it is made. Raises ConfigError as `resolve`."""
+    if name in FEATURIZERS and (traits := FEATURIZERS[name].traits) is not None:
+        return traits
+    kind = resolve("featurizers", name, KEYS["featurizers"])
+    return Traits(kind.reads, kind.makes, kind.columns)
 
 
 def featurizer_reads(name: str) -> Reads:
     """Return what a featurizer is made from (see protocols.Featurizer). Raises ConfigError as `resolve`."""
-    return getattr(resolve("featurizers", name, "features.featurizer"), "reads", "checkpoints")
+    return featurizer_traits(name).reads
 
 
 def resolve_method(name: str) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from influray.features.ngram import NgramFeaturizer
 from influray.protocols import FeatureRows, SparseRows, Stores, TextExample
+from influray.registry import featurizer_traits
 
 INTEGERS = ("tokens", "loss_tokens")
 
@@ -73,4 +74,8 @@ def plain(rows: FeatureRows, checkpoint: int) -> np.ndarray:
 def made_for(checkpoints: int = 2, **changes) -> Stores:
     """Stores of plain gradients; the last checkpoint weighs most."""
     weights = tuple(2 * (k + 1) / (checkpoints * (checkpoints + 1)) for k in range(checkpoints))
-    return Stores(**{"weights": weights, "direction": "sgd", **changes})
+    made = {"weights": weights, "direction": "sgd"}
+    if "makes" not in changes:
+        traits = featurizer_traits(changes.get("featurizer", "gradient"))
+        made |= {"makes": traits.makes, "columns": traits.columns}
+    return Stores(**{**made, **changes})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influray.config import BoundsConfig, ConstraintsConfig, TokenBudget, parse_constraints
+from influray.config_messages import near
 from influray.plugins import permit
 from influray.protocols import (
     AttributionSource,
@@ -25,10 +25,9 @@ from influray.protocols import (
     SelectionProblem,
     Selector,
 )
-from influray.registry import METHODS, SELECTORS, resolve, resolve_method
+from influray.registry import METHODS, SELECTORS, make, resolve_method
 from influray.selectors.admission import Admission, DeadEnd
 from influray.selectors.kept import require_kept
-from influray.selectors.options import near
 from influray.selectors.row_facts import given_facts
 from influray.store.artifact import read_manifest
 from influray.store.attribution import ArrayAttribution, Attribution
@@ -84,8 +83,8 @@ def select(
     names = check_groups(source, groups)
     total = source.shape[0]
     facts = _run_facts(source) if rows is None else given_facts(rows, total)
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise ConfigError(f"seed: found {seed!r}, expected an integer")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ConfigError(f"seed: found {seed!r}, expected an integer of 0 or more")
     count, limits = resolve_limits(budget, limited, total)
     if features is None and limits.near_duplicates is not None and isinstance(source, Attribution):
         features = run_features(source)
@@ -147,26 +146,8 @@ def check_method(method: str) -> None:
 
 
 def make_selector(name: str, options: Mapping[str, Any]) -> Selector:
-    """Return the selector of a table name or "package.module:Class" with its options.
-
-    Raises:
-        ConfigError: no such selector, an option it does not have, or a value it does not take.
-    """
-    cls = resolve("selectors", name, "method")
-    try:
-        signature = inspect.signature(cls)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"method: {name!r} is not a class that can be constructed: {error}") from error
-    known = {n: p for n, p in signature.parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        for option in options:
-            if option not in known:
-                right = f"known: {', '.join(known)}" if known else "it has none"
-                raise ConfigError(f"options.{option}: {name!r} has no such option{near(option, known)} ({right})")
-    for option, parameter in known.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise ConfigError(f"options.{option}: required by {name!r}, but not given")
-    return cls(**options)
+    """Return a selector with its options. Raises ConfigError as `registry.make`."""
+    return make("selectors", name, options)
 
 
 def resolve_limits(

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import networkx as nx
 import numpy as np
 
+from influray.config_messages import near
 from influray.protocols import Bounds, ConfigError
-from influray.selectors.options import near
 
 SOURCES, TASKS = "constraints.sources", "constraints.tasks"
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from influray.protocols import DataError
-from influray.scorers.options import VECTORLESS
+from influray.registry import featurizer_traits
 from influray.steps.context import StepContext, StepResult
 from influray.store.artifact import ShardStore, fingerprint, read_manifest
 from influray.store.checks import broken
@@ -182,7 +182,7 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
         "base": context.model_digest,
         "model": model.model_dump(mode="json", include={"dtype", "attention", "quantization"}),
     }
-    if features.featurizer not in VECTORLESS:
+    if featurizer_traits(features.featurizer).makes == "vectors":
         facts["store"] = features.store if split == "pool" else "float16"
     if context.reads == "base":
         return facts, {**facts, **common, "token_budget": features.token_budget}

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from influray.protocols import ConfigError, Projector
-from influray.registry import PROJECTORS, resolve
+from influray.registry import PROJECTORS
+from influray.registry import make as make_method
 from tests.reference.dense_projection import dense_variance, factored_variance, hadamard_variance, sparse_jl_variance
 
 P, D = 96, 96  # equal, so that the identity can be among them
@@ -19,7 +20,7 @@ RANDOM = sorted(set(NAMES) - {"identity"})
 
 
 def make(name, seed=0, dimension=D, parameters=P, **options) -> Projector:
-    return resolve("projectors", name, "features.projector.name")(dimension, parameters, seed, "cpu", **options)
+    return make_method("projectors", name, options, dimension, parameters, seed, "cpu")
 
 
 def project(projector, x_BP, cuts=(), dtype=torch.float32):

@@ -11,6 +11,7 @@ import torch
 from influray.features.loss import LossFeaturizer, token_scores
 from influray.model import piecewise_head
 from influray.protocols import ConfigError, TokenizedExample
+from influray.registry import make
 from tests.reference.loop_features import loop_losses
 from tests.tiny import tiny_llama
 from tests.unit.test_example_gradients import family, mixed_batch
@@ -87,4 +88,4 @@ def test_a_row_that_fails_leaves_the_others_their_bits():
 
 def test_it_has_no_options():
     with pytest.raises(ConfigError, match=r"features\.options\.n: 'loss' has no such option \(it has none\)"):
-        LossFeaturizer(tiny_llama(), n=2)
+        make("featurizers", "loss", {"n": 2}, tiny_llama(), "cpu")

@@ -16,6 +16,7 @@ from influray.data.chat import ChatEncoder
 from influray.data.files import resolve_files
 from influray.features.ngram import NgramFeaturizer
 from influray.protocols import ArtifactMismatch, ConfigError, TextExample
+from influray.registry import make
 from influray.store.artifact import ShardStore
 from influray.store.datastore import Datastore, counts_of, feature_table
 from tests.tiny import byte_tokenizer, pool_rows, write_jsonl
@@ -132,4 +133,4 @@ def test_users_and_assistants_are_read_whole_as_the_record_has_them(tmp_path):
 )
 def test_wrong_options_are_named_by_their_key(options, message):
     with pytest.raises(ConfigError, match=message):
-        NgramFeaturizer(**options)
+        make("featurizers", "ngram", options)

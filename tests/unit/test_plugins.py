@@ -16,7 +16,7 @@ from influray import pipeline
 from influray.cli.app import app, main
 from influray.config import dump_config, load_config, parse_config
 from influray.plugins import MARKS, SEAMS, permit, run_directory_of
-from influray.protocols import ConfigError
+from influray.protocols import ConfigError, Scorer, Selector
 from influray.registry import SEAMS as TABLES
 from influray.registry import resolve
 from influray.runs import open_run
@@ -142,7 +142,7 @@ def test_with_the_flag_it_is_imported_and_refused_where_it_is_no_class_of_the_se
     with pytest.raises(SystemExit) as stop:
         main()
     assert (stop.value.code, evil.exists()) == (2, True)
-    assert f"'evil_module:Evil' is no {seam[:-1]}: it has no" in " ".join(capsys.readouterr().err.split())
+    assert f"'evil_module:Evil' is no {seam[:-1]}: it does not derive from" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(ConfigError, match="allow_plugins"):
         open_run(run)  # the trust ended with the command
 
@@ -177,7 +177,7 @@ def test_one_mark_of_a_run_directory_is_enough(tmp_path, mark):
     assert run_directory_of(tmp_path / "link.yaml") == tmp_path / "run"
 
 
-class Mine:
+class Mine(Selector):
     def select(self, problem):
         raise NotImplementedError
 
@@ -191,7 +191,7 @@ class Sly(metaclass=Metaclassed):
     pass
 
 
-class Halfway(influray.protocols.Scorer):
+class Halfway(Scorer):
     """Has all that the protocol gives, and nothing of its own."""
 
 

@@ -8,6 +8,7 @@ import torch
 
 from influray.features.representation import RepresentationFeaturizer
 from influray.protocols import ConfigError, TokenizedExample
+from influray.registry import make
 from tests.reference.loop_features import loop_representation
 from tests.tiny import tiny_llama
 from tests.unit.test_example_gradients import example, family, mixed_batch
@@ -97,6 +98,6 @@ def test_the_dimension_is_the_models_width_also_where_nothing_is_usable():
 
 def test_wrong_options_are_named_by_their_key():
     with pytest.raises(ConfigError, match=r"features\.options\.pooling: found 'cls', expected position_weighted, mean"):
-        RepresentationFeaturizer(tiny_llama(), pooling="cls")
+        make("featurizers", "representation", {"pooling": "cls"}, tiny_llama(), "cpu")
     with pytest.raises(ConfigError, match=r"features\.options\.poling: .* did you mean 'pooling'\?"):
-        RepresentationFeaturizer(tiny_llama(), poling="mean")
+        make("featurizers", "representation", {"poling": "mean"}, tiny_llama(), "cpu")
