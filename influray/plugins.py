@@ -1,9 +1,10 @@
 """The one gate for code that a config names: which plug-ins this process may import, and what a plug-in must be.
 
-A plug-in is "package.module:Class". Importing it runs code, so a name is imported only after it was permitted: by
-`runs.admit`, which every verb and every Python entry passes, or by a caller who spells it out in code of her
-own. Actors are given the names that their driver was permitted. Nothing here is imported before it is permitted, and
-nothing is constructed before it is known to be a class of its seam.
+A plug-in is "package.module:Class", or the name of an entry point of an installed package, which stands for one
+(groups influray.featurizers, influray.projectors, influray.scorers, influray.selectors). Importing it runs code, so a
+class is imported only after it was permitted: by `runs.admit`, which every verb and every Python entry passes, or by a
+caller who spells it out in code of her own. Actors are given what their driver was permitted. Nothing is constructed
+before it is known to be a class of its seam.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import sys
 from abc import ABCMeta
 from collections.abc import Iterable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,18 +47,31 @@ _permitted: set[str] = set()
 _trusting = 0
 
 
-def is_plugin(name: str) -> bool:
-    """Return whether a name of a config stands for outside code."""
-    return ":" in name
+def target_of(seam: str, name: str) -> str | None:
+    """Return the "package.module:Class" that a name stands for, itself or as an entry point; None where it does not.
+
+    Nothing is imported. Raises ConfigError where packages offer several under this name.
+    """
+    if ":" in name:
+        return name
+    found = {point.value.partition("[")[0].strip() for point in entry_points(group=f"influray.{seam}", name=name)}
+    if len(found) > 1:
+        raise ConfigError(f"{name!r} is the name of several {seam}, so name one of them: {', '.join(sorted(found))}")
+    return found.pop() if found else None
 
 
-def permit(names: Iterable[str]) -> None:
-    """Let this process import plug-ins of these names from now on."""
-    _permitted.update(name for name in names if is_plugin(name))
+def offered(seam: str) -> list[str]:
+    """Return the names of a seam's entry points, ascending."""
+    return sorted(entry_points(group=f"influray.{seam}").names)
+
+
+def permit(targets: Iterable[str]) -> None:
+    """Let this process import these plug-ins, each "package.module:Class", from now on."""
+    _permitted.update(targets)
 
 
 def permitted() -> tuple[str, ...]:
-    """Return the names that this process may import, which it hands to the processes that it starts."""
+    """Return the plug-ins that this process may import, which it hands to the processes that it starts."""
     return tuple(sorted(_permitted))
 
 
@@ -87,19 +102,19 @@ def run_directory_of(path: Path) -> Path | None:
     return None
 
 
-def load(seam: str, name: str, key: str) -> Any:
-    """Return the class that a plug-in's name stands for.
+def load(seam: str, name: str, target: str, key: str) -> Any:
+    """Return the class of a plug-in, `target` "package.module:Class", that a config calls by `name`.
 
     Raises:
         ConfigError: it may not be imported, cannot be, or is no class of `seam`; it names `key`.
     """
     kind = seam[:-1]
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(target):
         raise ConfigError(f'{key}: found {name!r}; a plug-in is written "package.module:Class"')
-    module, _, attribute = name.partition(":")
+    module, _, attribute = target.partition(":")
     if module.partition(".")[0] in sys.stdlib_module_names:
         raise ConfigError(f"{key}: {name!r} is of Python's own library, which holds no {kind}; it is not a plug-in")
-    if name not in _permitted:
+    if target not in _permitted:
         raise ConfigError(
             f"{key}: the plug-in {name!r} was not permitted, so it is not imported; a run directory may not name code "
             "unless --allow-plugins (in Python: influray.allow_plugins()) says that you trust it"
@@ -107,13 +122,23 @@ def load(seam: str, name: str, key: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{key}: plug-in {name!r} cannot be imported: {error}") from error
+        where = _where(module) if module == error.name or module.startswith(f"{error.name}.") else ""
+        raise ConfigError(f"{key}: plug-in {name!r} cannot be imported: {error}{where}") from error
     except AttributeError as error:
         raise ConfigError(f"{key}: module {module!r} has no {attribute!r}") from error
     except Exception as error:
         raise ConfigError(f"{key}: plug-in {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     require_seam(seam, found, name, key)
     return found
+
+
+def _where(module: str) -> str:
+    """Say how a module that was not found can be."""
+    top = Path(module.partition(".")[0])
+    # Not searched unasked: whoever works in a folder of downloaded data would run what lies there under any name.
+    if top.is_dir() or top.with_suffix(".py").is_file():
+        return f"; it stands in the working directory, which is searched when you set PYTHONPATH={Path.cwd()}"
+    return "; install it, or name the folder it stands in by PYTHONPATH"
 
 
 def require_seam(seam: str, found: object, name: str, key: str) -> None:

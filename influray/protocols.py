@@ -102,6 +102,10 @@ class SparseRows:
     count: np.ndarray  # int32, 1 or more
 
 
+Reads = Literal["checkpoints", "base", "records"]
+Makes = Literal["vectors", "counts", "facts"]
+
+
 @dataclass(frozen=True, slots=True)
 class FeatureBlock:
     """One feature row per usable example of a batch, in the order of `row_B`, and why the others failed.
@@ -118,6 +122,17 @@ class FeatureBlock:
     failures: Mapping[int, str] = field(default_factory=dict)  # row -> reason, for the quarantine
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)  # further columns of one number a row: tokens ...
     counts: SparseRows | None = None  # of n-grams
+
+    @property
+    def makes(self) -> Makes:
+        """What stands for a row, beside its plain columns."""
+        return "vectors" if self.feature_BD is not None else "counts" if self.counts is not None else "facts"
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The plain columns by name."""
+        known = {"norm": self.norm_B, "grad_norm": self.grad_norm_B, "loss": self.loss_B, **self.extra}
+        return {name: column_B for name, column_B in known.items() if column_B is not None}
 
 
 class Projector(ABC):
@@ -144,10 +159,6 @@ class FactorProjector(Projector):
     @abstractmethod
     def add_factors(self, out_BD: Tensor, offset: int, grad_BSo: Tensor, x_BSi: Tensor) -> None:
         """Add the projection of sum_s grad_s x_s', the gradient of the weight at `offset`, to `out_BD`, in place."""
-
-
-Reads = Literal["checkpoints", "base", "records"]
-Makes = Literal["vectors", "counts", "facts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +190,13 @@ class Featurizer(ABC):
     @abstractmethod
     def compute(self, examples: Sequence[Any]) -> FeatureBlock:
         """Return the rows of one batch in its order; those that have no usable feature are in `failures`."""
+
+    def broken_promise(self, block: FeatureBlock) -> str:
+        """Return how a block is not what the class attributes say, "" where it is."""
+        given, said = (block.makes, sorted(block.columns)), (self.makes, sorted(self.columns))
+        text = "makes = {!r} and columns = {}"
+        kind = f"{type(self).__module__}:{type(self).__qualname__}"
+        return "" if given == said else f"{kind} gives {text.format(*given)}, and says {text.format(*said)}"
 
     def compute_all(self, batches: Iterable[Sequence[Any]]) -> Iterator[FeatureBlock]:
         """Yield what `compute` returns for each batch of a shard, in order; one may begin before the last is done."""

@@ -23,6 +23,7 @@ LAYERS = [
     {"model"},
     {"evaluation"},
     {"features", "scorers", "selectors"},
+    {"testing"},
     {"progress"},
     {"runtime"},
     {"report"},

@@ -237,6 +237,8 @@ class FeatureWorker:
             part = unless_made.enter_context(PartBuilder(featurizer.dimension, encoding))
             stacks = [[[examples[i] for i in stack] for stack in batch] for batch in batches]
             for block in featurizer.compute_all_packed(stacks):
+                if broken := featurizer.broken_promise(block):
+                    raise ConfigError(f"features.featurizer: {broken}")
                 part.add(block)
                 failures |= {str(row): reason for row, reason in sorted(block.failures.items())}
             if attempt.probe is not None:

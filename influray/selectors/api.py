@@ -25,7 +25,7 @@ from influray.protocols import (
     SelectionProblem,
     Selector,
 )
-from influray.registry import METHODS, SELECTORS, make, resolve_method
+from influray.registry import METHODS, SELECTORS, make, outside_code, resolve_method
 from influray.selectors.admission import Admission, DeadEnd
 from influray.selectors.kept import require_kept
 from influray.selectors.row_facts import given_facts
@@ -78,7 +78,8 @@ def select(
     """
     limited = parse_constraints(constraints or {})
     check_method(method)
-    permit([method])  # spelled out by the caller
+    if target := outside_code("selectors", method):
+        permit([target])  # spelled out by the caller
     source = attribution if _is_source(attribution) else _opened(attribution)
     names = check_groups(source, groups)
     total = source.shape[0]
@@ -138,7 +139,7 @@ def check_method(method: str) -> None:
     """Raise ConfigError where this is neither a method's or a selector's name nor a plug-in, with the nearest name."""
     if not isinstance(method, str):
         raise ConfigError(f"method: found {method!r}, expected the name of a method, such as 'bids'")
-    if ":" not in method and method not in SELECTORS and method not in METHODS:
+    if method not in SELECTORS and method not in METHODS and outside_code("selectors", method) is None:
         known = {**METHODS, **SELECTORS}
         raise ConfigError(
             f"method: no method is called {method!r}{near(method, known)} (known: {', '.join(sorted(known))})"

@@ -16,7 +16,8 @@ from influray.scorers.options import make_scorer
 from influray.scorers.vog import VoG
 from influray.scorers.whitened import Whitened
 from influray.store.arrays import add_arrays
-from tests.features import made_for, make_rows, plain, scaled, taken
+from influray.testing.scorers import taken
+from tests.features import made_for, make_rows, plain, scaled
 from tests.reference.datainf_loop import datainf, datainf_by_inverses
 from tests.reference.gradient_variance import variance_of_gradients
 from tests.reference.gram_inverse import gram_influence

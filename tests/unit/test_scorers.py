@@ -10,7 +10,8 @@ from influray.scorers import products
 from influray.scorers.inner_product import InnerProduct
 from influray.scorers.options import make_scorer
 from influray.scorers.weights import checkpoint_weights
-from tests.features import made_for, make_rows, plain, scaled, taken
+from influray.testing.scorers import taken
+from tests.features import made_for, make_rows, plain, scaled
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])

@@ -12,7 +12,8 @@ from influray.scorers import counts as counts_module
 from influray.scorers.bm25 import BM25
 from influray.scorers.dsir import DSIR
 from influray.scorers.options import make_scorer
-from tests.features import counted, made_for, taken
+from influray.testing.scorers import taken
+from tests.features import counted, made_for
 from tests.reference.text_scores import bm25_score, dsir_weights
 
 V = 61  # few enough buckets for collisions

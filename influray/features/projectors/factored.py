@@ -125,5 +125,8 @@ class FactoredProjector(FactorProjector):
 
 
 def _each(x_Bnm: Tensor, matrix_mk: Tensor) -> Tensor:
-    # One product per row and not one for all: its shape, and so the order of its sums, does not depend on B.
+    # One product per row and not one for all: its shape, and so the order of its sums, does not depend on B. MKL's
+    # batched product has an order for one matrix and another for several.
+    if x_Bnm.device.type == "cpu" and len(x_Bnm):
+        return torch.stack([x_nm @ matrix_mk for x_nm in x_Bnm])
     return torch.bmm(x_Bnm, matrix_mk.expand(len(x_Bnm), *matrix_mk.shape))
