@@ -146,12 +146,8 @@ def _expected(schema: Mapping[str, Any]) -> str:
         return words.get(kind, "")
     noun = "an integer" if kind == "integer" else "a number"
     limits = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-    low, high, above, below = (_short(schema[name]) if name in schema else "" for name in limits)
+    low, high, above, below = (f"{schema[name]:.15g}" if name in schema else "" for name in limits)
     if low and high:
         return f"{noun} from {low} to {high}"
     parts = (low and f"of {low} or more", above and f"above {above}", high and f"at most {high}")
     return f"{noun} {', '.join(filter(None, (*parts, below and f'below {below}')))}".strip()
-
-
-def _short(number: float) -> str:
-    return str(int(number)) if number == int(number) else str(number)

@@ -47,13 +47,3 @@ def score_answers(
             right_BS = by_example(right_n.float(), batch, fill=1.0) > 0
             match_N[indices] = right_BS.all(1).cpu().numpy()
     return loss_N, match_N
-
-
-def answer_losses(model: nn.Module, examples: Sequence[TokenizedExample], token_budget: int) -> np.ndarray:
-    """Return the mean loss of each example over its trained tokens, [N] float64."""
-    return score_answers(model, examples, token_budget)[0]
-
-
-def teacher_forced_match(model: nn.Module, examples: Sequence[TokenizedExample], token_budget: int) -> np.ndarray:
-    """Return whether greedy decoding would write each example's answer exactly, [N] bool, without decoding."""
-    return score_answers(model, examples, token_budget)[1]

@@ -55,10 +55,6 @@ class BudgetCurve:
         """Return the task of `worst[m]`, the first of equal ones."""
         return self.tasks[int(self.aid_MG[m].argmin())]
 
-    def worst_covered_task(self, m: int) -> str:
-        """Return the task of `worst_covered[m]`, the first of equal ones."""
-        return self.tasks[int(self.covered_MG[m].argmin())]
-
 
 def budget_grid(total: int, points: int = POINTS) -> np.ndarray:
     """Return at most `points` budgets from 1 to `total`, that included, int64 ascending.

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders
 
-from influray.evaluation.answer_loss import answer_losses, score_answers, teacher_forced_match
+from influray.evaluation.answer_loss import score_answers
 from influray.evaluation.exact_match import end_tokens, greedy_decode, greedy_exact_match, matches, prompt_of
 from influray.evaluation.summary import over_seeds, summarise
 from influray.model.loading import tokenizer_digest, writing_digest
@@ -53,7 +53,7 @@ def test_losses_are_those_of_one_example_at_a_time(model):
     with torch.no_grad():
         expected = [example_loss(model, e).item() for e in examples]
     for token_budget in (1, 30, 10_000):
-        np.testing.assert_allclose(answer_losses(model, examples, token_budget), expected, rtol=1e-9)
+        np.testing.assert_allclose(score_answers(model, examples, token_budget)[0], expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 7, 20])
@@ -81,7 +81,7 @@ def test_teacher_forced_match_is_equal_to_greedy_decoding_writing_that_answer(mo
         answer = one.input_ids_S[one.loss_mask_S].tolist()
         goes_on = greedy(model, one.input_ids_S[~one.loss_mask_S], set(), len(answer))
         expected.append(goes_on == answer)
-    found = teacher_forced_match(model, examples, 200)
+    found = score_answers(model, examples, 200)[1]
     assert found.tolist() == expected
     assert 0 < sum(expected) < len(expected)
 
@@ -94,7 +94,7 @@ def test_a_match_is_asked_of_trained_positions_only(model):
     mask = np.zeros(len(ids), bool)
     mask[len(prompt)] = True
     ids[len(prompt)] = written[0]
-    assert teacher_forced_match(model, [TokenizedExample(0, ids, mask)], 100).tolist() == [True]
+    assert score_answers(model, [TokenizedExample(0, ids, mask)], 100)[1].tolist() == [True]
 
 
 def test_scores_do_not_depend_on_order_or_batching(model):
