@@ -196,7 +196,7 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
         "checkpoint": load_checkpoint(context.directory.checkpoint(number)).digest,
         "features": features.model_dump(mode="json", exclude={"rows_per_shard", "direction", "store"}),
         "direction": facts["direction"],
-        "store": facts["store"],
+        "store": facts.get("store"),
     }
 
 
