@@ -94,7 +94,7 @@ class FeaturesConfig(Section):
     """What a feature row is."""
 
     featurizer: str = "gradient"
-    options: dict[str, Any] = Field(default_factory=dict)  # of the featurizer, such as n of ngram; gradient has none
+    options: dict[str, Any] = Field(default_factory=dict)  # of the featurizer, such as n of ngram
     # The eight that follow are those of gradient; other featurizers do not read them, nor do their fingerprints.
     direction: Literal["adam", "sgd", "sign"] = "adam"  # of pool rows; target rows are always plain
     # "lora" = the adapter's matrices; else name endings of linear layers whose own weights are taken, without biases

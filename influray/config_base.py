@@ -12,9 +12,11 @@ from pydantic import (
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from influray.config_messages import takes_boolean
+from influray.options import plain
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe as a folder name
 Positive = Annotated[int, Field(ge=1)]
@@ -24,6 +26,11 @@ class Section(BaseModel):
     """A part of the config: frozen, and strict about its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_numpy(cls, given: Any) -> Any:
+        return plain(given)
 
     @field_validator("*", mode="before")
     @classmethod

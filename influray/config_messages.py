@@ -22,15 +22,19 @@ def readable(error: ValidationError, where: str, root: type[BaseModel]) -> str:
         loc = [str(part) for part in item["loc"] if not _is_branch(part)]
         key = ".".join(loc) or "config"
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(loc[-1], _fields_at(loc[:-1], root), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            lines.append(f"{key}: unknown key{hint}")
+            lines.append(f"{key}: unknown key{near(loc[-1], _fields_at(loc[:-1], root))}")
         elif item["type"] == "missing":
             lines.append(f"{key}: required, but not given")
         else:
             found = "" if item["type"] == "value_error" and key == "config" else f" (found {item['input']!r})"
             lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}{found}")
     return f"{where}: " + "; ".join(dict.fromkeys(lines))
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" where a known name is like this one, else an empty string."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def takes_boolean(annotation: Any) -> bool:

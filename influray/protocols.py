@@ -1,17 +1,20 @@
 """The seams of influray and the values that cross them.
 
-Everything that can be swapped stands here as a protocol: a Featurizer turns a batch into one row per
-example, a Projector maps gradient coordinates to D numbers, a Scorer turns features into blocks of the
-attribution matrix, a Selector turns the matrix into a selection. This file imports nothing heavy.
+Everything that can be swapped is a class of one of four bases: a Featurizer turns a batch into one row per example, a
+Projector maps gradient coordinates to D numbers, a Scorer turns features into blocks of the attribution matrix, a
+Selector turns the matrix into a selection. A class of one's own derives from one of them too, and overrides what is
+abstract; what else stands in a base has a default. All parameters of its __init__ after those that the base names are
+its options (influray.options). This file imports nothing heavy.
 
 Shape suffixes: N pool rows, T target columns, B batch, S tokens, P parameters, D feature, K checkpoints.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -99,6 +102,10 @@ class SparseRows:
     count: np.ndarray  # int32, 1 or more
 
 
+Reads = Literal["checkpoints", "base", "records"]
+Makes = Literal["vectors", "counts", "facts"]
+
+
 @dataclass(frozen=True, slots=True)
 class FeatureBlock:
     """One feature row per usable example of a batch, in the order of `row_B`, and why the others failed.
@@ -116,67 +123,95 @@ class FeatureBlock:
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)  # further columns of one number a row: tokens ...
     counts: SparseRows | None = None  # of n-grams
 
+    @property
+    def makes(self) -> Makes:
+        """What stands for a row, beside its plain columns."""
+        return "vectors" if self.feature_BD is not None else "counts" if self.counts is not None else "facts"
 
-@runtime_checkable
-class Projector(Protocol):
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The plain columns by name."""
+        known = {"norm": self.norm_B, "grad_norm": self.grad_norm_B, "loss": self.loss_B, **self.extra}
+        return {name: column_B for name, column_B in known.items() if column_B is not None}
+
+
+class Projector(ABC):
     """A fixed random linear map R [P, D], unbiased: E[(x R) . (y R)] = x . y.
 
-    It is applied in slices of coordinates so that a caller never holds a whole gradient. The result of
-    a row depends on that row alone, whatever else is in the batch.
+    It is made as `kind(dimension, parameters, seed, device, **options)`, and applied in slices of coordinates so that
+    a caller never holds a whole gradient. The result of a row depends on that row alone, whatever else is in the batch.
     """
 
-    dimension: int
+    dimension: int  # D
 
+    @abstractmethod
     def add_slice(self, out_BD: Tensor, block_Bp: Tensor, offset: int) -> None:
         """Add the projection of coordinates [offset, offset + p) of each row to `out_BD`, in place."""
-        ...
 
 
-@runtime_checkable
-class FactorProjector(Projector, Protocol):
+class FactorProjector(Projector):
     """A projector that can do without the gradient: sum_s grad_s x_s' of a linear layer comes as its two factors."""
 
+    @abstractmethod
     def set_layout(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Say what the coordinates are: (offset, out, in) of every weight."""
-        ...
 
+    @abstractmethod
     def add_factors(self, out_BD: Tensor, offset: int, grad_BSo: Tensor, x_BSi: Tensor) -> None:
         """Add the projection of sum_s grad_s x_s', the gradient of the weight at `offset`, to `out_BD`, in place."""
-        ...
 
 
-Reads = Literal["checkpoints", "base", "records"]
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What must be known of a featurizer before it is made; the class attributes of the same names."""
+
+    reads: Reads
+    makes: Makes
+    columns: tuple[str, ...]
 
 
-class Featurizer(Protocol):
+class Featurizer(ABC):
     """One batch of examples -> one feature row per example.
 
     The class attribute `reads` says what it is made from, and so how it is constructed and what it is given:
-    "checkpoints" (where there is no such attribute) the base with each warmup adapter in turn, `(model,
-    features_config, moments, direction, device)`; "base" the base alone, `(model, device, **options)`, and no warmup
-    is carried out; "records" no model, `(**options)`, and TextExamples in place of TokenizedExamples. The class
-    attribute `OPTIONS` holds what `features.options` may say (influray.features.options); without it, nothing.
-
-    A featurizer may have `compute_all(batches) -> Iterator[FeatureBlock]` too, and is then given all batches of a shard
-    at once: it yields what `compute` returns for each, in their order, and may begin one before the last is done.
+    "checkpoints" the base with each warmup adapter in turn, `(model, features_config, moments, direction, device)`;
+    "base" the base alone, `(model, device)`, and there is no warmup; "records" no model, `()`, and TextExamples in
+    place of TokenizedExamples. Its options follow.
     """
 
+    reads: ClassVar[Reads] = "checkpoints"
+    makes: ClassVar[Makes] = "vectors"  # unit rows; counts of n-grams; or facts: nothing but the plain columns
+    columns: ClassVar[tuple[str, ...]] = ()  # plain ones beside loss_tokens: norm, grad_norm, loss and those of `extra`
     dimension: int  # D of its feature rows, buckets of its counts, 0 where it has neither
+    epsilon_share: float | None = None  # how much of Adam's denominator is epsilon; None where there is no Adam
+    step: str | None = None  # which of several programs with other last bits computes
+    bounds: tuple[int, ...] = ()  # where the part of the D numbers of each module begins, and D; () = one part
 
-    def compute(self, examples: Sequence[Any]) -> FeatureBlock: ...
+    @abstractmethod
+    def compute(self, examples: Sequence[Any]) -> FeatureBlock:
+        """Return the rows of one batch in its order; those that have no usable feature are in `failures`."""
 
+    def broken_promise(self, block: FeatureBlock) -> str:
+        """Return how a block is not what the class attributes say, "" where it is."""
+        given, said = (block.makes, sorted(block.columns)), (self.makes, sorted(self.columns))
+        text = "makes = {!r} and columns = {}"
+        kind = f"{type(self).__module__}:{type(self).__qualname__}"
+        return "" if given == said else f"{kind} gives {text.format(*given)}, and says {text.format(*said)}"
 
-@runtime_checkable
-class PackingFeaturizer(Featurizer, Protocol):
-    """A featurizer that takes packed batches too: stacks of examples, each padded for itself."""
+    def compute_all(self, batches: Iterable[Sequence[Any]]) -> Iterator[FeatureBlock]:
+        """Yield what `compute` returns for each batch of a shard, in order; one may begin before the last is done."""
+        return map(self.compute, batches)
 
     def can_pack(self) -> bool:
-        """Return whether its model lets it."""
-        ...
+        """Return whether a batch may be several stacks of examples, each padded for itself."""
+        return False
 
     def compute_all_packed(self, batches: Iterable[Sequence[Sequence[Any]]]) -> Iterator[FeatureBlock]:
-        """Yield for each batch of stacks what `compute` returns for all its examples, in order, to rounding."""
-        ...
+        """Yield for each batch of stacks, of one where it cannot pack, what `compute` returns, to rounding."""
+        return self.compute_all(stack for (stack,) in batches)
+
+    def close(self) -> None:  # noqa: B027 - there need be nothing to close
+        """Let go of the model, so that another adapter can be put on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +220,8 @@ class Stores:
 
     weights: tuple[float, ...]  # one per checkpoint, summing to 1; () before their number is known
     featurizer: str = "gradient"
+    makes: Makes = "vectors"
+    columns: tuple[str, ...] = ("norm", "grad_norm", "loss")  # as of Featurizer
     direction: str = "adam"  # of the gradients of pool rows: adam, sgd or sign; those of target rows are always plain
     blocks: str = "whole"  # module = a part of the D numbers for each LoRA module
     bounds_K: tuple[tuple[int, ...], ...] = ()  # per checkpoint: where parts begin, and D or buckets; () = not made yet
@@ -219,19 +256,19 @@ class Columns:
 Arrays = Mapping[str, np.ndarray]
 
 
-class Scorer(Protocol):
+class Scorer(ABC):
     """Features of pool and targets at every checkpoint -> a block of the attribution matrix.
 
-    A subclass is made as `kind(stores, **options)` and raises ConfigError for an option that it does not take, and
-    ArtifactMismatch for stores that cannot carry it. This happens twice: before anything starts, with the stores that
-    the config will make, and before scoring, with those that are there.
+    It is made as `kind(stores, **options)` and raises ArtifactMismatch for stores that it has no use for. This happens
+    twice: before anything starts, with the stores that the config will make, and before scoring, with those that are
+    there.
 
     A scorer that needs to know the whole pool first has `passes`. In each, numbered from 1, `sums` is taken of blocks
     of pool rows and added up in a fixed order, and `fit` turns the total into the state that the next pass and `score`
     are given; it is kept on disk.
     """
 
-    passes: int = 0
+    passes: ClassVar[int] = 0
 
     def columns(self, targets: Columns) -> Columns:
         """Return what the columns of the matrix are, from the targets that have a feature at every checkpoint."""
@@ -248,9 +285,9 @@ class Scorer(Protocol):
         """Return the state that follows from the sums over all pool rows: arrays by name, none of them empty."""
         raise NotImplementedError(f"{type(self).__name__} has {self.passes} passes and no fit")
 
+    @abstractmethod
     def score(self, pool: FeatureRows, target: FeatureRows, state: Arrays) -> np.ndarray:
         """Return A [B, T] float32, one column as `columns` has them; larger helps more. The last pass left `state`."""
-        ...
 
 
 class AttributionSource(Protocol):
@@ -332,7 +369,9 @@ class Selection:
     dropped_columns: Mapping[int, str] = field(default_factory=dict)
 
 
-class Selector(Protocol):
-    """Attribution -> selection: a pure function of the problem and its seed."""
+class Selector(ABC):
+    """Attribution -> selection: a pure function of the problem and its seed. It is made as `kind(**options)`."""
 
-    def select(self, problem: SelectionProblem) -> Selection: ...
+    @abstractmethod
+    def select(self, problem: SelectionProblem) -> Selection:
+        """Return `problem.budget` different rows in order of choice."""

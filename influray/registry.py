@@ -1,18 +1,20 @@
 """What can be named in a config: one table per seam, name -> "module:attribute" and a line for people.
 
 Nothing is imported until it is used. A method of one's own is given as "package.module:Class" in place of a
-name. A new method is one file and one line here.
+name, or by that of an entry point (influray.plugins). A new method is one file and one line here.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from influray.plugins import is_plugin, load
-from influray.protocols import ConfigError, Reads
+from influray.config_messages import near
+from influray.options import check_options
+from influray.plugins import load, offered, target_of
+from influray.protocols import ConfigError, Reads, Traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +23,30 @@ class Entry:
 
     target: str  # "module:attribute"
     summary: str
+    traits: Traits | None = None  # of a featurizer, for those who would not import torch to know them
 
 
 FEATURIZERS: dict[str, Entry] = {
-    "gradient": Entry("influray.features.gradient:GradientFeaturizer", "projected per-example LoRA gradients (LESS)"),
-    "representation": Entry(
-        "influray.features.representation:RepresentationFeaturizer", "pooled last hidden states of the base (RDS+)"
+    "gradient": Entry(
+        "influray.features.gradient:GradientFeaturizer",
+        "projected per-example LoRA gradients (LESS)",
+        Traits("checkpoints", "vectors", ("norm", "grad_norm", "loss")),
     ),
-    "loss": Entry("influray.features.loss:LossFeaturizer", "loss, EL2N and length under the base; one forward"),
-    "ngram": Entry("influray.features.ngram:NgramFeaturizer", "hashed n-gram counts of the text, no model (DSIR)"),
+    "representation": Entry(
+        "influray.features.representation:RepresentationFeaturizer",
+        "pooled last hidden states of the base (RDS+)",
+        Traits("base", "vectors", ("norm", "tokens")),
+    ),
+    "loss": Entry(
+        "influray.features.loss:LossFeaturizer",
+        "loss, EL2N and length under the base; one forward",
+        Traits("base", "facts", ("loss", "el2n", "tokens")),
+    ),
+    "ngram": Entry(
+        "influray.features.ngram:NgramFeaturizer",
+        "hashed n-gram counts of the text, no model (DSIR)",
+        Traits("records", "counts", ("tokens",)),
+    ),
 }
 
 PROJECTORS: dict[str, Entry] = {
@@ -92,6 +109,21 @@ SEAMS: dict[str, dict[str, Entry]] = {
     "selectors": SELECTORS,
 }
 
+KEYS: dict[str, tuple[str, str]] = {  # of a method's name and of its options in a config
+    "featurizers": ("features.featurizer", "features.options"),
+    "projectors": ("features.projector.name", "features.projector.options"),
+    "scorers": ("attribution.scorer", "attribution.options"),
+    "selectors": ("method", "options"),
+}
+GIVEN: dict[str, tuple[str, ...]] = {  # what a class is made with before its options; a featurizer by what it reads
+    "checkpoints": ("model", "features_config", "moments", "direction", "device"),
+    "base": ("model", "device"),
+    "records": (),
+    "projectors": ("dimension", "parameters", "seed", "device"),
+    "scorers": ("stores",),
+    "selectors": (),
+}
+
 # Published methods that are a selector with certain options: usable wherever a selector's name is.
 METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
     "bids": ("balanced", {"normaliser": "zscore"}, "BIDS, arXiv 2501.12147"),
@@ -121,7 +153,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def resolve(seam: str, name: str, key: str) -> Any:
-    """Return what `name` stands for in the table of `seam`, or the plug-in "package.module:Class" itself.
+    """Return what `name` stands for in the table of `seam`, or the class of a plug-in.
 
     Raises:
         ConfigError: no such name (with the nearest one), or a plug-in that may not be imported, cannot be, or is no
@@ -131,16 +163,52 @@ def resolve(seam: str, name: str, key: str) -> Any:
     if name in table:
         module, _, attribute = table[name].target.partition(":")
         return getattr(importlib.import_module(module), attribute)
-    if not is_plugin(name):
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{key}: no {seam[:-1]} is called {name!r}{hint} (known: {', '.join(sorted(table))})")
-    return load(seam, name, key)
+    target = target_of(seam, name)
+    if target is None:
+        known = sorted({*table, *offered(seam)})
+        raise ConfigError(f"{key}: no {seam[:-1]} is called {name!r}{near(name, known)} (known: {', '.join(known)})")
+    return load(seam, name, target, key)
+
+
+def outside_code(seam: str, name: str) -> str | None:
+    """Return the "package.module:Class" of a plug-in's name; None for a method of the tables, and what is unknown."""
+    known = name in SEAMS[seam] or (seam == "selectors" and name in METHODS)
+    return None if known else target_of(seam, name)
+
+
+def check(seam: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's options as its class takes them. Raises ConfigError as `resolve` and `check_options`."""
+    if seam == "featurizers" and name in FEATURIZERS and not options:
+        return {}  # all of theirs have defaults, and torch need not be imported to know it
+    key, options_key = KEYS[seam]
+    given = GIVEN[featurizer_reads(name) if seam == "featurizers" else seam]
+    return check_options(resolve(seam, name, key), name, options_key, given, options)
+
+
+def make(seam: str, name: str, options: Mapping[str, Any], *given: Any) -> Any:
+    """Return the method of a table name or plug-in, made of what its seam gives and of its options.
+
+    Raises:
+        ConfigError: as `resolve` and `check_options`; or it does not set what the base says it has.
+    """
+    checked = check(seam, name, options)
+    made = resolve(seam, name, KEYS[seam][0])(*given, **checked)
+    if seam in ("featurizers", "projectors") and not hasattr(made, "dimension"):
+        raise ConfigError(f"{KEYS[seam][0]}: the {seam[:-1]} {name!r} sets no `dimension` in its __init__")
+    return made
+
+
+def featurizer_traits(name: str) -> Traits:
+    """Return what must be known of a featurizer before it is made. Raises ConfigError as `resolve`."""
+    if name in FEATURIZERS and (traits := FEATURIZERS[name].traits) is not None:
+        return traits
+    kind = resolve("featurizers", name, KEYS["featurizers"][0])
+    return Traits(kind.reads, kind.makes, kind.columns)
 
 
 def featurizer_reads(name: str) -> Reads:
     """Return what a featurizer is made from (see protocols.Featurizer). Raises ConfigError as `resolve`."""
-    return getattr(resolve("featurizers", name, "features.featurizer"), "reads", "checkpoints")
+    return featurizer_traits(name).reads
 
 
 def resolve_method(name: str) -> tuple[str, dict[str, Any]]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from influray.config import Config, load_config, parse_config
 from influray.config_yaml import set_dotted
-from influray.plugins import is_plugin, permit, trusting
+from influray.plugins import permit, trusting
 from influray.protocols import ArtifactMismatch, ConfigError, Selection
+from influray.registry import outside_code
 from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
 from influray.store.uri import is_uri, parse_uri
@@ -197,24 +198,25 @@ def admit(config: Config, run_directory: Path | None, overrides: Mapping[str, An
         ConfigError: the config of a run directory names a plug-in, or trusts a model's code; it names the key.
     """
     named = {
-        "features.featurizer": config.features.featurizer,
-        "features.projector.name": config.features.projector.name,
-        "attribution.scorer": config.attribution.scorer,
-        **{f"selectors.{i}.method": s.method for i, s in enumerate(config.selectors)},
+        "features.featurizer": ("featurizers", config.features.featurizer),
+        "features.projector.name": ("projectors", config.features.projector.name),
+        "attribution.scorer": ("scorers", config.attribution.scorer),
+        **{f"selectors.{i}.method": ("selectors", s.method) for i, s in enumerate(config.selectors)},
     }
+    outside = {key: (name, target) for key, (seam, name) in named.items() if (target := outside_code(seam, name))}
     if run_directory is not None and not trusting():
         advice = "add --allow-plugins (in Python: influray.allow_plugins()) if you trust where it comes from"
-        for key, value in named.items():
-            if is_plugin(value) and not _overridden(key, overrides):
+        for key, (name, _) in outside.items():
+            if not _overridden(key, overrides):
                 raise ConfigError(
-                    f"{run_directory}: {key} names the plug-in {value!r}, and a run directory may not name code to "
+                    f"{run_directory}: {key} names the plug-in {name!r}, and a run directory may not name code to "
                     f"import; {advice}"
                 )
         if config.model.trust_remote_code and not _overridden("model.trust_remote_code", overrides):
             raise ConfigError(
                 f"{run_directory}: model.trust_remote_code runs code that comes with {config.model.base!r}; {advice}"
             )
-    permit(named.values())
+    permit(target for _, target in outside.values())
 
 
 def _overridden(key: str, overrides: Mapping[str, Any]) -> bool:

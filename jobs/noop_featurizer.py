@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from influray.features.options import Option, whole_number
-from influray.protocols import FeatureBlock, TextExample
+from influray.protocols import FeatureBlock, Featurizer, TextExample
 
 D = 16
 
 
-class Noop:
+class Noop(Featurizer):
     """A unit row that follows from the row's number, and no work."""
 
-    reads = "records"
+    reads, columns = "records", ("norm",)
     dimension = D
 
     def compute(self, examples: Sequence[TextExample]) -> FeatureBlock:
@@ -40,9 +40,7 @@ class Noop:
 class Spin(Noop):
     """The same rows after a fixed number of sums in one thread: work whose CPU time does not depend on who does it."""
 
-    OPTIONS: ClassVar = {"rounds": Option(1000, whole_number(1, 2**31 - 1))}
-
-    def __init__(self, rounds: int) -> None:
+    def __init__(self, rounds: Annotated[int, Field(ge=1)] = 1000) -> None:
         self._rounds = rounds
 
     def compute(self, examples: Sequence[TextExample]) -> FeatureBlock:

@@ -13,9 +13,10 @@ ROOT = Path(__file__).parent.parent / "influray"
 # From the bottom up. A part may import from its own line and from those above it in this list.
 LAYERS = [
     {"protocols"},
-    {"plugins"},
+    {"config_messages"},
+    {"plugins", "options"},
     {"registry", "interrupts", "formatting"},
-    {"config_messages", "config_yaml"},
+    {"config_yaml"},
     {"config_base"},
     {"config_data"},
     {"config"},
@@ -24,6 +25,7 @@ LAYERS = [
     {"model"},
     {"evaluation"},
     {"features", "scorers", "selectors"},
+    {"testing"},
     {"progress"},
     {"runtime"},
     {"report"},

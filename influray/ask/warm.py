@@ -19,8 +19,7 @@ from influray.features.token_budget import resolve_token_budget
 from influray.model.checkpoints import load_checkpoint
 from influray.model.loading import attach_adapter, load_base
 from influray.protocols import ArtifactMismatch, FeatureBlock, TokenizedExample
-from influray.registry import featurizer_reads, resolve
-from influray.scorers.options import VECTORLESS
+from influray.registry import featurizer_traits, make
 from influray.store.run_directory import RunDirectory
 
 
@@ -51,24 +50,24 @@ class WarmFeaturizers:
 
     def __init__(self, directory: RunDirectory, config: Config, checkpoints: int, device: str = "cpu") -> None:
         features = config.features
-        reads = featurizer_reads(features.featurizer)
-        if features.featurizer in VECTORLESS or reads == "records":
+        traits = featurizer_traits(features.featurizer)
+        if traits.makes != "vectors" or traits.reads == "records":
             raise ArtifactMismatch(
                 f"features.featurizer: {features.featurizer!r} makes no vectors that could be asked with; runs of "
                 "gradient or representation can"
             )
-        kind = resolve("featurizers", features.featurizer, "features.featurizer")
+        name, options = features.featurizer, features.options
         base: Any = load_base(
             config.model, device=device, device_map=config.resources.device_map if device != "cpu" else None
         )
         self._featurizers: list[Any] = []
-        if reads == "base":
-            self._featurizers = [kind(base, device, **features.options)]
+        if traits.reads == "base":
+            self._featurizers = [make("featurizers", name, options, base, device)]
         else:
             for number in range(1, checkpoints + 1):
                 checkpoint = load_checkpoint(directory.checkpoint(number))
                 model = attach_adapter(_tree_over(base), checkpoint.adapter)
-                self._featurizers.append(kind(model, features, None, "sgd", device))
+                self._featurizers.append(make("featurizers", name, options, model, features, None, "sgd", device))
         limits = features.token_budget, config.data.max_tokens
         self._token_budget = resolve_token_budget(limits[0], base, device, limits[1], self._featurizers[0].compute)
 

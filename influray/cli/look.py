@@ -98,11 +98,13 @@ def compare(
 
 def methods() -> None:
     """List what a config can name."""
+    from influray.plugins import offered, target_of
     from influray.registry import METHODS, SEAMS
     from influray.selectors.normalisers import NORMALISERS
     from influray.selectors.reductions import REDUCTIONS
 
     rows = [(seam, name, entry.summary) for seam, table in SEAMS.items() for name, entry in sorted(table.items())]
+    rows += [(seam, name, f"plug-in, {target_of(seam, name)}") for seam in SEAMS for name in offered(seam)]
     rows += [
         ("published", name, f"{summary}: {' '.join([selector, *(f'{k}={v}' for k, v in options.items())])}")
         for name, (selector, options, summary) in METHODS.items()

@@ -28,8 +28,8 @@ from influray.model.batch import Batch, make_batch
 from influray.model.example_gradients import ExampleGradients
 from influray.model.tracked_weights import TrackedWeight, linear_weights, lora_weights
 from influray.model.transfers import BatchSender, Results, SentBatch, one_ahead
-from influray.protocols import ConfigError, FactorProjector, FeatureBlock, Projector, TokenizedExample
-from influray.registry import resolve
+from influray.protocols import ConfigError, FactorProjector, FeatureBlock, Featurizer, Projector, TokenizedExample
+from influray.registry import make as make_method
 
 if TYPE_CHECKING:
     from influray.config import FeaturesConfig
@@ -41,7 +41,7 @@ StepName = Literal["torch", "fused"]
 Stacks = Sequence[Sequence[TokenizedExample]]  # of one batch
 
 
-class GradientFeaturizer:
+class GradientFeaturizer(Featurizer):
     """Projected gradients of LoRA matrices, or of chosen linear layers, at one checkpoint.
 
     Takes the model over: freezes it and hooks into it.
@@ -55,6 +55,8 @@ class GradientFeaturizer:
             fused step is asked for where it cannot be had, or `features.packing` is on and batches cannot be packed.
         ArtifactMismatch: the moments are missing or not those of the model's adapter.
     """
+
+    columns = ("norm", "grad_norm", "loss")
 
     def __init__(
         self,
@@ -83,11 +85,11 @@ class GradientFeaturizer:
         if direction == "adam" and moments is not None:
             self.epsilon_share = epsilon_share(moments, features_config.adam_epsilon_mode)
         settings = features_config.projector
-        kind = resolve("projectors", settings.name, "features.projector.name")
         self.parameters = sum(weight.size for weight in weights)
 
         def make(dimension: int) -> Projector:
-            return kind(dimension, self.parameters, settings.seed, self.device, **settings.options)
+            given = dimension, self.parameters, settings.seed, self.device
+            return make_method("projectors", settings.name, settings.options, *given)
 
         self.bounds: tuple[int, ...] = (0, settings.dimension)
         if features_config.blocks == "module":
@@ -225,7 +227,7 @@ def _make_step(
         if isinstance(made, FusedStep):
             return "fused", made
         if asked == "fused":
-            raise ConfigError(f"step: 'fused' cannot be had: {made}; take auto, or torch")
+            raise ConfigError(f"features.options.step: 'fused' cannot be had: {made}; take auto, or torch")
         log.warning("norms, directions and projections take PyTorch's own operations, one after the other: %s", made)
     return "torch", TorchStep(direction, projector)
 

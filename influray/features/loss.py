@@ -8,21 +8,19 @@ Shape suffixes: B batch, n trained positions (p of one piece), V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from influray.features.options import Option, read_options
 from influray.model.batch import make_batch
 from influray.model.example_losses import by_example
 from influray.model.piecewise_head import PiecewiseHead
-from influray.protocols import FeatureBlock, Reads, TokenizedExample
+from influray.protocols import FeatureBlock, Featurizer, TokenizedExample
 
 
-class LossFeaturizer:
+class LossFeaturizer(Featurizer):
     """Mean loss and mean EL2N over a row's trained tokens, with its numbers of tokens.
 
     EL2N of a token is |softmax - one-hot label|_2 over the vocabulary. Perplexity is exp(loss) and ranks the same.
@@ -31,12 +29,10 @@ class LossFeaturizer:
     row's tokens are averaged, under the base model.
     """
 
-    reads: ClassVar[Reads] = "base"
-    OPTIONS: ClassVar[dict[str, Option]] = {}
+    reads, makes, columns = "base", "facts", ("loss", "el2n", "tokens")
     dimension = 0
 
-    def __init__(self, model: nn.Module, device: str | torch.device = "cpu", **options: Any) -> None:
-        read_options("loss", options, self.OPTIONS)
+    def __init__(self, model: nn.Module, device: str | torch.device = "cpu") -> None:
         self._device = torch.device(device)
         self._head = PiecewiseHead(model.eval())
 

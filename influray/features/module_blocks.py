@@ -14,7 +14,7 @@ from influray.model.tracked_weights import TrackedWeight
 from influray.protocols import ConfigError, FactorProjector, Projector
 
 
-class ModuleBlocks:
+class ModuleBlocks(Projector):
     """A projector whose D numbers are L equal parts, the l-th of them made from the gradients of module l alone.
 
     A module is a LoRA pair, A and B. `bounds` are where the parts begin, and D. `make(d)` returns a projector of all

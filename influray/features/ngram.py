@@ -9,16 +9,16 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from influray.data.words import words_and_points
-from influray.features.options import Option, read_options, whole_number
-from influray.protocols import FeatureBlock, Reads, SparseRows, TextExample
+from influray.protocols import FeatureBlock, Featurizer, SparseRows, TextExample
 
 
-class NgramFeaturizer:
+class NgramFeaturizer(Featurizer):
     """Counts of all 1- to `n`-grams of a row's lower-cased words and punctuation, hashed into `buckets`.
 
     The text is what users and assistants say, whole, as the record has it; n-grams run on over turns. system,
@@ -26,21 +26,14 @@ class NgramFeaturizer:
 
     Source: DSIR, arXiv 2302.03169; p-lambda/dsir data_selection/hashed_ngram_dsir.py:22-49, bucket for bucket. Unlike
     that code a character of a script without spaces (Chinese, Thai, ...) is a word.
-
-    Raises:
-        ConfigError: an option is wrong.
     """
 
-    reads: ClassVar[Reads] = "records"
-    OPTIONS: ClassVar[dict[str, Option]] = {
-        "n": Option(2, whole_number(1, 16)),
-        "buckets": Option(10_000, whole_number(1, 2**31 - 1)),
-    }
+    reads, makes, columns = "records", "counts", ("tokens",)
 
-    def __init__(self, **options: Any) -> None:
-        chosen = read_options("ngram", options, self.OPTIONS)
-        self._n: int = chosen["n"]
-        self.dimension: int = chosen["buckets"]
+    def __init__(
+        self, n: Annotated[int, Field(ge=1, le=16)] = 2, buckets: Annotated[int, Field(ge=1, le=2**31 - 1)] = 10_000
+    ) -> None:
+        self._n, self.dimension = n, buckets
 
     def compute(self, examples: Sequence[TextExample]) -> FeatureBlock:
         """Return the counts of the rows, in their order. None fails: a usable record has something visible."""

@@ -8,20 +8,17 @@ Shape suffixes: B batch, S tokens, L tokens of one example, H = D hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influray.features.options import Option, one_of, read_options
 from influray.model.batch import make_batch
-from influray.protocols import ConfigError, FeatureBlock, Reads, TokenizedExample
-
-_POOLINGS = ("position_weighted", "mean", "last_token")
+from influray.protocols import ConfigError, FeatureBlock, Featurizer, TokenizedExample
 
 
-class RepresentationFeaturizer:
+class RepresentationFeaturizer(Featurizer):
     """Unit pooled hidden states of whole rows, prompt and answer, after the model's last norm.
 
     `pooling` is "position_weighted" (weights 1..L over the row's own L tokens; RDS+), "mean", or "last_token" (RDS).
@@ -31,14 +28,18 @@ class RepresentationFeaturizer:
     that code, padding has no weight, so a batch may hold more than one row; sums are float64 and not the model's dtype.
 
     Raises:
-        ConfigError: an option is wrong, or the model's decoder cannot be told from its head.
+        ConfigError: the model's decoder cannot be told from its head.
     """
 
-    reads: ClassVar[Reads] = "base"
-    OPTIONS: ClassVar[dict[str, Option]] = {"pooling": Option("position_weighted", one_of(*_POOLINGS))}
+    reads, makes, columns = "base", "vectors", ("norm", "tokens")
 
-    def __init__(self, model: nn.Module, device: str | torch.device = "cpu", **options: Any) -> None:
-        self._pooling: str = read_options("representation", options, self.OPTIONS)["pooling"]
+    def __init__(
+        self,
+        model: nn.Module,
+        device: str | torch.device = "cpu",
+        pooling: Literal["position_weighted", "mean", "last_token"] = "position_weighted",
+    ) -> None:
+        self._pooling = pooling
         self._device = torch.device(device)
         whole: Any = model.eval()
         self._decoder: Any = whole.get_decoder() if hasattr(whole, "get_decoder") else whole

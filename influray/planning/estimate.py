@@ -21,8 +21,7 @@ from influray.data.costs import COMPRESSED, TOKEN_BYTES, data_seconds, data_work
 from influray.planning import arithmetic
 from influray.planning.arithmetic import Machine, Rates, StepCost, Workload
 from influray.protocols import ConfigError
-from influray.registry import featurizer_reads
-from influray.scorers.options import VECTORLESS
+from influray.registry import featurizer_reads, featurizer_traits
 from influray.store.artifact import read_manifest
 from influray.store.run_directory import RunDirectory
 
@@ -245,8 +244,7 @@ def costs(
             made["warmup"] = StepCost(0.0, 0.0, 1.0, 0.0 if shape is None else checkpoints * 12.0 * shape.lora)
     units = (shards["pool"] + shards["target"]) * checkpoints
     driver = rates.driver_shard * units + rates.driver_row * every.rows * checkpoints
-    featurizer = config.features.featurizer
-    vectors = 0 if featurizer in VECTORLESS else D
+    vectors = D if featurizer_traits(config.features.featurizer).makes == "vectors" else 0
     size = checkpoints * (
         arithmetic.datastore_bytes(N, shards["pool"], vectors, config.features.store)
         + arithmetic.datastore_bytes(T, shards["target"], vectors)

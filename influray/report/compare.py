@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from influray.config_messages import near
 from influray.formatting import listed, number
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.data import Overlap, PoolFacts, SelectionFacts, Tuned
 from influray.report.evaluations import BASE, FULL, read_evaluations
 from influray.report.readings import Readings, open_run
 from influray.report.selections import STYLES, committed, overlap, selection_facts
-from influray.selectors.options import near
 from influray.store.mirror import local, present
 from influray.store.uri import is_uri, parse_uri, redacted
 

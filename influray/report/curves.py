@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from influray.config_messages import near
 from influray.evaluation.budget_curve import budget_grid, measure_curve
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.report.data import CurveFacts, Recheck, SelectionFacts
@@ -22,7 +23,6 @@ from influray.report.readings import Readings, open_run
 from influray.report.selections import STYLES, Pool, committed
 from influray.runtime.selecting import select_and_write
 from influray.selectors.api import resolve_budget
-from influray.selectors.options import near
 from influray.store.attribution import Attribution
 from influray.store.mirror import remove_folder
 from influray.store.selection import read_selection

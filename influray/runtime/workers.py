@@ -11,7 +11,7 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 
 from influray.config import Config, parse_config
-from influray.protocols import ConfigError, FeatureBlock, Featurizer, PackingFeaturizer
-from influray.registry import featurizer_reads, resolve
+from influray.protocols import ConfigError, FeatureBlock, Featurizer
+from influray.registry import featurizer_reads, make
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.poison import ROW_REASON
 from influray.runtime.process import import_large, logged, prepare_process, process_name
@@ -174,7 +174,9 @@ class FeatureWorker:
         with contextlib.ExitStack() as unless_made:
             part = unless_made.enter_context(PartBuilder(featurizer.dimension, encoding))
             stacks = [[[examples[i] for i in stack] for stack in batch] for batch in batches]
-            for block in _blocks(featurizer, stacks):
+            for block in featurizer.compute_all_packed(stacks):
+                if broken := featurizer.broken_promise(block):
+                    raise ConfigError(f"features.featurizer: {broken}")
                 part.add(block)
                 failures |= {str(row): reason for row, reason in sorted(block.failures.items())}
             if attempt.probe is not None:
@@ -187,9 +189,9 @@ class FeatureWorker:
             "rows": len(examples),
             "tokens": sum(lengths),
             "dimension": featurizer.dimension,
-            "epsilon_share": getattr(featurizer, "epsilon_share", None),
-            "step": getattr(featurizer, "step", None),
-            "bounds": getattr(featurizer, "bounds", (0, featurizer.dimension)),
+            "epsilon_share": featurizer.epsilon_share,
+            "step": featurizer.step,
+            "bounds": featurizer.bounds or (0, featurizer.dimension),
             "token_budget": token_budget,
             "packed": any(len(batch) > 1 for batch in batches),
             "batch_tokens": batch_tokens(lengths, batches) if token_budget is not None else None,  # with padding
@@ -223,10 +225,10 @@ class FeatureWorker:
             self._reads != "checkpoints" or (self._checkpoint, self._split) == (number, split)
         ):
             return self._featurizer
-        kind = resolve("featurizers", features.featurizer, "features.featurizer")
+        name, options = features.featurizer, features.options
         if self._reads != "checkpoints":
             model = () if self._reads == "records" else (self._model, self._device)
-            self._featurizer = kind(*model, **features.options)
+            self._featurizer = make("featurizers", name, options, *model)
             assert self._featurizer is not None
             return self._featurizer
         from influray.model.checkpoints import load_checkpoint
@@ -240,17 +242,16 @@ class FeatureWorker:
             self._checkpoint = number
         direction = features.direction if split == POOL else "sgd"
         moments = checkpoint.moments() if direction == "adam" else None
-        self._featurizer = kind(self._model, features, moments, direction, self._device)
+        self._featurizer = make("featurizers", name, options, self._model, features, moments, direction, self._device)
         self._split = split
         assert self._featurizer is not None
         return self._featurizer
 
     def _release_featurizer(self) -> None:
         """Drop the featurizer with its hooks on the model and its projection."""
-        close = getattr(self._featurizer, "close", None)
-        self._featurizer, self._split = None, ""
-        if close is not None:
-            close()
+        before, self._featurizer, self._split = self._featurizer, None, ""
+        if before is not None:
+            before.close()
         _free_memory()
 
 
@@ -290,15 +291,6 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _blocks(featurizer: Featurizer, batches: Sequence[list[list[Any]]]) -> Iterator[FeatureBlock]:
-    """Yield the rows of batches of stacks; each has one stack where the featurizer cannot pack."""
-    if isinstance(featurizer, PackingFeaturizer):
-        return featurizer.compute_all_packed(batches)
-    padded = [stack for (stack,) in batches]
-    compute_all = getattr(featurizer, "compute_all", None)
-    return map(featurizer.compute, padded) if compute_all is None else compute_all(padded)
-
-
 def _batches(
     examples: Sequence[Any],
     token_budget: int | None,
@@ -314,7 +306,7 @@ def _batches(
     from influray.data.batches import plan_stacks
 
     def can_pack() -> bool:
-        return featurizer is not None and _can_pack(featurizer)
+        return featurizer is not None and featurizer.can_pack()
 
     batches = [[list(range(len(examples)))]]
     if token_budget is not None:
@@ -327,10 +319,6 @@ def _batches(
 def trial(featurizer: Featurizer, packing: Literal["auto", "on", "off"], batch: Sequence[Any]) -> FeatureBlock:
     """Compute a batch in the way that takes most memory of those that shards may take: packed, if at all."""
     half = len(batch) // 2
-    packed = half > 0 and packing != "off" and _can_pack(featurizer)
-    (block,) = _blocks(featurizer, [[list(batch[:half]), list(batch[half:])] if packed else [list(batch)]])
+    packed = half > 0 and packing != "off" and featurizer.can_pack()
+    (block,) = featurizer.compute_all_packed([[list(batch[:half]), list(batch[half:])] if packed else [list(batch)]])
     return block
-
-
-def _can_pack(featurizer: Featurizer) -> bool:
-    return isinstance(featurizer, PackingFeaturizer) and featurizer.can_pack()

@@ -5,11 +5,14 @@ Shape suffixes: B pool rows of a block, T targets, n entries, U terms of the tar
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field
 
 from influray.protocols import Arrays, FeatureRows, Scorer, SparseRows, Stores
-from influray.scorers.counts import counts_of, require_counts, row_totals, weighted_sums
-from influray.scorers.options import number_from
+from influray.scorers.counts import counts_of, row_totals, weighted_sums
+from influray.scorers.options import require_counts
 
 
 class BM25(Scorer):
@@ -26,10 +29,11 @@ class BM25(Scorer):
 
     passes = 1
 
-    def __init__(self, stores: Stores, k1: float = 1.5, b: float = 0.75) -> None:
+    def __init__(
+        self, stores: Stores, k1: Annotated[float, Field(ge=0)] = 1.5, b: Annotated[float, Field(ge=0, le=1)] = 0.75
+    ) -> None:
         require_counts("bm25", stores)
-        self._k1 = number_from(k1, 0, "k1")
-        self._b = number_from(b, 0, "b", most=1)
+        self._k1, self._b = k1, b
 
     def sums(self, number: int, pool: FeatureRows, target: FeatureRows, state: Arrays) -> dict[str, np.ndarray]:
         """Return the pool's rows, n-grams, and rows that have each term of the targets."""

@@ -7,19 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from influray.protocols import ArtifactMismatch, FeatureRows, SparseRows, Stores
+from influray.protocols import FeatureRows, SparseRows
 
-NGRAM = "ngram"
 _PIECE = 2**22  # numbers that are gathered at once: 32 MiB
-
-
-def require_counts(scorer: str, stores: Stores) -> None:
-    """Raise ArtifactMismatch where the datastores hold no counts of n-grams."""
-    if stores.featurizer != NGRAM:
-        raise ArtifactMismatch(
-            f"attribution.scorer: {scorer!r} needs counts of n-grams, and these datastores hold {stores.featurizer!r} "
-            f"features; set features.featurizer: {NGRAM}"
-        )
 
 
 def counts_of(rows: FeatureRows) -> SparseRows:

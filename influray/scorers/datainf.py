@@ -7,11 +7,13 @@ K checkpoints.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import number_above, require_blocks, require_plain_gradients
+from influray.scorers.options import require_blocks, require_plain_gradients
 from influray.scorers.products import add_products, plain_rows
 
 
@@ -25,18 +27,17 @@ class DataInf(Scorer):
     opposite sign (a loss that falls). There a block is one matrix, here a LoRA pair, projected.
 
     Raises:
-        ConfigError: a damping that is not above 0.
         ArtifactMismatch: pool rows that are not plain gradients, or not split over modules.
     """
 
     passes = 2
 
-    def __init__(self, stores: Stores, damping: float = 0.1) -> None:
+    def __init__(self, stores: Stores, damping: Annotated[float, Field(gt=0)] = 0.1) -> None:
         require_plain_gradients("datainf", stores)
         require_blocks("datainf", stores)
         self._weights = stores.weights
         self._bounds_K = stores.bounds_K
-        self._damping = number_above(damping, 0, "damping")
+        self._damping = damping
 
     def sums(self, number: int, pool: FeatureRows, target: FeatureRows, state: Arrays) -> dict[str, np.ndarray]:
         """Return count and squares per module [L]; in the second pass ((V G^T) o s) G [T, D]. Per checkpoint."""

@@ -7,21 +7,14 @@ Shape suffixes: B pool rows of a block.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from influray.protocols import Arrays, ArtifactMismatch, Columns, FeatureRows, Scorer, Stores
-from influray.registry import FEATURIZERS
-from influray.scorers.options import one_of
+from influray.protocols import Arrays, Columns, FeatureRows, Scorer, Stores
+from influray.scorers.options import require_column
 
-# Which featurizers give a column; a plug-in is taken at its word and found out when it is read.
-GIVEN_BY = {
-    "loss": ("loss", "gradient"),
-    "el2n": ("loss",),
-    "tokens": ("loss", "representation", "ngram"),
-    "loss_tokens": tuple(FEATURIZERS),
-}
+Prefer = Literal["high", "low"]
 
 
 class _OneColumn(Scorer):
@@ -29,34 +22,20 @@ class _OneColumn(Scorer):
 
     name: ClassVar[str]
 
-    def __init__(self, stores: Stores, column: str, prefer: str) -> None:
-        self._sign = 1 if one_of(prefer, ("high", "low"), "prefer") == "high" else -1
-        self._column, self._weights, self._featurizer = column, stores.weights, stores.featurizer
-        if stores.featurizer in FEATURIZERS and stores.featurizer not in GIVEN_BY[column]:
-            raise self._missing()
+    def __init__(self, stores: Stores, column: str, prefer: Prefer) -> None:
+        require_column(self.name, stores, column)
+        self._column, self._weights, self._sign = column, stores.weights, 1 if prefer == "high" else -1
 
     def columns(self, targets: Columns) -> Columns:
         """Return the one column, by the scorer's name."""
         return Columns((-1,), (self.name,), (self.name,))
 
     def score(self, pool: FeatureRows, target: FeatureRows, state: Arrays) -> np.ndarray:
-        """Return A [B, 1] float32.
-
-        Raises:
-            ArtifactMismatch: the datastores have no such column.
-        """
+        """Return A [B, 1] float32."""
         score_B = np.zeros(len(pool))
         for weight, facts in zip(self._weights, pool.facts_KB, strict=True):
-            if self._column not in facts:
-                raise self._missing()
             score_B += weight * facts[self._column]
         return (self._sign * score_B[:, None]).astype(np.float32)
-
-    def _missing(self) -> ArtifactMismatch:
-        return ArtifactMismatch(
-            f"attribution.scorer: {self.name!r} reads the column {self._column!r}, which datastores of "
-            f"{self._featurizer!r} features do not have; set features.featurizer: {GIVEN_BY[self._column][0]}"
-        )
 
 
 class MeanLoss(_OneColumn):
@@ -64,7 +43,7 @@ class MeanLoss(_OneColumn):
 
     name = "loss"
 
-    def __init__(self, stores: Stores, prefer: str = "high") -> None:
+    def __init__(self, stores: Stores, prefer: Prefer = "high") -> None:
         super().__init__(stores, "loss", prefer)
 
 
@@ -73,7 +52,7 @@ class EL2N(_OneColumn):
 
     name = "el2n"
 
-    def __init__(self, stores: Stores, prefer: str = "high") -> None:
+    def __init__(self, stores: Stores, prefer: Prefer = "high") -> None:
         super().__init__(stores, "el2n", prefer)
 
 
@@ -82,5 +61,7 @@ class Length(_OneColumn):
 
     name = "length"
 
-    def __init__(self, stores: Stores, count: str = "loss_tokens", prefer: str = "high") -> None:
-        super().__init__(stores, one_of(count, ("loss_tokens", "tokens"), "count"), prefer)
+    def __init__(
+        self, stores: Stores, count: Literal["loss_tokens", "tokens"] = "loss_tokens", prefer: Prefer = "high"
+    ) -> None:
+        super().__init__(stores, count, prefer)

@@ -5,11 +5,14 @@ Shape suffixes: B pool rows of a block, V buckets, G tasks.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field
 
 from influray.protocols import Arrays, Columns, FeatureRows, Scorer, Stores
-from influray.scorers.counts import counts_of, require_counts, row_totals, weighted_sums
-from influray.scorers.options import boolean, number_from
+from influray.scorers.counts import counts_of, row_totals, weighted_sums
+from influray.scorers.options import require_counts
 
 _FLOOR = 1e-8  # added to both probabilities, as the code of the paper has it
 
@@ -27,10 +30,9 @@ class DSIR(Scorer):
 
     passes = 1
 
-    def __init__(self, stores: Stores, smoothing: float = 0.0, per_token: bool = False) -> None:
+    def __init__(self, stores: Stores, smoothing: Annotated[float, Field(ge=0)] = 0.0, per_token: bool = False) -> None:
         require_counts("dsir", stores)
-        self._smoothing = number_from(smoothing, 0, "smoothing")
-        self._per_token = boolean(per_token, "per_token")
+        self._smoothing, self._per_token = smoothing, per_token
         self._buckets = stores.bounds_K[0][-1] if stores.bounds_K else 0
 
     def columns(self, targets: Columns) -> Columns:

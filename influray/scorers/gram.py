@@ -5,10 +5,13 @@ Shape suffixes: B pool rows of a block, T targets, D feature, K checkpoints.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import number_above, require_plain_gradients
+from influray.scorers.options import require_plain_gradients
 from influray.scorers.products import add_products, plain_rows
 
 
@@ -25,16 +28,15 @@ class Gram(Scorer):
     D = 8192), 8 D^2 on disk for each of them until the fit.
 
     Raises:
-        ConfigError: a ridge that is not above 0.
         ArtifactMismatch: pool rows that are not plain gradients.
     """
 
     passes = 1
 
-    def __init__(self, stores: Stores, ridge: float = 0.01) -> None:
+    def __init__(self, stores: Stores, ridge: Annotated[float, Field(gt=0)] = 0.01) -> None:
         require_plain_gradients("gram", stores)
         self._weights = stores.weights
-        self._ridge = number_above(ridge, 0, "ridge")
+        self._ridge = ridge
 
     def sums(self, number: int, pool: FeatureRows, target: FeatureRows, state: Arrays) -> dict[str, np.ndarray]:
         """Return G^T G per checkpoint."""

@@ -5,10 +5,12 @@ Shape suffixes: B pool rows of a block, T targets, D feature, K checkpoints.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import one_of, require_vectors
+from influray.scorers.options import require_vectors
 from influray.scorers.products import add_products
 
 
@@ -20,14 +22,13 @@ class InnerProduct(Scorer):
     longer, count for more.
 
     Raises:
-        ConfigError: another similarity.
         ArtifactMismatch: the stores hold no vectors.
     """
 
-    def __init__(self, stores: Stores, similarity: str = "cosine") -> None:
+    def __init__(self, stores: Stores, similarity: Literal["cosine", "dot"] = "cosine") -> None:
         require_vectors("inner_product", stores)
         self._weights = stores.weights
-        self._similarity = one_of(similarity, ("cosine", "dot"), "similarity")
+        self._similarity = similarity
 
     def score(self, pool: FeatureRows, target: FeatureRows, state: Arrays) -> np.ndarray:
         """Return A [B, T] float32.

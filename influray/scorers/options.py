@@ -1,48 +1,28 @@
-"""Making a scorer: its options, and what it needs of the stores.
+"""Making a scorer, and what it needs of the stores.
 
-A wrong option is a ConfigError at its dotted key; stores that cannot carry a scorer are an ArtifactMismatch that says
-which config makes those that can.
+Stores that cannot carry a scorer are an ArtifactMismatch that says which config makes those that can.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from influray.protocols import ArtifactMismatch, ConfigError, Scorer, Stores
-from influray.registry import FEATURIZERS, featurizer_reads, resolve
+from influray.protocols import ArtifactMismatch, Scorer, Stores
+from influray.registry import FEATURIZERS, featurizer_traits, make
 
 if TYPE_CHECKING:
     from influray.config import Config
 
-KEY = "attribution.options"
-GRADIENT = "gradient"
-VECTORLESS = ("loss", "ngram")  # featurizers that make plain numbers or counts
-
 
 def make_scorer(name: str, stores: Stores, options: Mapping[str, Any]) -> Scorer:
-    """Return the scorer of a table name or "package.module:Class" for these stores.
+    """Return a scorer for these stores.
 
     Raises:
-        ConfigError: no such scorer, an option it does not have, or a value it does not take.
+        ConfigError: as `registry.make`.
         ArtifactMismatch: the stores cannot carry it.
     """
-    kind = resolve("scorers", name, "attribution.scorer")
-    parameters = list(inspect.signature(kind).parameters.values())[1:]
-    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    for parameter in parameters:
-        if parameter.name in known and parameter.default is parameter.empty and parameter.name not in options:
-            raise ConfigError(f"{KEY}.{parameter.name}: required by {name!r}, but not given")
-    for option in options:
-        if option not in known and len(known) == len(parameters):
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            right = f"known: {', '.join(known)}" if known else "it has none"
-            raise ConfigError(f"{KEY}.{option}: {name!r} has no such option{hint} ({right})")
-    return kind(stores, **options)
+    return make("scorers", name, options, stores)
 
 
 def expected_stores(config: Config) -> Stores:
@@ -50,56 +30,44 @@ def expected_stores(config: Config) -> Stores:
     warmup, features = config.warmup, config.features
     # A warmup of so many steps has as many epochs, and so checkpoints, as the pool's size makes of them.
     count = len(warmup.checkpoints) or (warmup.epochs if warmup.steps is None else 0)
-    if featurizer_reads(features.featurizer) != "checkpoints":
+    traits = featurizer_traits(features.featurizer)
+    if traits.reads != "checkpoints":
         count = 1
-    return Stores((1 / count,) * count if count else (), features.featurizer, features.direction, features.blocks)
-
-
-def one_of(value: Any, known: Sequence[str], option: str) -> str:
-    """Return `value` if it is one of the words. Raises ConfigError at the option."""
-    if value not in known:
-        raise ConfigError(f"{KEY}.{option}: found {value!r}, expected {' or '.join(known)}")
-    return value
-
-
-def number_above(value: Any, least: float, option: str) -> float:
-    """Return `value` as a float if it is a finite number above `least`. Raises ConfigError at the option."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least < value < math.inf:
-        raise ConfigError(f"{KEY}.{option}: found {value!r}, expected a number above {least:g}")
-    return float(value)
-
-
-def boolean(value: Any, option: str) -> bool:
-    """Return `value` if it is true or false. Raises ConfigError at the option."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{KEY}.{option}: found {value!r}, expected true or false")
-    return value
-
-
-def number_from(value: Any, low: float, option: str, most: float = math.inf) -> float:
-    """Return `value` as a float if it is a finite number in [low, most]. Raises ConfigError at the option."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= most or value == math.inf:
-        right = f"a number from {low:g} to {most:g}" if most < math.inf else f"a number of {low:g} or more"
-        raise ConfigError(f"{KEY}.{option}: found {value!r}, expected {right}")
-    return float(value)
+    weights = (1 / count,) * count if count else ()
+    made = features.featurizer, traits.makes, traits.columns
+    return Stores(weights, *made, features.direction, features.blocks)
 
 
 def require_vectors(scorer: str, stores: Stores) -> None:
-    """Raise ArtifactMismatch where rows have no feature vector. A plug-in's are taken for what it says."""
-    if stores.featurizer in VECTORLESS:
-        raise ArtifactMismatch(
-            f"attribution.scorer: {scorer!r} needs feature vectors, and these datastores hold {stores.featurizer!r} "
-            f"features; set features.featurizer: {GRADIENT} or representation"
-        )
+    """Raise ArtifactMismatch where rows have no feature vector."""
+    if stores.makes != "vectors":
+        raise _mismatch(scorer, "feature vectors", stores, "makes", "vectors")
+
+
+def require_counts(scorer: str, stores: Stores) -> None:
+    """Raise ArtifactMismatch where the datastores hold no counts of n-grams."""
+    if stores.makes != "counts":
+        raise _mismatch(scorer, "counts of n-grams", stores, "makes", "counts")
 
 
 def require_gradients(scorer: str, stores: Stores) -> None:
-    """Raise ArtifactMismatch where the rows are not gradients. A plug-in's rows are taken for what it says."""
-    if stores.featurizer in FEATURIZERS and stores.featurizer != GRADIENT:
-        raise ArtifactMismatch(
-            f"attribution.scorer: {scorer!r} needs gradients, and these datastores hold {stores.featurizer!r} "
-            f"features; set features.featurizer: {GRADIENT}"
-        )
+    """Raise ArtifactMismatch where the rows are not gradients, whose plain norm they have."""
+    if "grad_norm" not in stores.columns:
+        raise _mismatch(scorer, "gradients", stores, "columns", "grad_norm")
+
+
+def require_column(scorer: str, stores: Stores, column: str) -> None:
+    """Raise ArtifactMismatch where rows do not have a plain column."""
+    if column not in (*stores.columns, "loss_tokens"):
+        raise _mismatch(scorer, f"the column {column!r}", stores, "columns", column)
+
+
+def _mismatch(scorer: str, needed: str, stores: Stores, trait: str, wanted: str) -> ArtifactMismatch:
+    able = [name for name, entry in FEATURIZERS.items() if wanted in getattr(entry.traits, trait)]
+    return ArtifactMismatch(
+        f"attribution.scorer: {scorer!r} needs {needed}, and these datastores hold {stores.featurizer!r} features, "
+        f"which have none; set features.featurizer: {' or '.join(able)}"
+    )
 
 
 def require_plain_gradients(scorer: str, stores: Stores) -> None:

@@ -7,10 +7,13 @@ Shape suffixes: B pool rows of a block, T targets, D feature, K checkpoints.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import number_above, require_vectors
+from influray.scorers.options import require_vectors
 from influray.scorers.products import add_products
 from influray.store.encodings import widened
 
@@ -28,16 +31,15 @@ class Whitened(Scorer):
     direction than the targets' incomparable; only the last checkpoint is used; and products are float16.
 
     Raises:
-        ConfigError: a ridge that is not above 0.
         ArtifactMismatch: the stores hold no vectors.
     """
 
     passes = 1
 
-    def __init__(self, stores: Stores, ridge: float = 1e-5) -> None:
+    def __init__(self, stores: Stores, ridge: Annotated[float, Field(gt=0)] = 1e-5) -> None:
         require_vectors("whitened", stores)
         self._weights = stores.weights
-        self._ridge = number_above(ridge, 0, "ridge")
+        self._ridge = ridge
 
     def sums(self, number: int, pool: FeatureRows, target: FeatureRows, state: Arrays) -> dict[str, np.ndarray]:
         """Return count, and per checkpoint the sum of the rows [D] and of their outer products [D, D]."""

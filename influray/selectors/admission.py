@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from influray.config_messages import near
 from influray.protocols import ConfigError, Selection, SelectionProblem
 from influray.selectors.duplicates import NearDuplicates
-from influray.selectors.options import near
 from influray.selectors.quotas import Quotas
 from influray.selectors.row_tasks import row_tasks
 

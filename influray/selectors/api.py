@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from influray.config import BoundsConfig, ConstraintsConfig, TokenBudget, parse_constraints
+from influray.config_messages import near
 from influray.plugins import permit
 from influray.protocols import (
     AttributionSource,
@@ -24,10 +24,9 @@ from influray.protocols import (
     SelectionProblem,
     Selector,
 )
-from influray.registry import METHODS, SELECTORS, resolve, resolve_method
+from influray.registry import METHODS, SELECTORS, make, outside_code, resolve_method
 from influray.selectors.admission import Admission, DeadEnd
 from influray.selectors.kept import require_kept
-from influray.selectors.options import near
 from influray.selectors.row_facts import ArrayFeatures, given_facts
 from influray.store.artifact import read_manifest
 from influray.store.attribution import ArrayAttribution, Attribution
@@ -73,13 +72,14 @@ def select(
     """
     limited = parse_constraints(constraints or {})
     check_method(method)
-    permit([method])  # spelled out by the caller
+    if target := outside_code("selectors", method):
+        permit([target])  # spelled out by the caller
     source = attribution if _is_source(attribution) else _opened(attribution)
     names = check_groups(source, groups)
     total = source.shape[0]
     facts = _run_facts(source) if rows is None else given_facts(rows, total)
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise ConfigError(f"seed: found {seed!r}, expected an integer")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ConfigError(f"seed: found {seed!r}, expected an integer of 0 or more")
     count, limits = resolve_limits(budget, limited, total)
     if features is None and limits.near_duplicates is not None and isinstance(source, Attribution):
         features = source.features()
@@ -132,7 +132,7 @@ def check_method(method: str) -> None:
     """Raise ConfigError where this is neither a method's or a selector's name nor a plug-in, with the nearest name."""
     if not isinstance(method, str):
         raise ConfigError(f"method: found {method!r}, expected the name of a method, such as 'bids'")
-    if ":" not in method and method not in SELECTORS and method not in METHODS:
+    if method not in SELECTORS and method not in METHODS and outside_code("selectors", method) is None:
         known = {**METHODS, **SELECTORS}
         raise ConfigError(
             f"method: no method is called {method!r}{near(method, known)} (known: {', '.join(sorted(known))})"
@@ -140,26 +140,8 @@ def check_method(method: str) -> None:
 
 
 def make_selector(name: str, options: Mapping[str, Any]) -> Selector:
-    """Return the selector of a table name or "package.module:Class" with its options.
-
-    Raises:
-        ConfigError: no such selector, an option it does not have, or a value it does not take.
-    """
-    cls = resolve("selectors", name, "method")
-    try:
-        signature = inspect.signature(cls)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"method: {name!r} is not a class that can be constructed: {error}") from error
-    known = {n: p for n, p in signature.parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        for option in options:
-            if option not in known:
-                right = f"known: {', '.join(known)}" if known else "it has none"
-                raise ConfigError(f"options.{option}: {name!r} has no such option{near(option, known)} ({right})")
-    for option, parameter in known.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise ConfigError(f"options.{option}: required by {name!r}, but not given")
-    return cls(**options)
+    """Return a selector with its options. Raises ConfigError as `registry.make`."""
+    return make("selectors", name, options)
 
 
 def resolve_limits(

@@ -7,20 +7,18 @@ Shape suffixes: C columns in use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from influray.protocols import Selection, SelectionProblem
+from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission
 from influray.selectors.candidates import CandidateHeads
-from influray.selectors.normalisers import NORMALISERS, normalise
-from influray.selectors.options import boolean, look_up, positive_weights
+from influray.selectors.normalisers import NormaliserName, normalise
+from influray.selectors.options import TaskWeights
 
 PROGRESS_ROWS = 64  # chosen between two reports
 
 
-class Balanced:
+class Balanced(Selector):
     """argmax over rows not chosen of max over columns of (Z[i, j] - mean over the chosen of Z[k, j]), repeated.
 
     `merit` is that maximum and `column` the column that has it. The mean over nothing is 0; sums run in order of
@@ -36,14 +34,13 @@ class Balanced:
 
     def __init__(
         self,
-        normaliser: str = "zscore",
+        normaliser: NormaliserName = "zscore",
         iterate: bool = True,
-        task_weights: Mapping[str, float] | None = None,
+        task_weights: TaskWeights | None = None,
     ) -> None:
-        look_up(NORMALISERS, normaliser, "options.normaliser", "normaliser")
-        self._normaliser = normaliser
-        self._iterate = boolean(iterate, "options.iterate")
-        self._task_weights = positive_weights({} if task_weights is None else task_weights, "options.task_weights")
+        self._normaliser: NormaliserName = normaliser
+        self._iterate = iterate
+        self._task_weights = dict(task_weights or {})
 
     def select(self, problem: SelectionProblem) -> Selection:
         source, rows = problem.attribution, problem.attribution.rows

@@ -5,20 +5,18 @@ Shape suffixes: N rows, C columns in use, B rows of one block, K blocks of bound
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from influray.protocols import AttributionSource, Selection, SelectionProblem
+from influray.protocols import AttributionSource, Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission
-from influray.selectors.normalisers import NORMALISERS, Normalised, normalise
-from influray.selectors.options import look_up, positive_weights
+from influray.selectors.normalisers import Normalised, NormaliserName, normalise
+from influray.selectors.options import TaskWeights
 
 WIDTH = 256  # rows of one block of bounds
 PATIENCE = 4  # a pass over all N rows takes as long as N / PATIENCE rows looked up, or less
 
 
-class FacilityLocation:
+class FacilityLocation(Selector):
     """Greedy maximisation of f(S) = sum over columns of max(0, max over i in S of Z[i, j]).
 
     f of nothing is 0 and a negative z counts as 0: what harms a target covers it no worse than no row at all, and f
@@ -41,10 +39,9 @@ class FacilityLocation:
     what a row adds only falls, in floating point too, as sums run over the columns in their order; hence exact.
     """
 
-    def __init__(self, normaliser: str = "zscore", task_weights: Mapping[str, float] | None = None) -> None:
-        look_up(NORMALISERS, normaliser, "options.normaliser", "normaliser")
-        self._normaliser = normaliser
-        self._task_weights = positive_weights({} if task_weights is None else task_weights, "options.task_weights")
+    def __init__(self, normaliser: NormaliserName = "zscore", task_weights: TaskWeights | None = None) -> None:
+        self._normaliser: NormaliserName = normaliser
+        self._task_weights = dict(task_weights or {})
 
     def select(self, problem: SelectionProblem) -> Selection:
         source = problem.attribution

@@ -6,18 +6,20 @@ Shape suffixes: N rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
-from influray.protocols import Selection, SelectionProblem
+from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection, take_in_order
-from influray.selectors.options import boolean, generator, number
-from influray.selectors.reductions import RowMerit
+from influray.selectors.normalisers import NormaliserName
+from influray.selectors.options import TaskWeights
+from influray.selectors.reductions import ReductionName, RowMerit
 from influray.store.moments import column_moments, column_stats
 
 
-class GumbelTopK:
+class GumbelTopK(Selector):
     """Rank rows by merit / temperature + a seeded Gumbel number; ties to the lowest row.
 
     The first pick falls on row i with a chance proportional to exp(merit_i / temperature), each further one likewise
@@ -35,19 +37,19 @@ class GumbelTopK:
 
     def __init__(
         self,
-        temperature: float = 0.5,
-        normaliser: str = "none",
-        reduction: str = "mean",
+        temperature: Annotated[float, Field(gt=0)] = 0.5,
+        normaliser: NormaliserName = "none",
+        reduction: ReductionName = "mean",
         reduction_options: Mapping[str, Any] | None = None,
-        task_weights: Mapping[str, float] | None = None,
+        task_weights: TaskWeights | None = None,
         standardise: bool = True,
     ) -> None:
-        self._temperature = number(temperature, "options.temperature", 0, np.inf, open_low=True)
-        self._standardise = boolean(standardise, "options.standardise")
+        self._temperature = temperature
+        self._standardise = standardise
         self._merit = RowMerit(normaliser, reduction, reduction_options, task_weights)
 
     def select(self, problem: SelectionProblem) -> Selection:
-        random = generator(problem.seed)
+        random = np.random.default_rng(problem.seed)
         reduced = self._merit.of(problem)
         uniform_N = random.integers(1, 2**53, len(reduced.merit_N)) / 2.0**53  # never 0 or 1
         key_N = -np.log(-np.log(uniform_N))

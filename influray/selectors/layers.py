@@ -10,11 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from influray.protocols import AttributionSource, Selection, SelectionProblem
+from influray.protocols import AttributionSource, Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection, take_in_order
 from influray.selectors.columns import whole_columns
-from influray.selectors.normalisers import NORMALISERS, Normalised, normalise
-from influray.selectors.options import look_up
+from influray.selectors.normalisers import Normalised, NormaliserName, normalise
 from influray.selectors.top_lists import top_lists
 
 SPARE = 1.5  # layers listed, over those that a budget fills where no two columns want the same row
@@ -22,7 +21,7 @@ MIN_DEPTH = 16
 WHOLE = 4  # lists of more than one row in so many take longer than whole columns
 
 
-class Layers:
+class Layers(Selector):
     """Rows by their best place in any column; within a layer by z in the column of that place, then the lowest row.
 
     `merit` is that z and `column` the column. Of equal scores in a column the lowest row stands first. It lists
@@ -37,9 +36,8 @@ class Layers:
     part; here every layer is ordered, so that a larger budget only adds.
     """
 
-    def __init__(self, normaliser: str = "zscore") -> None:
-        look_up(NORMALISERS, normaliser, "options.normaliser", "normaliser")
-        self._normaliser = normaliser
+    def __init__(self, normaliser: NormaliserName = "zscore") -> None:
+        self._normaliser: NormaliserName = normaliser
 
     def select(self, problem: SelectionProblem) -> Selection:
         source = problem.attribution

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from influray.protocols import ConfigError, Selection, SelectionProblem
+from influray.protocols import ConfigError, Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection, take_in_order
 
 
-class Longest:
+class Longest(Selector):
     """Rank rows by their number of tokens, which is the merit; ties to the lowest row. A smaller budget gives a prefix.
 
     Source: "Rethinking Data Selection for Supervised Fine-Tuning", arXiv 2402.06094, which takes the longest

@@ -12,13 +12,12 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from influray.protocols import AttributionSource, ConfigError, DataError
 from influray.selectors.columns import whole_columns
-from influray.selectors.options import look_up
 from influray.selectors.sorted_columns import SortedColumns
 from influray.store.attribution import stats_of
 from influray.store.moments import ColumnStats
@@ -124,7 +123,8 @@ class Normaliser:
     needs: str = ""  # what a column that `fit` leaves out is
 
 
-NORMALISERS: dict[str, Normaliser] = {
+NormaliserName = Literal["none", "zscore", "robust", "rank", "minmax"]
+NORMALISERS: dict[NormaliserName, Normaliser] = {
     "none": Normaliser(_none, constant=True),
     "zscore": Normaliser(_zscore),
     "robust": Normaliser(_robust, needs="equal in more than half of its scores"),
@@ -134,7 +134,7 @@ NORMALISERS: dict[str, Normaliser] = {
 
 
 def normalise(
-    name: str, source: AttributionSource, groups: Sequence[str], task_weights: Mapping[str, float]
+    name: NormaliserName, source: AttributionSource, groups: Sequence[str], task_weights: Mapping[str, float]
 ) -> Normalised:
     """Return the normalisation of a matrix; `task_weights` scale its columns by task, 1 where a task has none.
 
@@ -150,7 +150,7 @@ def normalise(
             f"options.task_weights: no column has the task {strange[0]!r} (known: {', '.join(dict.fromkeys(groups))})"
         )
     stats = stats_of(source)
-    normaliser = look_up(NORMALISERS, name, "options.normaliser", "normaliser")
+    normaliser = NORMALISERS[name]
     column_C = np.flatnonzero(stats.finite if normaliser.constant else stats.used_T)
     weight_T = np.array([task_weights.get(group, 1.0) for group in groups], np.float64)
     reasons = set(stats.left_out().values())

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from influray.protocols import Selection, SelectionProblem
+from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection
-from influray.selectors.normalisers import NORMALISERS, normalise
-from influray.selectors.options import look_up, positive_weights
+from influray.selectors.normalisers import NormaliserName, normalise
+from influray.selectors.options import TaskWeights
 from influray.selectors.task_turns import TaskTurns
 
 
-class Quota:
+class Quota(Selector):
     """LESS for each task by itself, at an equal share of the budget.
 
     Every task takes its best rows by the mean over its columns, ties to the lowest row, until its share is full. A
@@ -31,10 +31,9 @@ class Quota:
     that several tasks want. Tasks for which all rows score the same have no share.
     """
 
-    def __init__(self, normaliser: str = "none", task_weights: Mapping[str, float] | None = None) -> None:
-        look_up(NORMALISERS, normaliser, "options.normaliser", "normaliser")
-        self._normaliser = normaliser
-        self._task_weights = positive_weights({} if task_weights is None else task_weights, "options.task_weights")
+    def __init__(self, normaliser: NormaliserName = "none", task_weights: TaskWeights | None = None) -> None:
+        self._normaliser: NormaliserName = normaliser
+        self._task_weights = dict(task_weights or {})
 
     def select(self, problem: SelectionProblem) -> Selection:
         normalised = normalise(self._normaliser, problem.attribution, problem.groups, self._task_weights)

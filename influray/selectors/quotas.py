@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from influray.config_messages import near
 from influray.protocols import Bounds, ConfigError
-from influray.selectors.options import near
 
 SOURCES, TASKS = "constraints.sources", "constraints.tasks"
 

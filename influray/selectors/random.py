@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from influray.protocols import Selection, SelectionProblem
+import numpy as np
+
+from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection, take_in_order
-from influray.selectors.options import generator
 
 
-class Random:
+class Random(Selector):
     """The first rows of one seeded permutation of the matrix's rows, so a larger budget extends a smaller one."""
 
     def select(self, problem: SelectionProblem) -> Selection:
-        order = generator(problem.seed).permutation(problem.attribution.shape[0])
+        order = np.random.default_rng(problem.seed).permutation(problem.attribution.shape[0])
         return as_selection(problem, take_in_order(Admission(problem), order), None, None)

@@ -7,18 +7,19 @@ Shape suffixes: N rows, G tasks, C columns in use, B rows of one block.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from influray.protocols import AttributionSource, ConfigError, SelectionProblem
+from influray.options import check_options
+from influray.protocols import AttributionSource, SelectionProblem
 from influray.selectors.columns import falling_ranks, whole_columns
-from influray.selectors.normalisers import NORMALISERS, Normalised, normalise
-from influray.selectors.options import look_up, near, number, positive_weights
+from influray.selectors.normalisers import Normalised, NormaliserName, normalise
+from influray.selectors.options import TaskWeights
 from influray.selectors.task_scores import members, score_tasks, task_means, total
 from influray.store.moments import column_moments, column_stats
 
@@ -88,8 +89,8 @@ class _Votes:
     its ties fall as an unstable sort leaves them.
     """
 
-    def __init__(self, top_share: float = 0.2) -> None:
-        self._top_share = number(top_share, "options.reduction_options.top_share", 0, 1, open_low=True)
+    def __init__(self, top_share: Annotated[float, Field(gt=0, le=1)] = 0.2) -> None:
+        self._top_share = top_share
 
     def __call__(self, source: AttributionSource, normalised: Normalised, groups: Sequence[str]) -> Reduced:
         mean_GN = score_tasks(source, normalised, groups, "mean")
@@ -139,8 +140,9 @@ def _task_weights(normalised: Normalised, groups: Sequence[str]) -> list[float]:
     return [float(normalised.weight_C[places[0]]) for places in members(groups).values()]
 
 
+ReductionName = Literal["group_mean_max", "instance_max", "mean", "sum", "votes", "reciprocal_rank", "best_rank"]
 # name -> a maker of the reduction, whose parameters are its options
-REDUCTIONS: dict[str, Callable[..., Reduction]] = {
+REDUCTIONS: dict[ReductionName, Callable[..., Reduction]] = {
     "group_mean_max": lambda: partial(_row_by_row, _group_mean_max),
     "instance_max": lambda: partial(_row_by_row, _instance_max),
     "mean": lambda: partial(_row_by_row, _mean),
@@ -155,21 +157,20 @@ class RowMerit:
     """The options of every selector that works on one number per row, and those numbers.
 
     Raises:
-        ConfigError: a normaliser, reduction, option of it or weight that is wrong.
+        ConfigError: an option of the reduction that is wrong.
     """
 
     def __init__(
         self,
-        normaliser: str,
-        reduction: str,
+        normaliser: NormaliserName,
+        reduction: ReductionName,
         reduction_options: Mapping[str, Any] | None,
-        task_weights: Mapping[str, float] | None,
+        task_weights: TaskWeights | None,
     ) -> None:
-        look_up(NORMALISERS, normaliser, "options.normaliser", "normaliser")
-        self._normaliser = normaliser
-        maker = look_up(REDUCTIONS, reduction, "options.reduction", "reduction")
-        self._reduce = maker(**_known(maker, reduction, {} if reduction_options is None else reduction_options))
-        self._task_weights = positive_weights({} if task_weights is None else task_weights, "options.task_weights")
+        maker, given = REDUCTIONS[reduction], reduction_options or {}
+        self._reduce = maker(**check_options(maker, reduction, "options.reduction_options", (), given))
+        self._normaliser: NormaliserName = normaliser
+        self._task_weights = dict(task_weights or {})
 
     def of(self, problem: SelectionProblem) -> Reduced:
         """Return the merits of a problem's rows, with columns of its matrix. Raises as `normalise`."""
@@ -178,15 +179,3 @@ class RowMerit:
         found = self._reduce(source, normalised, [problem.groups[j] for j in normalised.column_C])
         column_N = np.where(found.column_N < 0, -1, normalised.column_C[found.column_N])
         return Reduced(found.merit_N, column_N, found.tie_N)
-
-
-def _known(maker: Callable[..., Reduction], name: str, options: Any) -> dict[str, Any]:
-    key = "options.reduction_options"
-    if not isinstance(options, Mapping):
-        raise ConfigError(f"{key}: found {options!r}, expected a mapping of the options of {name!r}")
-    known = inspect.signature(maker).parameters
-    for option in options:
-        if option not in known:
-            right = f"known: {', '.join(known)}" if known else "it has none"
-            raise ConfigError(f"{key}.{option}: {name!r} has no such option{near(str(option), known)} ({right})")
-    return dict(options)

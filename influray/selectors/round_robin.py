@@ -5,20 +5,21 @@ Shape suffixes: N rows, G tasks, C columns in use.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
-from influray.protocols import Selection, SelectionProblem
+from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection
 from influray.selectors.heads import ColumnHeads
-from influray.selectors.normalisers import NORMALISERS, Normalised, normalise
-from influray.selectors.options import look_up
-from influray.selectors.task_scores import TASK_SCORES, members
+from influray.selectors.normalisers import Normalised, NormaliserName, normalise
+from influray.selectors.task_scores import TaskScore, members
 from influray.selectors.task_turns import TaskTurns
 
 GATHERED_ROWS = 4096  # at a time
 
 
-class RoundRobin:
+class RoundRobin(Selector):
     """One row per turn, in the order of the columns, or of each task's first column; ties go to the lowest row.
 
     `merit` is the row's z, or its score for the task, and `column` the column that took it: of a task's, the highest
@@ -34,12 +35,15 @@ class RoundRobin:
     states, here on any attribution matrix.
     """
 
-    def __init__(self, over: str = "instances", normaliser: str = "zscore", task_score: str = "max") -> None:
-        self._take_turns = look_up(_OVER, over, "options.over", "kind of turn")
-        look_up(NORMALISERS, normaliser, "options.normaliser", "normaliser")
-        look_up(TASK_SCORES, task_score, "options.task_score", "score of a task")
-        self._normaliser = normaliser
-        self._task_score = task_score
+    def __init__(
+        self,
+        over: Literal["instances", "tasks"] = "instances",
+        normaliser: NormaliserName = "zscore",
+        task_score: TaskScore = "max",
+    ) -> None:
+        self._take_turns = _OVER[over]
+        self._normaliser: NormaliserName = normaliser
+        self._task_score: TaskScore = task_score
 
     def select(self, problem: SelectionProblem) -> Selection:
         normalised = normalise(self._normaliser, problem.attribution, problem.groups, {})

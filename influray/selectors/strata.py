@@ -6,17 +6,19 @@ Shape suffixes: N rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
-from influray.protocols import Selection, SelectionProblem
+from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection
-from influray.selectors.options import generator, number, whole_number
-from influray.selectors.reductions import RowMerit
+from influray.selectors.normalisers import NormaliserName
+from influray.selectors.options import TaskWeights
+from influray.selectors.reductions import ReductionName, RowMerit
 
 
-class Strata:
+class Strata(Selector):
     """A seeded draw from layers of equal width in merit, after the highest merits are set aside.
 
     The strata take turns from the smallest to the largest, the lower merit first of equal sizes: each gives as many
@@ -34,19 +36,19 @@ class Strata:
 
     def __init__(
         self,
-        strata: int = 50,
-        drop_share: float = 0.1,
-        normaliser: str = "none",
-        reduction: str = "mean",
+        strata: Annotated[int, Field(ge=1)] = 50,
+        drop_share: Annotated[float, Field(ge=0, le=1)] = 0.1,
+        normaliser: NormaliserName = "none",
+        reduction: ReductionName = "mean",
         reduction_options: Mapping[str, Any] | None = None,
-        task_weights: Mapping[str, float] | None = None,
+        task_weights: TaskWeights | None = None,
     ) -> None:
-        self._strata = whole_number(strata, "options.strata", 1)
-        self._drop_share = number(drop_share, "options.drop_share", 0, 1)
+        self._strata = strata
+        self._drop_share = drop_share
         self._merit = RowMerit(normaliser, reduction, reduction_options, task_weights)
 
     def select(self, problem: SelectionProblem) -> Selection:
-        draw_N = generator(problem.seed).permutation(problem.attribution.shape[0])
+        draw_N = np.random.default_rng(problem.seed).permutation(problem.attribution.shape[0])
         reduced = self._merit.of(problem)
         order_N = reduced.order()
         dropped = order_N[: int(self._drop_share * len(order_N))]

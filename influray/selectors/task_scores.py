@@ -8,6 +8,7 @@ Shape suffixes: N rows, G tasks, C columns in use, B rows of one block.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -42,6 +43,7 @@ def task_maxima(score_CB: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     return np.stack([score_CB[places].max(axis=0) for places in members(groups).values()])
 
 
+TaskScore = Literal["mean", "max"]
 TASK_SCORES = {"mean": task_means, "max": task_maxima}
 
 

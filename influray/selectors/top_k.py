@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from influray.protocols import Selection, SelectionProblem
+from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection, take_in_order
-from influray.selectors.reductions import RowMerit
+from influray.selectors.normalisers import NormaliserName
+from influray.selectors.options import TaskWeights
+from influray.selectors.reductions import ReductionName, RowMerit
 
 
-class TopK:
+class TopK(Selector):
     """Rank rows by a reduction of their normalised scores; ties as the reduction says, then to the lowest row.
 
     A smaller budget gives a prefix.
@@ -24,10 +26,10 @@ class TopK:
 
     def __init__(
         self,
-        normaliser: str = "none",
-        reduction: str = "group_mean_max",
+        normaliser: NormaliserName = "none",
+        reduction: ReductionName = "group_mean_max",
         reduction_options: Mapping[str, Any] | None = None,
-        task_weights: Mapping[str, float] | None = None,
+        task_weights: TaskWeights | None = None,
     ) -> None:
         self._merit = RowMerit(normaliser, reduction, reduction_options, task_weights)
 

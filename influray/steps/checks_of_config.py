@@ -10,7 +10,7 @@ from influray.config import DataConfig
 from influray.config_data import Entry
 from influray.data.hub import PREFIX
 from influray.protocols import ConfigError
-from influray.registry import resolve, resolve_method
+from influray.registry import check, make, resolve, resolve_method
 from influray.scorers.options import expected_stores, make_scorer
 from influray.steps.subject import Subject
 from influray.store.artifact import read_manifest
@@ -55,12 +55,10 @@ def _named(key: str, entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
 
 def names(subject: Subject) -> None:
     """Names and options of featurizer, projector, scorer and selectors."""
-    from influray.features.options import read_options
     from influray.selectors.api import check_method, make_selector
 
     config = subject.config
-    featurizer = resolve("featurizers", config.features.featurizer, "features.featurizer")
-    read_options(config.features.featurizer, config.features.options, getattr(featurizer, "OPTIONS", {}))
+    check("featurizers", config.features.featurizer, config.features.options)
     resolve("projectors", config.features.projector.name, "features.projector.name")
     make_scorer(config.attribution.scorer, expected_stores(config), config.attribution.options)
     for index, selector in enumerate(config.selectors):
@@ -158,11 +156,8 @@ def projector(subject: Subject) -> None:
         return
     from influray.protocols import FactorProjector
 
-    kind = resolve("projectors", settings.name, "features.projector.name")
-    try:
-        made = kind(settings.dimension, settings.dimension, settings.seed, "cpu", **settings.options)
-    except TypeError as error:
-        raise ConfigError(f"features.projector.options: {settings.name!r} cannot be made with them: {error}") from error
+    given = settings.dimension, settings.dimension, settings.seed, "cpu"
+    made = make("projectors", settings.name, settings.options, *given)
     if isinstance(made, FactorProjector) and config.features.direction != "sgd":
         raise ConfigError(
             f"features.direction: {config.features.direction!r} changes every coordinate of a gradient, and the "

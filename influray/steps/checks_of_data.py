@@ -54,7 +54,7 @@ def _column_tasks(config: Config) -> tuple[str, ...]:
 
 
 def _require_tasks(key: str, named: Iterable[str], known: tuple[str, ...]) -> None:
-    from influray.selectors.options import near
+    from influray.config_messages import near
 
     for task in named:
         if task not in known:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from influray.config import Config
 from influray.protocols import DataError
-from influray.registry import featurizer_reads
-from influray.scorers.options import VECTORLESS
+from influray.registry import featurizer_reads, featurizer_traits
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Step
 from influray.store.artifact import ShardStore, fingerprint, read_manifest
@@ -185,7 +184,7 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
         "base": context.model_digest,
         "model": model.model_dump(mode="json", include={"dtype", "attention", "quantization"}),
     }
-    if features.featurizer not in VECTORLESS:
+    if featurizer_traits(features.featurizer).makes == "vectors":
         facts["store"] = features.store if split == "pool" else "float16"
     if context.reads == "base":
         return facts, {**facts, **common, "token_budget": features.token_budget}
@@ -199,7 +198,7 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
         "checkpoint": load_checkpoint(context.directory.checkpoint(number)).digest,
         "features": features.model_dump(mode="json", exclude={"rows_per_shard", "direction", "store"}),
         "direction": facts["direction"],
-        "store": facts["store"],
+        "store": facts.get("store"),
     }
 
 

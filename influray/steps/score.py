@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influray.protocols import Columns, DataError, FeatureRows, Scorer, Stores
+from influray.registry import featurizer_traits
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Step
 from influray.store.arrays import ArraysFile
@@ -103,9 +104,12 @@ def _plan(context: StepContext) -> Plan:
     if context.reads == "checkpoints":
         rates = [load_checkpoint(directory.checkpoint(k)).mean_learning_rate for k in numbers]
     made = {s: [require_manifest(directory.features(s, k), "featurize") for k in numbers] for s in ("target", "pool")}
+    traits = featurizer_traits(made["pool"][0]["featurizer"])
     stores = Stores(
         weights=checkpoint_weights(cfg.attribution.weights, rates),
         featurizer=made["pool"][0]["featurizer"],
+        makes=traits.makes,
+        columns=traits.columns,
         direction=made["pool"][0].get("direction", ""),  # only gradients have one, and blocks
         blocks=made["pool"][0].get("blocks", "whole"),
         bounds_K=tuple(tuple(one["bounds"]) for one in made["pool"]),

@@ -5,27 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from influray.features.options import Option, whole_number
-from influray.protocols import FeatureBlock, TextExample
+from influray.protocols import FeatureBlock, Featurizer, TextExample
 
 D = 8
 
 
-class Resting:
+class Resting(Featurizer):
     """Unit rows that follow from the rows' numbers, after `milliseconds`, or as soon as there is a file `until`."""
 
-    reads = "records"
+    reads, columns = "records", ("norm",)
     dimension = D
-    OPTIONS: ClassVar = {
-        "milliseconds": Option(0, whole_number(0, 10**6)),
-        "until": Option("", lambda value, key: str(value)),
-    }
 
-    def __init__(self, milliseconds: int = 0, until: str = "") -> None:
+    def __init__(self, milliseconds: Annotated[int, Field(ge=0, le=10**6)] = 0, until: str = "") -> None:
         self._seconds = milliseconds / 1000
         self._until = until
 

@@ -13,7 +13,7 @@ import yaml
 
 from influray.cli import main
 from influray.plugins import permit
-from influray.protocols import ArtifactMismatch, ConfigError, Selection, SelectionProblem
+from influray.protocols import ArtifactMismatch, ConfigError, Selection, SelectionProblem, Selector
 from influray.report.curve_sheet import knees, numbers_of, rechecks, write_curves
 from influray.report.curves import budget_curves
 from influray.runtime.selecting import select_and_write
@@ -24,7 +24,7 @@ from tests.unit.synthetic_run import TASKS, build_run
 from tests.unit.test_report import Page, copy_of
 
 
-class Shifty:
+class Shifty(Selector):
     """Chooses other rows for every budget: what a set-valued method may do."""
 
     def select(self, problem: SelectionProblem) -> Selection:
@@ -33,7 +33,7 @@ class Shifty:
         return Selection(rows, np.full(n, np.nan), np.full(n, -1))
 
 
-class Picky:
+class Picky(Selector):
     """Takes one budget only, as limits can force."""
 
     def select(self, problem: SelectionProblem) -> Selection:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from influray.protocols import ArtifactMismatch, Columns, ConfigError
-from influray.registry import FEATURIZERS
-from influray.scorers.difficulty import EL2N, GIVEN_BY, Length, MeanLoss
+from influray.scorers.difficulty import EL2N, Length, MeanLoss
+from influray.scorers.options import make_scorer
 from tests.features import made_for, make_rows
 
 POOL, TARGET = make_rows(20, 8, 2, seed=0), make_rows(3, 8, 2, seed=1)
@@ -37,30 +37,28 @@ def test_there_is_one_column_of_no_target():
 
 
 def test_stores_without_the_column_are_refused_with_the_featurizer_that_has_it():
-    with pytest.raises(ArtifactMismatch, match="'el2n' reads the column 'el2n'.* 'gradient' .*featurizer: loss"):
+    with pytest.raises(ArtifactMismatch, match="'el2n' needs the column 'el2n'.* 'gradient' .*featurizer: loss"):
         EL2N(made_for(1, featurizer="gradient"))
-    with pytest.raises(ArtifactMismatch, match="'loss' reads the column 'loss'.*'ngram'"):
+    with pytest.raises(
+        ArtifactMismatch, match="'loss' needs the column 'loss'.*'ngram' .*featurizer: gradient or loss"
+    ):
         MeanLoss(made_for(1, featurizer="ngram"))
-    with pytest.raises(ArtifactMismatch, match="'length' reads the column 'tokens'.*'gradient'"):
+    with pytest.raises(
+        ArtifactMismatch, match="'length' needs the column 'tokens'.*'gradient'.*: representation or loss or ngram"
+    ):
         Length(made_for(1, featurizer="gradient"), count="tokens")
-    plug_in = EL2N(made_for(1, featurizer="package.module:Class"))
-    without = make_rows(3, 8, 1)
-    del without.facts_KB[0]["el2n"]
     with pytest.raises(ArtifactMismatch, match=r"'el2n'.*'package\.module:Class'"):
-        plug_in.score(without, TARGET, {})
-
-
-def test_the_table_of_columns_names_featurizers_that_exist():
-    assert {name for names in GIVEN_BY.values() for name in names} <= set(FEATURIZERS)
+        EL2N(made_for(1, featurizer="package.module:Class", makes="vectors", columns=("norm",)))
+    assert EL2N(made_for(1, featurizer="package.module:Class", makes="facts", columns=("el2n",)))
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "message"),
+    ("name", "options", "message"),
     [
-        (MeanLoss, {"prefer": "most"}, r"attribution\.options\.prefer: found 'most', expected high or low"),
-        (Length, {"count": "words"}, r"attribution\.options\.count: found 'words', expected loss_tokens or tokens"),
+        ("loss", {"prefer": "most"}, r"attribution\.options\.prefer: found 'most', expected high or low"),
+        ("length", {"count": "words"}, r"attribution\.options\.count: found 'words', expected loss_tokens or tokens"),
     ],
 )
-def test_wrong_options_are_named_by_their_key(kind, options, message):
+def test_wrong_options_are_named_by_their_key(name, options, message):
     with pytest.raises(ConfigError, match=message):
-        kind(made_for(1, featurizer="loss"), **options)
+        make_scorer(name, made_for(1, featurizer="loss"), options)

@@ -16,7 +16,8 @@ from influray.scorers.options import make_scorer
 from influray.scorers.vog import VoG
 from influray.scorers.whitened import Whitened
 from influray.store.arrays import add_arrays
-from tests.features import made_for, make_rows, plain, scaled, taken
+from influray.testing.scorers import taken
+from tests.features import made_for, make_rows, plain, scaled
 from tests.reference.datainf_loop import datainf, datainf_by_inverses
 from tests.reference.gradient_variance import variance_of_gradients
 from tests.reference.gram_inverse import gram_influence
@@ -168,14 +169,12 @@ def test_stores_that_cannot_carry_a_scorer_are_refused_with_those_that_can(score
         make_scorer(scorer, made_for(2, **changes), {})
 
 
-def test_a_store_of_something_else_has_no_gradients(monkeypatch):
-    import influray.registry as registry
-
-    monkeypatch.setitem(registry.FEATURIZERS, "elsewhere", registry.FEATURIZERS["gradient"])
+def test_a_store_of_something_else_has_no_gradients():
+    elsewhere = made_for(2, featurizer="package.module:Class", makes="vectors", columns=("norm",))
     for name in ("grand", "gram"):
-        with pytest.raises(ArtifactMismatch, match=r"needs gradients.*'elsewhere' features.*featurizer: gradient"):
-            make_scorer(name, made_for(2, featurizer="elsewhere"), {})
-    assert make_scorer("whitened", made_for(2, featurizer="elsewhere"), {})
+        with pytest.raises(ArtifactMismatch, match=r"needs gradients.*module:Class' features.*featurizer: gradient"):
+            make_scorer(name, elsewhere, {})
+    assert make_scorer("whitened", elsewhere, {})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import influray
-from influray.protocols import ConfigError, Limits, Selection, SelectionProblem
+from influray.protocols import ConfigError, Limits, Selection, SelectionProblem, Selector
 from influray.selectors.kept import require_kept
 from influray.selectors.row_facts import ArrayFeatures
 from influray.store.attribution import ArrayAttribution
@@ -20,7 +20,7 @@ FACTS = {
 NAME = f"{__name__}:Given"
 
 
-class Given:
+class Given(Selector):
     """Chooses the rows that it is told."""
 
     def __init__(self, chosen):

@@ -10,7 +10,8 @@ import torch
 
 from influray.features.loss import LossFeaturizer, token_scores
 from influray.model import piecewise_head
-from influray.protocols import ConfigError, TokenizedExample
+from influray.protocols import ConfigError
+from influray.registry import make
 from tests.reference.loop_features import loop_losses
 from tests.tiny import tiny_llama
 from tests.unit.test_example_gradients import family, mixed_batch
@@ -67,24 +68,6 @@ def test_a_head_that_cannot_be_run_by_itself_is_run_with_its_model(caplog):
     np.testing.assert_allclose(np.stack([block.loss_B, block.extra["el2n"]], 1), expected, rtol=1e-6)
 
 
-def test_a_row_that_fails_leaves_the_others_their_bits():
-    model = tiny_llama(tie_word_embeddings=False)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[200] = torch.nan
-    featurizer = LossFeaturizer(model)
-    batch = [e for e in mixed_batch() if 200 not in e.input_ids_S]
-    clean = featurizer.compute(batch)
-    sick = TokenizedExample(77, batch[1].input_ids_S.copy(), batch[1].loss_mask_S)
-    sick.input_ids_S[1] = 200
-    untrained = TokenizedExample(78, batch[2].input_ids_S, np.zeros_like(batch[2].loss_mask_S))
-    block = featurizer.compute([batch[0], sick, untrained, *batch[2:]])
-    assert block.failures == {77: "non-finite loss", 78: "no trained token"}
-    others = [0, *range(2, len(batch))]
-    assert np.array_equal(block.loss_B, clean.loss_B[others])
-    assert np.array_equal(block.extra["el2n"], clean.extra["el2n"][others])
-    assert not len(featurizer.compute([untrained]).row_B)
-
-
 def test_it_has_no_options():
     with pytest.raises(ConfigError, match=r"features\.options\.n: 'loss' has no such option \(it has none\)"):
-        LossFeaturizer(tiny_llama(), n=2)
+        make("featurizers", "loss", {"n": 2}, tiny_llama(), "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 from pathlib import Path
@@ -15,10 +16,10 @@ import influray
 from influray import pipeline
 from influray.cli.app import app, main
 from influray.config import dump_config, load_config, parse_config
-from influray.plugins import MARKS, SEAMS, permit, run_directory_of
-from influray.protocols import ConfigError
+from influray.plugins import MARKS, SEAMS, permit, run_directory_of, target_of
+from influray.protocols import ConfigError, Scorer, Selector
 from influray.registry import SEAMS as TABLES
-from influray.registry import resolve
+from influray.registry import make, resolve
 from influray.runs import open_run
 from influray.store.run_directory import RunDirectory
 from tests.unit.synthetic_run import build_run
@@ -142,7 +143,7 @@ def test_with_the_flag_it_is_imported_and_refused_where_it_is_no_class_of_the_se
     with pytest.raises(SystemExit) as stop:
         main()
     assert (stop.value.code, evil.exists()) == (2, True)
-    assert f"'evil_module:Evil' is no {seam[:-1]}: it has no" in " ".join(capsys.readouterr().err.split())
+    assert f"'evil_module:Evil' is no {seam[:-1]}: it does not derive from" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(ConfigError, match="allow_plugins"):
         open_run(run)  # the trust ended with the command
 
@@ -177,7 +178,7 @@ def test_one_mark_of_a_run_directory_is_enough(tmp_path, mark):
     assert run_directory_of(tmp_path / "link.yaml") == tmp_path / "run"
 
 
-class Mine:
+class Mine(Selector):
     def select(self, problem):
         raise NotImplementedError
 
@@ -191,7 +192,7 @@ class Sly(metaclass=Metaclassed):
     pass
 
 
-class Halfway(influray.protocols.Scorer):
+class Halfway(Scorer):
     """Has all that the protocol gives, and nothing of its own."""
 
 
@@ -234,3 +235,117 @@ def test_an_import_that_fails_is_a_message(tmp_path, monkeypatch):
     permit(["broken_plugin:X"])
     with pytest.raises(ConfigError, match=r"'broken_plugin:X' cannot be imported: RuntimeError: no licence"):
         resolve("scorers", "broken_plugin:X", "attribution.scorer")
+
+
+def install(folder: Path, groups: dict[str, dict[str, str]], name: str = "shelf") -> None:
+    """Put the metadata of an installed package with entry points into a folder on Python's path."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = (f"[{group}]\n" + "".join(f"{n} = {t}\n" for n, t in points.items()) for group, points in groups.items())
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize("seam", sorted(KEYS))
+def test_the_name_of_an_entry_point_is_held_to_the_same_gate(finished, tmp_path, evil, seam):
+    evil.with_name(f"evil_{seam}.py").write_text(EVIL.format(marker=str(evil)))  # under a name that nobody permitted
+    install(tmp_path, {f"influray.{seam}": {"short": f"evil_{seam}:Evil"}})
+    run = foreign(finished, tmp_path / "foreign", KEYS[seam], "short")
+    for entry in (open_run, lambda run: pipeline.plan(run / "config.yaml")):
+        with pytest.raises(ConfigError, match=f"{KEYS[seam]} names the plug-in 'short'.*allow_plugins"):
+            entry(run)
+    with pytest.raises(ConfigError, match="plug-in 'short' was not permitted"):
+        resolve(seam, "short", "key")
+    assert not evil.exists()
+    with pytest.raises(ConfigError, match=f"'short' is no {seam[:-1]}"), influray.allow_plugins():
+        resolve(seam, "short", open_run(run) and "key")
+    assert evil.exists()
+
+
+def test_an_entry_point_is_a_method_of_its_seam_alone_and_known_by_name(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    install(tmp_path, {"influray.selectors": {"mine": "tests.unit.test_plugins:Mine [extra]", "bids": "os:system"}})
+    assert target_of("selectors", "mine") == "tests.unit.test_plugins:Mine"
+    assert target_of("scorers", "mine") is None
+    permit(["tests.unit.test_plugins:Mine"])
+    assert resolve("selectors", "mine", "key") is Mine
+    with pytest.raises(NotImplementedError):
+        influray.select([[1.0], [2.0]], ["a"], 1, method="mine")
+    assert influray.select([[1.0], [2.0]], ["a"], 1, method="bids").rows.tolist() == [1], "own names come first"
+    with pytest.raises(ConfigError, match=r"no selector is called 'mein'; did you mean 'mine'\? \(known: .*mine"):
+        resolve("selectors", "mein", "key")
+    install(tmp_path, {"influray.selectors": {"mine": "elsewhere:Mine"}}, "other")
+    with pytest.raises(ConfigError, match="several selectors.*elsewhere:Mine, tests.unit.test_plugins:Mine"):
+        resolve("selectors", "mine", "key")
+
+
+def test_a_module_in_the_working_directory_is_told_of_and_not_run(tmp_path, monkeypatch):
+    marker = tmp_path / "imported"
+    (tmp_path / "lying_here.py").write_text(EVIL.format(marker=str(marker)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", ".")])
+    permit(["lying_here:Evil", "lying_nowhere.deep:Evil"])
+    with pytest.raises(ConfigError, match=rf"it stands in the working directory.* PYTHONPATH={tmp_path}"):
+        resolve("scorers", "lying_here:Evil", "key")
+    with pytest.raises(ConfigError, match=r"install it, or name the folder .* PYTHONPATH"):
+        resolve("scorers", "lying_nowhere.deep:Evil", "key")
+    assert not marker.exists()
+
+
+class Bare(Selector):
+    pass
+
+
+class Strange(influray.protocols.Featurizer):
+    makes = "pictures"  # type: ignore[assignment]
+
+    def compute(self, examples):
+        raise NotImplementedError
+
+
+class Passing(Scorer):
+    passes = 2
+
+    def score(self, pool, target, state):
+        raise NotImplementedError
+
+
+class Empty(Scorer):
+    def __init__(self):
+        pass
+
+    def score(self, pool, target, state):
+        raise NotImplementedError
+
+
+class Structural:
+    def select(self, problem):
+        raise NotImplementedError
+
+
+class Flat(influray.protocols.Projector):
+    def __init__(self, dimension, parameters, seed, device):
+        pass
+
+    def add_slice(self, out_BD, block_Bp, offset):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("seam", "kind", "said"),
+    [
+        ("selectors", Bare, "the selector '.*:Bare' has no 'select'"),
+        ("featurizers", Strange, r"has no 'makes' that is one of vectors, counts, facts \(found 'pictures'\)"),
+        ("scorers", Passing, "has no 'sums', which its 2 passes need"),
+        ("scorers", Empty, r"made with \(stores\) and then its options, and its __init__ takes \(\)"),
+        ("selectors", Structural, "does not derive from influray.protocols.Selector; it has the methods of one"),
+        ("projectors", Flat, "sets no `dimension`"),
+    ],
+)
+def test_what_a_class_has_forgotten_is_told_before_it_is_used(seam, kind, said):
+    name = f"tests.unit.test_plugins:{kind.__name__}"
+    permit([name])
+    given = {"projectors": (8, 8, 0, "cpu"), "scorers": (None,)}.get(seam, ())
+    with pytest.raises(ConfigError, match=said):
+        make(seam, name, {}, *given)

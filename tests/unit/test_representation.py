@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from influray.features.representation import RepresentationFeaturizer
-from influray.protocols import ConfigError, TokenizedExample
+from influray.protocols import ConfigError
+from influray.registry import make
 from tests.reference.loop_features import loop_representation
 from tests.tiny import tiny_llama
 from tests.unit.test_example_gradients import example, family, mixed_batch
@@ -66,29 +67,6 @@ def test_padding_and_company_do_not_show_in_a_row(name):
             assert np.abs(alone.feature_BD[0].astype(float) - other).max() <= np.spacing(np.float16(0.5))
 
 
-def test_the_same_batch_gives_the_same_bytes():
-    featurizer = RepresentationFeaturizer(tiny_llama())
-    first, second = featurizer.compute(mixed_batch()), featurizer.compute(mixed_batch())
-    assert first.feature_BD.tobytes() == second.feature_BD.tobytes()
-
-
-def test_a_row_that_fails_leaves_the_others_their_bits():
-    model = tiny_llama(tie_word_embeddings=False)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[200] = torch.nan
-    featurizer = RepresentationFeaturizer(model)
-    batch = [e for e in mixed_batch() if 200 not in e.input_ids_S]
-    clean = featurizer.compute(batch)
-    sick = TokenizedExample(77, batch[1].input_ids_S.copy(), batch[1].loss_mask_S)
-    sick.input_ids_S[1] = 200
-    untrained = TokenizedExample(78, batch[2].input_ids_S, np.zeros_like(batch[2].loss_mask_S))
-    block = featurizer.compute([batch[0], sick, untrained, *batch[2:]])
-    assert block.failures == {77: "non-finite feature", 78: "no trained token"}
-    others = [0, *range(2, len(batch))]
-    assert block.row_B.tolist() == clean.row_B[others].tolist()
-    assert np.array_equal(block.feature_BD, clean.feature_BD[others])
-
-
 def test_the_dimension_is_the_models_width_also_where_nothing_is_usable():
     featurizer = RepresentationFeaturizer(tiny_llama())
     assert featurizer.dimension == 32
@@ -97,6 +75,6 @@ def test_the_dimension_is_the_models_width_also_where_nothing_is_usable():
 
 def test_wrong_options_are_named_by_their_key():
     with pytest.raises(ConfigError, match=r"features\.options\.pooling: found 'cls', expected position_weighted, mean"):
-        RepresentationFeaturizer(tiny_llama(), pooling="cls")
+        make("featurizers", "representation", {"pooling": "cls"}, tiny_llama(), "cpu")
     with pytest.raises(ConfigError, match=r"features\.options\.poling: .* did you mean 'pooling'\?"):
-        RepresentationFeaturizer(tiny_llama(), poling="mean")
+        make("featurizers", "representation", {"poling": "mean"}, tiny_llama(), "cpu")

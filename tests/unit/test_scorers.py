@@ -8,8 +8,10 @@ import pytest
 from influray.protocols import ConfigError
 from influray.scorers import products
 from influray.scorers.inner_product import InnerProduct
+from influray.scorers.options import make_scorer
 from influray.scorers.weights import checkpoint_weights
-from tests.features import made_for, make_rows, plain, scaled, taken
+from influray.testing.scorers import taken
+from tests.features import made_for, make_rows, plain, scaled
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
@@ -54,7 +56,7 @@ def test_a_row_scores_the_same_in_a_block_of_any_size(monkeypatch):
 
 def test_another_similarity_is_named_by_its_key():
     with pytest.raises(ConfigError, match=r"attribution\.options\.similarity: found 'l2', expected cosine or dot"):
-        InnerProduct(made_for(), "l2")
+        make_scorer("inner_product", made_for(), {"similarity": "l2"})
 
 
 def test_only_the_ratio_of_the_weights_matters():

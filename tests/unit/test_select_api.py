@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import influray
-from influray.protocols import ConfigError, DataError
+from influray.protocols import ConfigError, DataError, Selector
 from influray.selectors.api import resolve_budget, select
 from influray.store.artifact import ShardStore
 from influray.store.attribution import attribution_table, commit_attribution
@@ -131,7 +131,7 @@ def test_facts_of_rows_reach_the_method_and_must_fit():
         select(matrix(), GROUPS, 3, method=name, rows={"tokens": tokens[:79]})
 
 
-class Longest:
+class Longest(Selector):
     def select(self, problem):
         rows = np.argsort(-np.asarray(problem.facts["tokens"]), kind="stable")[: problem.budget]
         return influray.Selection(rows, np.full(len(rows), np.nan), np.full(len(rows), -1))

@@ -11,7 +11,9 @@ from influray.protocols import ArtifactMismatch, Columns, ConfigError, FeatureRo
 from influray.scorers import counts as counts_module
 from influray.scorers.bm25 import BM25
 from influray.scorers.dsir import DSIR
-from tests.features import counted, taken
+from influray.scorers.options import make_scorer
+from influray.testing.scorers import taken
+from tests.features import counted, made_for
 from tests.reference.text_scores import bm25_score, dsir_weights
 
 V = 61  # few enough buckets for collisions
@@ -56,7 +58,7 @@ def lists(rows: FeatureRows) -> list[list[int]]:
 
 
 def made(**changes) -> Stores:
-    return Stores(**{"weights": (1.0,), "featurizer": "ngram", "direction": "", "bounds_K": ((0, V),), **changes})
+    return made_for(**{"weights": (1.0,), "featurizer": "ngram", "direction": "", "bounds_K": ((0, V),), **changes})
 
 
 def scores(scorer, pool: FeatureRows, target: FeatureRows, parts: int = 1) -> np.ndarray:
@@ -140,11 +142,11 @@ def test_other_stores_and_wrong_options_are_refused():
     for kind, name in ((DSIR, "dsir"), (BM25, "bm25")):
         with pytest.raises(ArtifactMismatch, match=f"'{name}' needs counts of n-grams.*'gradient'.*featurizer: ngram"):
             kind(made(featurizer="gradient"))
-    for kind, options, message in (
-        (DSIR, {"smoothing": -1}, r"attribution\.options\.smoothing: found -1"),
-        (DSIR, {"per_token": 1}, r"attribution\.options\.per_token: found 1, expected true or false"),
-        (BM25, {"k1": float("nan")}, r"attribution\.options\.k1: found nan"),
-        (BM25, {"b": 1.5}, r"attribution\.options\.b: found 1\.5, expected a number from 0 to 1"),
+    for name, options, message in (
+        ("dsir", {"smoothing": -1}, r"attribution\.options\.smoothing: found -1"),
+        ("dsir", {"per_token": 1}, r"attribution\.options\.per_token: found 1, expected true or false"),
+        ("bm25", {"k1": float("nan")}, r"attribution\.options\.k1: found nan"),
+        ("bm25", {"b": 1.5}, r"attribution\.options\.b: found 1\.5, expected a number from 0 to 1"),
     ):
         with pytest.raises(ConfigError, match=message):
-            kind(made(), **options)
+            make_scorer(name, made(), options)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
 CACHE_BYTES = 2**29
+CacheBytes = Annotated[int, Field(ge=0)]
 
 
 def grid(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:

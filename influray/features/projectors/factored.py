@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from influray.features.projectors.hashing import SignBits, hash_words
-from influray.features.projectors.options import KEY, read_options
-from influray.protocols import ConfigError
+from influray.protocols import ConfigError, FactorProjector
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class _Part:
         return len(self.output_ok) * len(self.input_ik)
 
 
-class FactoredProjector:
+class FactoredProjector(FactorProjector):
     """G -> R_out' G R_in for the gradient G [out, in] of every weight, all put into D columns one after the other.
 
     G = sum_s g_s x_s' over tokens, so the result is sum_s (R_out' g_s)(R_in' x_s)', and G is never formed. A side wider
@@ -48,19 +48,23 @@ class FactoredProjector:
     weights average it out: for L weights with equal shares it falls with 1 / (L k). Weights that share columns add what
     independent signs would.
 
-    Options: `columns` (default the root of D, at most 64). Cost: k (out + in) operations a token and weight, where
+    Options: `columns` (auto = the root of D, at most 64). Cost: k (out + in) operations a token and weight, where
     forming the gradient takes out * in: worth it only where both sides are much wider than k, not for small ranks.
     """
 
     def __init__(
-        self, dimension: int, parameters: int, seed: int, device: str | torch.device = "cpu", **options: Any
+        self,
+        dimension: int,
+        parameters: int,
+        seed: int,
+        device: str | torch.device = "cpu",
+        columns: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto",
     ) -> None:
-        chosen = read_options("factored", options, {"columns": (min(64, isqrt(dimension)), 1)})
-        self.columns: int = chosen["columns"]
+        self.columns = min(64, isqrt(dimension)) if columns == "auto" else columns
         if self.columns**2 > dimension:
             raise ConfigError(
-                f"{KEY}.options.columns: found {self.columns}; its square must be at most features.projector.dimension "
-                f"= {dimension}"
+                f"features.projector.options.columns: found {self.columns}; its square must be at most "
+                f"features.projector.dimension = {dimension}"
             )
         self.dimension, self.parameters, self.seed = dimension, parameters, seed
         self.device = torch.device(device)
@@ -121,5 +125,8 @@ class FactoredProjector:
 
 
 def _each(x_Bnm: Tensor, matrix_mk: Tensor) -> Tensor:
-    # One product per row and not one for all: its shape, and so the order of its sums, does not depend on B.
+    # One product per row and not one for all: its shape, and so the order of its sums, does not depend on B. MKL's
+    # batched product has an order for one matrix and another for several.
+    if x_Bnm.device.type == "cpu" and len(x_Bnm):
+        return torch.stack([x_nm @ matrix_mk for x_nm in x_Bnm])
     return torch.bmm(x_Bnm, matrix_mk.expand(len(x_Bnm), *matrix_mk.shape))

@@ -5,19 +5,19 @@ Shape suffixes: B batch, D feature, p coordinates of one slice, c of one chunk, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from influray.features.projectors.chunks import CACHE_BYTES, ChunkCache, grid
+from influray.features.projectors.chunks import CACHE_BYTES, CacheBytes, ChunkCache, grid
 from influray.features.projectors.hashing import SignBits, below, coordinate_signs, hash_words
-from influray.features.projectors.options import KEY, read_options
 from influray.features.projectors.rotation import add_rotated
-from influray.protocols import ConfigError
+from influray.protocols import ConfigError, Projector
 
 
-class HadamardProjector:
+class HadamardProjector(Projector):
     """x -> x R: signs, a Walsh-Hadamard transform of every block of n = `block` coordinates, signs again, and all
     blocks added into D columns.
 
@@ -35,28 +35,33 @@ class HadamardProjector:
     Elementwise, so a row has the same bits in every batch and on every device. Slices may be cut further at multiples
     of c without changing a bit, as long as they come in the same order.
 
-    Options: `block` (default 64, a power of two, at most D), `cache_bytes`, the most memory to keep signs in (default
-    512 MiB). Cost: P (log2 n + 3) operations a row; a slice that ends within a chunk costs the whole chunk.
+    Options: `block` (a power of two, at most D; auto = 64 where it fits), `cache_bytes`, the most memory to keep signs
+    in (default 512 MiB). Cost: P (log2 n + 3) operations a row; a slice that ends within a chunk costs the whole chunk.
 
     Source: Ailon and Chazelle 2009; Tropp, arXiv 1011.1595; the sum over blocks with signs on both sides is the block
     SRHT, arXiv 2210.11295, with offsets in place of its subsampling.
     """
 
     def __init__(
-        self, dimension: int, parameters: int, seed: int, device: str | torch.device = "cpu", **options: Any
+        self,
+        dimension: int,
+        parameters: int,
+        seed: int,
+        device: str | torch.device = "cpu",
+        block: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto",
+        cache_bytes: CacheBytes = CACHE_BYTES,
     ) -> None:
-        chosen = read_options("hadamard", options, {"block": (64, 1), "cache_bytes": (CACHE_BYTES, 0)})
-        self.block: int = chosen["block"] if "block" in options else min(64, 1 << (dimension.bit_length() - 1))
+        self.block = min(64, 1 << (dimension.bit_length() - 1)) if block == "auto" else block
         if self.block & (self.block - 1) or self.block > dimension:
             raise ConfigError(
-                f"{KEY}.options.block: found {self.block}; it must be a power of two and at most "
+                f"features.projector.options.block: found {self.block}; it must be a power of two and at most "
                 f"features.projector.dimension = {dimension}"
             )
         self.dimension, self.parameters, self.seed = dimension, parameters, seed
         self.device = torch.device(device)
         self.chunk = dimension // self.block * self.block
         self._bits = SignBits(1.0, self.device)
-        self._signs = ChunkCache(self._make_signs, chosen["cache_bytes"])
+        self._signs = ChunkCache(self._make_signs, cache_bytes)
         chunks = -(-parameters // self.chunk)
         word_m = hash_words(seed, 0, chunks, 3, torch.device("cpu"))[:, 2]  # words of signs have columns 0 and 1
         self._offset_m: list[int] = below(word_m, dimension).tolist()

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from influray.features.projectors.options import KEY, read_options
-from influray.protocols import ConfigError
+from influray.protocols import ConfigError, Projector
 
 
-class IdentityProjector:
+class IdentityProjector(Projector):
     """x -> x: the gradient itself, exactly (variance zero). D must equal P."""
 
     def __init__(
-        self, dimension: int, parameters: int, seed: int, device: str | torch.device = "cpu", **options: Any
+        self,
+        dimension: int,
+        parameters: int,
+        seed: int,
+        device: str | torch.device = "cpu",
     ) -> None:
-        read_options("identity", options, {})
         if dimension != parameters:
             raise ConfigError(
-                f"{KEY}.dimension: {dimension}, but the identity projector keeps all {parameters} coordinates; "
-                "set it to that, or use another projector"
+                f"features.projector.dimension: {dimension}, but the identity projector keeps all {parameters} "
+                "coordinates; set it to that, or use another projector"
             )
         self.dimension, self.parameters, self.seed = dimension, parameters, seed
         self.device = torch.device(device)

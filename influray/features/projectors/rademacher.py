@@ -5,18 +5,16 @@ Shape suffixes: B batch, D feature, p coordinates of one slice, c of one chunk.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from influray.features.projectors.chunks import CACHE_BYTES, ChunkCache, grid
+from influray.features.projectors.chunks import CACHE_BYTES, CacheBytes, ChunkCache, grid
 from influray.features.projectors.hashing import SignBits, hash_words
-from influray.features.projectors.options import read_options
+from influray.protocols import Projector
 
 
-class RademacherProjector:
+class RademacherProjector(Projector):
     """x -> x R with independent entries R = +-1/sqrt(D).
 
     E[xR . yR] = x . y and Var[xR . yR] = (|x|^2 |y|^2 + (x . y)^2 - 2 sum_i x_i^2 y_i^2) / D, over seeds.
@@ -35,13 +33,17 @@ class RademacherProjector:
     CHUNK = 4096
 
     def __init__(
-        self, dimension: int, parameters: int, seed: int, device: str | torch.device = "cpu", **options: Any
+        self,
+        dimension: int,
+        parameters: int,
+        seed: int,
+        device: str | torch.device = "cpu",
+        cache_bytes: CacheBytes = CACHE_BYTES,
     ) -> None:
-        chosen = read_options("rademacher", options, {"cache_bytes": (CACHE_BYTES, 0)})
         self.dimension, self.parameters, self.seed = dimension, parameters, seed
         self.device = torch.device(device)
         self._bits = SignBits(dimension**-0.5, self.device)
-        self._chunks = ChunkCache(self._whole_words, chosen["cache_bytes"])
+        self._chunks = ChunkCache(self._whole_words, cache_bytes)
 
     def matrix(self, start: int, stop: int) -> Tensor:
         """Return rows [start, stop) of R, [stop - start, D] float32."""

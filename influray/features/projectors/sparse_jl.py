@@ -5,19 +5,19 @@ Shape suffixes: B batch, D feature, p coordinates of one slice, c of one chunk, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from influray.features.projectors.chunks import CACHE_BYTES, ChunkCache, grid
+from influray.features.projectors.chunks import CACHE_BYTES, CacheBytes, ChunkCache, grid
 from influray.features.projectors.hashing import SignBits, below, coordinate_signs, hash_words
-from influray.features.projectors.options import KEY, read_options
 from influray.features.projectors.rotation import add_rotated
-from influray.protocols import ConfigError
+from influray.protocols import ConfigError, Projector
 
 
-class SparseJLProjector:
+class SparseJLProjector(Projector):
     """x -> x R where each coordinate has s = `nonzeros` entries +-1/sqrt(s) in different columns.
 
     Signs are hashed by coordinate, columns by block of D coordinates: coordinate i goes to the columns
@@ -48,19 +48,24 @@ class SparseJLProjector:
     CHUNK = 2**18  # coordinates whose signs are made at once
 
     def __init__(
-        self, dimension: int, parameters: int, seed: int, device: str | torch.device = "cpu", **options: Any
+        self,
+        dimension: int,
+        parameters: int,
+        seed: int,
+        device: str | torch.device = "cpu",
+        nonzeros: Annotated[int, Field(ge=1)] = 1,
+        cache_bytes: CacheBytes = CACHE_BYTES,
     ) -> None:
-        chosen = read_options("sparse_jl", options, {"nonzeros": (1, 1), "cache_bytes": (CACHE_BYTES, 0)})
-        self.nonzeros: int = chosen["nonzeros"]
+        self.nonzeros = nonzeros
         if self.nonzeros > dimension:
             raise ConfigError(
-                f"{KEY}.options.nonzeros: {self.nonzeros} of each coordinate do not fit features.projector.dimension = "
-                f"{dimension} columns; take fewer"
+                f"features.projector.options.nonzeros: {self.nonzeros} of each coordinate do not fit "
+                f"features.projector.dimension = {dimension} columns; take fewer"
             )
         self.dimension, self.parameters, self.seed = dimension, parameters, seed
         self.device = torch.device(device)
         self._bits = SignBits(1.0, self.device)
-        self._signs = ChunkCache(self._make_signs, chosen["cache_bytes"])
+        self._signs = ChunkCache(self._make_signs, cache_bytes)
         self.offset_ns: list[list[int]] = self._offsets().tolist()  # of every block
 
     def _make_signs(self, start: int, stop: int) -> Tensor:

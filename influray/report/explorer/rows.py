@@ -24,11 +24,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from influray.config import load_config
+from influray.config_messages import near
 from influray.data.catalogue import Catalogue
 from influray.data.records import Record
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.selections import committed
-from influray.selectors.options import near
 from influray.store.artifact import fingerprint, require_manifest
 from influray.store.checks import set_aside
 from influray.store.run_directory import RunDirectory
