@@ -17,7 +17,6 @@ import fnmatch
 import hashlib
 import json
 import math
-import os
 import random
 import re
 import shutil
@@ -304,7 +303,6 @@ def main() -> None:
     torch.set_num_threads(1)  # the model is tiny
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # beside other work, nicer workers would starve
     there = arguments.folder is not None and (arguments.folder / "run" / "report" / "audit.json").exists()
     needed = not there or any(wanted(verb, arguments.verbs) for verb in WRITERS)
     cluster = connect(ResourcesConfig()) if needed else contextlib.nullcontext()

@@ -163,6 +163,8 @@ def _private_cluster() -> Iterator[None]:
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's own 15 is for workers beside a user's programs; here they are what she waits for, and starve beside others.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
     from ray._private import utils
 

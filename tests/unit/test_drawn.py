@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from influray.protocols import ConfigError
 from influray.selectors.api import select
-from influray.selectors.options import generator
 from tests.reference import drawn as reference
 from tests.unit.test_balanced import KINDS, scores
 
@@ -30,7 +29,7 @@ def test_strata_choose_what_the_plain_draw_does(kind, seed, count, drop):
     budget = int(rng.integers(1, n + 1))
     if drop:
         merit_N = np.append(merit_N, np.full(n // 8 + 1, 128.0))  # these are set aside, and the width stays
-    draw = generator(3).permutation(len(merit_N)).tolist()
+    draw = np.random.default_rng(3).permutation(len(merit_N)).tolist()
     found = select(merit_N[:, None], ["a"], budget, method="strata", seed=3, strata=count, drop_share=drop)
     assert set(found.rows.tolist()) == reference.strata(merit_N, budget, count, drop, draw)
 
