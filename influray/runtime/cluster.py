@@ -166,15 +166,12 @@ def _private_cluster() -> Iterator[None]:
     # Ray's own 15 is for workers beside a user's programs; here they are what she waits for, and starve beside others.
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
-    from ray._private import utils
 
-    # Ray's handlers of SIGTERM end the process at whatever statement it is.
-    no_handlers = replaced(vars(utils), "set_sigterm_handler", lambda handler: None)
     folder, kept = ScratchFolder(Path(scratch_parent())), False
     before = signal.getsignal(signal.SIGTERM)
     try:
         # Ray loses sight of processes that it is just starting; blocked signals they would inherit.
-        with interrupt_between() as check_interrupt, no_handlers, starting(str(folder.path)):
+        with interrupt_between() as check_interrupt, _no_handlers(), starting(str(folder.path)):
             ray.init(
                 address="local",
                 namespace=NAMESPACE,
@@ -212,11 +209,10 @@ def _attached(address: str, named: str) -> Iterator[None]:
     import ray
 
     before = signal.getsignal(signal.SIGTERM)
-    with connecting(address, named), _signals_wait():
-        try:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-        finally:
-            restore_sigterm(before)
+    # Blocked in this thread, a signal would go to another one, and Python handles it here all the same.
+    with connecting(address, named), interrupt_between() as check_interrupt, _no_handlers():
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        check_interrupt()
     try:
         yield
     finally:
@@ -240,17 +236,11 @@ def _require_same(address: str | None) -> None:
         raise ConfigError(f"--address: this process is connected to Ray at {found} already, not to {address!r}")
 
 
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM for the end of the block: one that comes while Ray connects may leave it stuck.
+def _no_handlers() -> contextlib.AbstractContextManager[None]:
+    """Keep Ray from handlers of SIGTERM of its own, which end the process at whatever statement it is."""
+    from ray._private import utils
 
-    Threads that are started in the block never get them, processes neither: so not for a Ray that is started.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return replaced(vars(utils), "set_sigterm_handler", lambda handler: None)
 
 
 def _require_listener(address: str, named: str) -> None:

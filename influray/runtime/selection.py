@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import ActorUnavailableError
 
 from influray.interrupts import interrupt_on_sigterm
 from influray.protocols import StorageError
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
 POLL_SECONDS = 1.0
+AGAIN_SECONDS = 5.0  # in which Ray may know of a lost node
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,28 @@ def driver_name(run_dir: str | Path) -> str:
 
 
 def _follow(driver: Any, job: SelectionJob, on_status: Callable[[SelectionStatus], None]) -> Any:
-    running = driver.run.remote(job)
+    for _ in range(MAX_RESTARTS):
+        try:
+            return ray.get(_ended(driver.run.remote(job), driver, on_status))
+        except ActorUnavailableError as error:  # its node has just gone, say, and Ray has not started it elsewhere yet
+            logger.warning("the selection driver does not answer and is asked again: %s", loss_of(error).reason)
+            time.sleep(AGAIN_SECONDS)
+        except RayError as error:
+            loss = loss_of(error)
+            if isinstance(loss.cause, StorageError):
+                raise loss.cause from None
+            if loss.cause is not None:
+                raise  # a bug, with the actor's traceback
+            if loss.memory:
+                raise need_memory("the selection driver", MAX_RESTARTS + 1, LOWER, loss.reason) from error
+            raise SelectionError(
+                f"the selection driver died more than {MAX_RESTARTS} times; the last time: {loss.reason}"
+            ) from error
+    raise SelectionError(f"the selection driver did not answer {MAX_RESTARTS} times")
+
+
+def _ended(running: Any, driver: Any, on_status: Callable[[SelectionStatus], None]) -> Any:
+    """Return the call once it has ended, telling how far it is until then."""
     asked = None
     while not ray.wait([running], timeout=POLL_SECONDS)[0]:
         asked = asked or driver.status.remote()
@@ -122,19 +145,7 @@ def _follow(driver: Any, job: SelectionJob, on_status: Callable[[SelectionStatus
             except RayError as error:  # the actor is between two lives; `run` tells when there is no other
                 logger.warning("the selection driver was lost and is started again: %s", type(error).__name__)
             asked = None
-    try:
-        return ray.get(running)
-    except RayError as error:
-        loss = loss_of(error)
-        if isinstance(loss.cause, StorageError):
-            raise loss.cause from None
-        if loss.cause is not None:
-            raise  # a bug, with the actor's traceback
-        if loss.memory:
-            raise need_memory("the selection driver", MAX_RESTARTS + 1, LOWER, loss.reason) from error
-        raise SelectionError(
-            f"the selection driver died more than {MAX_RESTARTS} times; the last time: {loss.reason}"
-        ) from error
+    return running
 
 
 class SelectionDriver:
