@@ -95,7 +95,8 @@ def _check(kind: Callable[..., Any], annotation: Any, value: Any, key: str) -> A
 
 def _wrong(schema: dict[str, Any], found: Any, error: ErrorDetails, key: str) -> str:
     """Return the message of an error: its dotted key, what was found there, and what would be right."""
-    for before, part in pairwise(("", *error["loc"])):
+    path: list[Any] = ["", *error["loc"]]
+    for before, part in pairwise(path):
         if part == "[key]":
             found, schema = before, {}
         inner = _inside(schema, part)
