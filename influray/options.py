@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -98,10 +98,10 @@ def _wrong(schema: dict[str, Any], found: Any, error: ErrorDetails, key: str) ->
     for before, part in pairwise(("", *error["loc"])):
         if part == "[key]":
             found, schema = before, {}
-        inner = _inside(schema, part)
+        inner, whole = _inside(schema, part), cast(Any, found)
         if not inner or not isinstance(found, dict | list) or (isinstance(found, dict) and part not in found):
             break  # at the place, or a branch of a union
-        key, schema, found = f"{key}.{part}", inner, found[part]
+        key, schema, found = f"{key}.{part}", inner, whole[part]
     right = _expected(schema) if error["type"] in _RANGES or error["type"].endswith("_type") else ""
     hint = near(found, schema["enum"]) if isinstance(found, str) and "enum" in schema else ""
     return f"{key}: found {found!r}" + (f", expected {right}{hint}" if right else f"; {error['msg']}")

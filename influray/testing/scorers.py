@@ -56,7 +56,7 @@ def taken(rows: FeatureRows, which: slice | np.ndarray | Sequence[int]) -> Featu
         counts = SparseRows(np.concatenate([[0], np.cumsum(length_B)]), counts.bucket[entry], counts.count[entry])
     return FeatureRows(
         rows.row_B[place_B],
-        [rows.group_B[i] for i in place_B.tolist()],
+        [str(rows.group_B[i]) for i in place_B.tolist()],
         [feature_BD[place_B] for feature_BD in rows.feature_KBD],
         [{name: column[place_B] for name, column in facts.items()} for facts in rows.facts_KB],
         counts,

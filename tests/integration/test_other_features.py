@@ -159,7 +159,7 @@ def test_a_scorer_that_the_store_cannot_carry_is_refused_before_anything_starts(
         ("loss", "inner_product", "needs feature vectors, and these datastores hold 'loss'"),
         ("ngram", "inner_product", "needs feature vectors, and these datastores hold 'ngram'"),
         ("representation", "dsir", "needs counts of n-grams, and these datastores hold 'representation'"),
-        ("ngram", "el2n", "reads the column 'el2n', which datastores of 'ngram' features do not have"),
+        ("ngram", "el2n", "needs the column 'el2n', and these datastores hold 'ngram' features, which have none"),
     ):
         config = tree(world, tmp_path / "run", featurizer, attribution={"scorer": scorer})
         with pytest.raises(ArtifactMismatch, match=message):
@@ -171,7 +171,7 @@ def test_wrong_options_and_a_warmup_that_nobody_reads_are_refused(world, tmp_pat
     config = tree(world, tmp_path / "run", "ngram")
     with pytest.raises(ConfigError, match=r"features\.options\.buckets: found 0, expected an integer from 1"):
         run(config, **{"features.options": {"buckets": 0}})
-    with pytest.raises(ConfigError, match=r"features\.options\.n: 'gradient' has no such option \(it has none\)"):
+    with pytest.raises(ConfigError, match=r"features\.options\.n: 'gradient' has no such option \(known: step\)"):
         run(config, **{"features": {"options": {"n": 1}}, "attribution.scorer": "inner_product"})
     with pytest.raises(ConfigError, match="'ngram' reads no checkpoint, so there is nothing to warm up"):
         run(config, until="warmup")
@@ -185,7 +185,7 @@ def test_a_row_that_kills_every_process_goes_to_the_quarantine_and_all_others_ha
     config = tree(world, tmp_path / "run", "ngram")
     config["data"] |= {"pool": str(tmp_path / "pool.jsonl"), "max_bad_fraction": 0.05}
     config["features"]["featurizer"] = "tests.integration.poison_features:PoisonFeaturizer"
-    config["attribution"] = {"scorer": "inner_product"}  # never carried out
+    config["attribution"] = {"scorer": "bm25"}  # never run
     config["resources"]["max_attempts"] = 1
     poisoned = run(config, until="featurize")
     manifest = poisoned.datastore("pool").manifest
