@@ -192,8 +192,8 @@ def answers_of(
     Q = len(query_QF)
     position_QE, score_QE = candidates(np.concatenate([query_QF, -query_QF]), k, setting)
     row_QE = np.where(position_QE >= 0, vectors.rows[position_QE], -1)
-    mean_Q, std_Q, error_Q = moments.of(query_QF)
-    return Answers(row_QE[:Q], score_QE[:Q], row_QE[Q:], -score_QE[Q:], mean_Q, std_Q, exact, error_Q)
+    mean_Q, std_Q = moments.of(query_QF)
+    return Answers(row_QE[:Q], score_QE[:Q], row_QE[Q:], -score_QE[Q:], mean_Q, std_Q, exact)
 
 
 def exact_scores(vectors: PoolVectors, query_QF: np.ndarray, position_QE: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Mean and standard deviation over the pool of the influence on any query, without a pass over the pool.
 
 The mean is q . mu. The variance is q' C q with the F x F covariance of the vectors, summed up in one pass, where F is
-small enough; else that of a fixed sample of rows, with its standard error.
+small enough; else that of a fixed sample of rows.
 
 Shape suffixes: N pool rows, S rows of the sample, Q queries, F numbers of a vector.
 """
@@ -25,20 +25,16 @@ class QueryMoments:
     covariance_FF: np.ndarray | None  # float32, of ddof 0
     sample_SF: np.ndarray | None  # float32
 
-    def of(self, query_QF: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return (mean, std (ddof 0), standard error of std or None where it is no estimate), each float64 [Q]."""
+    def of(self, query_QF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (mean, std (ddof 0)), each float64 [Q]."""
         query_QF = np.asarray(query_QF, np.float64)
         mean_Q = query_QF @ self.mean_F
         if self.covariance_FF is not None:
             variance_Q = ((query_QF @ self.covariance_FF.astype(np.float64)) * query_QF).sum(axis=1)
-            return mean_Q, np.sqrt(np.maximum(variance_Q, 0.0)), None
+            return mean_Q, np.sqrt(np.maximum(variance_Q, 0.0))
         assert self.sample_SF is not None
         square_SQ = (self.sample_SF.astype(np.float64) @ query_QF.T) ** 2
-        variance_Q = square_SQ.mean(axis=0)
-        std_Q = np.sqrt(variance_Q)
-        # Of the mean of squares, by the delta method: se(std) = se(variance) / (2 std).
-        error_Q = square_SQ.std(axis=0) / np.sqrt(len(square_SQ)) / (2 * np.where(std_Q > 0, std_Q, 1.0))
-        return mean_Q, std_Q, error_Q
+        return mean_Q, np.sqrt(square_SQ.mean(axis=0))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what `moments_from` takes."""

@@ -159,7 +159,7 @@ def test_200_records_of_mixed_forms_come_back_as_the_same_conversations(mixed, t
 def test_rows_stand_in_order_of_choice_with_the_columns_asked_for(mixed, tmp_path):
     run, _ = mixed
     made = run.export(tmp_path / "few.jsonl", "few", beside=("rank", "merit", "task", "weight"))
-    rows = [json.loads(line) for line in Path(made.path).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(made.path).read_bytes().splitlines()]
     chosen = [f"r{row}" for row in run.selection("few").rows]
     assert [row["id"] for row in rows] == chosen
     assert [row["rank"] for row in rows] == [0, 1, 2]
