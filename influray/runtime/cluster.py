@@ -240,7 +240,7 @@ def _no_handlers() -> contextlib.AbstractContextManager[None]:
     """Keep Ray from handlers of SIGTERM of its own, which end the process at whatever statement it is."""
     from ray._private import utils
 
-    return replaced(vars(utils), "set_sigterm_handler", lambda handler: None)
+    return replaced(utils.__dict__, "set_sigterm_handler", lambda handler: None)
 
 
 def _require_listener(address: str, named: str) -> None:

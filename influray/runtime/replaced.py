@@ -9,7 +9,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def replaced(names: MutableMapping[str, Any], name: str, value: Any) -> Iterator[None]:
-    """Let `name` mean `value` among the names of a module (`vars`), or of the environment, while the block runs."""
+    """Let `name` mean `value` among the names of a module (`__dict__`), or of the environment, while the block runs."""
     before = names.get(name)
     names[name] = value
     try:

@@ -42,7 +42,7 @@ def watched() -> Iterator[Callable[[], None]]:
     try:
         # Ray prints what becomes of its processes, with pages of their logs, and log_to_driver=False does not reach
         # that: our own lines say it.
-        with replaced(vars(worker), "print_to_stdstream", lambda *arguments, **options: None):
+        with replaced(worker.__dict__, "print_to_stdstream", lambda *arguments, **options: None):
             yield watch.leaving.set
     except RunStopped:
         raise

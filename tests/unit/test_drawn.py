@@ -102,7 +102,7 @@ def test_longest_takes_the_most_tokens_and_of_equals_the_lowest_row():
         ("longest", {"rows": {"tokens": [1, float("nan"), 2]}}, r"rows\.tokens: found nan at row 1"),
         ("strata", {"strata": 0}, r"options\.strata: found 0, expected an integer of 1 or more"),
         ("strata", {"strata": 2.5}, r"options\.strata: found 2\.5"),
-        ("strata", {"drop_share": 1.5}, r"options\.drop_share: found 1\.5, expected a number of 0 to 1"),
+        ("strata", {"drop_share": 1.5}, r"options\.drop_share: found 1\.5, expected a number from 0 to 1"),
         ("gumbel_top_k", {"temperature": 0}, r"options\.temperature: found 0, expected a number above 0"),
         ("gumbel_top_k", {"temperature": float("inf")}, r"options\.temperature: found inf"),
         ("gumbel_top_k", {"reduction": "sums"}, r"options\.reduction: .* did you mean 'sum'"),
