@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 
 from influray.protocols import USER_ERRORS, ConfigError, RunStopped
 from influray.store.artifact import full_disk
@@ -29,12 +29,14 @@ class Loss:
     """An attempt that came to nothing and may be repeated.
 
     `cause` is what the code raised, in a process that still lives; None where the process, its node or its answer is
-    gone. `memory`: the machine had too little of it, and Ray killed the process for that.
+    gone. `memory`: the machine had too little of it, and Ray killed the process for that. `unavailable`: an actor did not
+    answer, and Ray may yet start it again, as where its node has just gone.
     """
 
     reason: str  # in one line
     cause: Exception | None = None
     memory: bool = False
+    unavailable: bool = False
 
 
 class TooLittleMemory(ConfigError):
@@ -60,11 +62,11 @@ def loss_of(error: Exception) -> Loss:
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:  # of a log, say; commits name the disk
             raise full_disk(cause.filename or "the run directory") from cause
         return Loss(f"{type(cause).__name__}: {cause}"[:500], cause)
-    memory = isinstance(error, OutOfMemoryError)
+    memory, away = isinstance(error, OutOfMemoryError), isinstance(error, ActorUnavailableError)
     text = str(error) or type(error).__name__
     if memory:  # the rest is a page of advice on Ray's own settings
         text = text.partition("\n")[0]
-    return Loss(" ".join(line.strip() for line in text.splitlines() if line.strip())[:500], memory=memory)
+    return Loss(" ".join(line.strip() for line in text.splitlines() if line.strip())[:500], None, memory, away)
 
 
 class SideBySide:

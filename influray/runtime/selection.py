@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError
 
 from influray.interrupts import interrupt_on_sigterm
 from influray.protocols import StorageError
@@ -117,11 +116,12 @@ def _follow(driver: Any, job: SelectionJob, on_status: Callable[[SelectionStatus
     for _ in range(MAX_RESTARTS):
         try:
             return ray.get(_ended(driver.run.remote(job), driver, on_status))
-        except ActorUnavailableError as error:  # its node has just gone, say, and Ray has not started it elsewhere yet
-            logger.warning("the selection driver does not answer and is asked again: %s", loss_of(error).reason)
-            time.sleep(AGAIN_SECONDS)
         except RayError as error:
             loss = loss_of(error)
+            if loss.unavailable:
+                logger.warning("the selection driver does not answer and is asked again: %s", loss.reason)
+                time.sleep(AGAIN_SECONDS)
+                continue
             if isinstance(loss.cause, StorageError):
                 raise loss.cause from None
             if loss.cause is not None:
