@@ -29,8 +29,8 @@ class Loss:
     """An attempt that came to nothing and may be repeated.
 
     `cause` is what the code raised, in a process that still lives; None where the process, its node or its answer is
-    gone. `memory`: the machine had too little of it, and Ray killed the process for that. `unavailable`: an actor did not
-    answer, and Ray may yet start it again, as where its node has just gone.
+    gone. `memory`: the machine had too little of it, and Ray killed the process for that. `unavailable`: an actor did
+    not answer, and Ray may yet start it again, as where its node has just gone.
     """
 
     reason: str  # in one line
