@@ -24,6 +24,7 @@ from influray.report.sheet import Table
 from influray.report.terminal import GAP
 from influray.store.artifact import read_manifest, read_sealed, require_manifest, write_sealed
 from influray.store.attribution import Attribution
+from influray.store.checks import damage
 from influray.store.datastore import Datastore
 from influray.store.run_directory import RunDirectory
 from influray.store.vectors import PoolVectors
@@ -86,6 +87,7 @@ def audit(run_dir: str | Path) -> dict[str, Any]:
         "contaminated": names.add(contaminated),
     }
     write_sealed(audit_path(run), found)
+    run.record("audit", {"rows": len(attribution.rows)})
     return found
 
 
@@ -95,10 +97,12 @@ def audit_path(run: RunDirectory) -> Path:
 
 
 def read_audit(run: RunDirectory) -> dict[str, Any] | None:
-    """Return what `audit` has written, None where it has not. Raises DamagedArtifact where it was changed since."""
+    """Return what `audit` has written, None where it has not. Raises DamagedArtifact where it is changed or gone."""
     try:
         return {name: value for name, value in read_sealed(audit_path(run)).items() if name != "schema"}
     except FileNotFoundError:
+        if "audit" in run.read():
+            raise damage(audit_path(run), "gone") from None
         return None
 
 

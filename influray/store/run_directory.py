@@ -22,6 +22,7 @@ from influray.store.mirror import address_of, flush, local, location_of, present
 from influray.store.sealed import read_sealed
 
 FILE_ENDINGS = {".json", ".jsonl", ".yaml", ".arrow", ".parquet", ".html", ".safetensors", ".faiss", ".npy", ".sha256"}
+FILE_ENDINGS |= {".log"}  # of RUN/logs
 CHOSEN = ("selection", "tune", "evaluation")  # folders of a folder for each selection
 FOLDERS = ("pool", "target", "test", "adapter", "_receipts", "texts")
 VERSIONED = ("influray", "torch", "transformers", "peft", "ray", "pyarrow", "numpy", "tokenizers")
@@ -213,7 +214,7 @@ class RunDirectory:
             path = self.path / name
             if path.exists() and path.is_dir() == (path.suffix in FILE_ENDINGS):
                 set_aside(path)
-        for name in MADE_BY:
+        for name in (*MADE_BY, "logs"):
             for folder, folders, files in os.walk(self.path / name):
                 folders[:] = [one for one in folders if not one.startswith(".")]
                 chosen = Path(folder).name in CHOSEN  # people choose what is in it, dots included

@@ -155,3 +155,18 @@ def test_what_run_json_tells_of_and_is_gone_is_named(tmp_path):
         directory.require_made("evaluate")
     directory.record_outdated("evaluate")
     directory.require_made("evaluate")
+
+
+@pytest.mark.parametrize("gone", ["report/audit.json", "report"])
+def test_an_audit_that_is_gone_is_named_by_what_tells_of_it(whole, tmp_path, gone):
+    run_dir, verb = copied(whole, tmp_path), "report (what it says)"
+    DAMAGES["deletion"](run_dir / gone, 0)
+    assert of_reader(verb, run_dir, whole[1], "report/audit.json", whole[2][verb]) == "refused"
+
+
+def test_a_folder_in_the_place_of_a_log_is_set_aside(whole, tmp_path):
+    run_dir = copied(whole, tmp_path)
+    shutil.rmtree(run_dir / "logs", ignore_errors=True)
+    (run_dir / "logs" / "driver.log" / "something").mkdir(parents=True)
+    pipeline.run(whole[1], run_dir=run_dir, until="data")
+    assert (run_dir / "logs" / "driver.log").is_file()
