@@ -164,6 +164,13 @@ def test_an_audit_that_is_gone_is_named_by_what_tells_of_it(whole, tmp_path, gon
     assert of_reader(verb, run_dir, whole[1], "report/audit.json", whole[2][verb]) == "refused"
 
 
+def test_a_file_in_the_place_of_the_report_is_named(whole, tmp_path):
+    run_dir = copied(whole, tmp_path)
+    shutil.rmtree(run_dir / "report")
+    (run_dir / "report").write_bytes(b"something")
+    assert of_reader("serve", run_dir, whole[1], "report", whole[2]["serve"]) == "refused"
+
+
 def test_a_folder_in_the_place_of_a_log_is_set_aside(whole, tmp_path):
     run_dir = copied(whole, tmp_path)
     shutil.rmtree(run_dir / "logs", ignore_errors=True)

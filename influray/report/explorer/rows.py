@@ -30,7 +30,7 @@ from influray.data.records import Record
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.selections import committed
 from influray.store.artifact import fingerprint, require_manifest
-from influray.store.checks import set_aside
+from influray.store.checks import damage, set_aside
 from influray.store.run_directory import RunDirectory
 from influray.store.selection import read_table
 
@@ -155,7 +155,10 @@ class ChosenRows:
 
     def _write_texts(self) -> None:
         schema = pa.schema({"text": pa.large_string()})
-        self._texts_path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._texts_path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise damage(self._texts_path, "no folder for it") from error
         temporary = self._texts_path.with_name(f".{self._texts_path.name}.{uuid.uuid4().hex}.tmp")
         try:
             with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
