@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from local_cluster import _ip, _kill_all, unavailable  # beside this file
+
+from tests.cluster.local_cluster import _ip, _kill_all, unavailable
 
 COMPOSE = Path(__file__).parents[2] / "docker" / "compose.yaml"
 GATEWAY = "10.78.0.254"

@@ -157,7 +157,11 @@ def test_a_row_that_all_tasks_want_is_chosen_once_and_counts_for_each():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("round_robin", {"over": "task"}, r"options\.over: found 'task', expected instances or tasks; did you mean 'tasks'\?"),
+        (
+            "round_robin",
+            {"over": "task"},
+            r"options\.over: found 'task', expected instances or tasks; did you mean 'tasks'\?",
+        ),
         ("round_robin", {"task_score": "sum"}, r"options\.task_score: found 'sum', expected mean or max"),
         ("quota", {"task_weights": {"z": 1.0}}, r"no column has the task 'z'"),
         ("layers", {"normaliser": "z"}, r"options\.normaliser: "),
