@@ -27,8 +27,8 @@ cluster.shutdown()
 """
 # Data workers pay off for any pool.
 AT_ONCE = """
-import influray.planning.arithmetic
-influray.planning.arithmetic.Rates = lambda rates=influray.planning.arithmetic.Rates: rates(startup=0.0)
+import influray.data.costs
+influray.data.costs.DataRates = lambda rates=influray.data.costs.DataRates: rates(startup=0.0)
 """
 
 
