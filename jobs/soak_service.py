@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import secrets
 import socket
@@ -41,8 +42,11 @@ HALF_SENT = b"POST /query HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: applicati
 class Soak:
     """What was asked and seen."""
 
-    def __init__(self, web: httpx.AsyncClient, bodies: list[dict[str, Any]], process: psutil.Process) -> None:
-        self._web, self._bodies, self._process = web, bodies, process
+    def __init__(
+        self, web: httpx.AsyncClient, alone: httpx.AsyncClient, bodies: list[dict[str, Any]], process: psutil.Process
+    ) -> None:
+        # Connections of `alone` are used once: one that rests gives way to those of a burst, maybe just as it is used.
+        self._web, self._alone, self._bodies, self._process = web, alone, bodies, process
         self.statuses: Counter[str] = Counter()
         self.latencies: list[float] = []
         self.health: list[float] = []
@@ -78,8 +82,7 @@ class Soak:
     async def watch(self, end: float) -> None:
         while time.perf_counter() < end:
             started = time.perf_counter()
-            # On a connection of its own: one that rests gives way to those of a burst, maybe just as it is used again.
-            answer = await self._web.get("health", headers={"connection": "close"})
+            answer = await self._alone.get("health")
             assert answer.status_code == 200, answer.text
             self.health.append(time.perf_counter() - started)
             self.memory.append(await asyncio.to_thread(memory_of, self._process))
@@ -98,8 +101,9 @@ def memory_of(process: psutil.Process) -> int:
 async def soak(address: str, token: str, pid: int, bodies: list[dict[str, Any]], seconds: float, clients: int) -> Any:
     headers, port = {"authorization": f"Bearer {token}"}, int(address.rsplit(":", 1)[1].strip("/"))
     limits = httpx.Limits(max_connections=clients + BURST + 1)
-    async with httpx.AsyncClient(base_url=address, headers=headers, timeout=120, limits=limits) as web:
-        one = Soak(web, bodies, psutil.Process(pid))
+    make = functools.partial(httpx.AsyncClient, base_url=address, headers=headers, timeout=120)
+    async with make(limits=limits) as web, make(limits=httpx.Limits(max_keepalive_connections=0)) as alone:
+        one = Soak(web, alone, bodies, psutil.Process(pid))
         end = time.perf_counter() + seconds
         await asyncio.gather(*(one.client(end, i) for i in range(clients)), one.bursts(end, port), one.watch(end))
     tenth = max(1, len(one.memory) // 10)

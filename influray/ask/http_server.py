@@ -21,7 +21,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from influray.protocols import ConfigError
 
 ARRIVAL_SECONDS = 10.0  # for a request to arrive whole, from its first byte, or from when the connection was made
-IDLE_SECONDS = 5.0  # for a connection to bring another request
+# For a connection to bring another request. Longer than clients keep one (httpx 5 s, aiohttp 15 s): what they send just
+# as the server closes is lost.
+IDLE_SECONDS = 20.0
 CLOSE_SECONDS = 5.0  # for requests under way when the service ends
 CONNECTIONS = 512  # at a time
 CLIENT_CONNECTIONS = 256  # of one address; all of this machine are one
