@@ -14,7 +14,7 @@ import numpy as np
 
 from influray.config import BoundsConfig, ConstraintsConfig, TokenBudget, parse_constraints
 from influray.config_messages import near
-from influray.plugins import permit
+from influray.plugins import offered, permit
 from influray.protocols import (
     AttributionSource,
     Bounds,
@@ -133,9 +133,9 @@ def check_method(method: str) -> None:
     if not isinstance(method, str):
         raise ConfigError(f"method: found {method!r}, expected the name of a method, such as 'bids'")
     if method not in SELECTORS and method not in METHODS and outside_code("selectors", method) is None:
-        known = {**METHODS, **SELECTORS}
+        known = sorted({*METHODS, *SELECTORS, *offered("selectors")})
         raise ConfigError(
-            f"method: no method is called {method!r}{near(method, known)} (known: {', '.join(sorted(known))})"
+            f"method: no method is called {method!r}{near(method, known)} (known: {', '.join(known)})"
         )
 
 

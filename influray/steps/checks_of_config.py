@@ -10,7 +10,7 @@ from influray.config import DataConfig
 from influray.config_data import Entry
 from influray.data.hub import PREFIX
 from influray.protocols import ConfigError
-from influray.registry import check, make, resolve, resolve_method
+from influray.registry import PROJECTORS, check, make, resolve, resolve_method
 from influray.scorers.options import expected_stores, make_scorer
 from influray.steps.subject import Subject
 from influray.store.artifact import read_manifest
@@ -59,7 +59,8 @@ def names(subject: Subject) -> None:
 
     config = subject.config
     check("featurizers", config.features.featurizer, config.features.options)
-    resolve("projectors", config.features.projector.name, "features.projector.name")
+    if config.features.projector.name not in PROJECTORS:  # whose modules import torch
+        resolve("projectors", config.features.projector.name, "features.projector.name")
     make_scorer(config.attribution.scorer, expected_stores(config), config.attribution.options)
     for index, selector in enumerate(config.selectors):
         name, preset = resolve_method(selector.method)
