@@ -74,7 +74,7 @@ def lds(
 def seed_agreement(measured_SMT: np.ndarray) -> np.ndarray | None:
     """Return the mean over ways to halve the seeds of Spearman's rho between the effects of the halves, [T].
 
-    That is what two measurements of half the seeds each agree in, and no scorer is to be blamed for the rest. None where
+    That is what two measurements of half the seeds each agree in: no scorer is to be blamed for the rest. None where
     there is one seed. Of an odd number of seeds the halves differ by one.
     """
     seeds = len(measured_SMT)
