@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influray.config import Config, dump_config
+from influray.config import Config, dump_config, load_config
 from influray.progress import open_progress
 from influray.protocols import ConfigError, DamagedArtifact
 from influray.registry import featurizer_reads
@@ -27,9 +27,11 @@ from influray.steps.finished import is_finished, read_digest, record_finished
 from influray.steps.index import INDEX, was_built
 from influray.steps.index import index as build_index
 from influray.steps.preflight import Subject, check_config, check_data
+from influray.steps.report import REPORT
 from influray.steps.states import basis
 from influray.store.artifact import naming_full_disk, require_manifest
 from influray.store.checks import set_aside, step_of
+from influray.store.mirror import present
 from influray.store.run_directory import now
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from influray.planning.plan import Plan
     from influray.progress import StepProgress
     from influray.report.data import CurveFacts
+    from influray.report.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +219,38 @@ def index(
         context = StepContext(this.config, this.directory, "index", progress, stack, address)
         _run_steps((replace(INDEX, run=functools.partial(build_index, kind=kind)),), context)
         return require_manifest(this.directory.index, "index")
+
+
+def validate(
+    run_dir: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    address: str | None = None,
+    console: Console | None = None,
+) -> Validation:
+    """Carry out the experiments of a scored run's section `validate`, with dotted `settings` of it over its own.
+
+    Results are written to RUN/validate; where the run has a report, it is written again and shows them.
+
+    Args:
+        settings: keys of the section -> values, such as {"lds.subsets": 24, "seeds": [0, 1, 2]}.
+        address, console: as `run`.
+
+    Raises:
+        ConfigError, DataError, ArtifactMismatch: what the user can mend: a wrong setting, a run that is not scored.
+    """
+    from influray.report.validation import Validation
+    from influray.validation.experiments import VALIDATE
+
+    this = open_run(run_dir)
+    given = {f"validate.{key}": value for key, value in (settings or {}).items()}
+    changed = load_config(this.directory.config_path, {"run_dir": this.directory.address, **given})
+    this.directory.require_made("data", "warmup", "featurize", "score")
+    with naming_full_disk(this.directory.path), this.directory.hold(), contextlib.ExitStack() as stack:
+        progress = stack.enter_context(open_progress(this.directory.logs, console))
+        context = StepContext(changed, this.directory, "validate", progress, stack, address)
+        _run_steps((VALIDATE, REPORT) if present(this.directory.report).exists() else (VALIDATE,), context)
+    return Validation.read(this.directory, changed.validation.experiments)
 
 
 def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from influray.config_validate import LEAST_SUBSETS
 from influray.evaluation.rank_correlation import (
     bootstrap_counts,
     percentile_interval,
@@ -24,7 +25,6 @@ from influray.evaluation.rank_correlation import (
     spearman,
 )
 
-LEAST_SUBSETS = 8  # below it a percentile interval says nothing: there are hardly any different samples in the tails
 SAMPLES = 1000  # bootstrap samples of an interval
 SPLITS = 32  # ways to halve the seeds that are looked at
 
@@ -41,6 +41,7 @@ class Agreement:
     task_intervals: dict[str, tuple[float, float]]
     mean: float  # over the tasks
     interval: tuple[float, float]
+    samples: np.ndarray  # `mean` in each bootstrap sample, float64 [R]
 
 
 def lds(
@@ -62,12 +63,14 @@ def lds(
     member_GT = np.array([[task == name for task in tasks] for name in names], bool)
     share_GT = member_GT / member_GT.sum(axis=1, keepdims=True)
     by_task_G, sampled_RG = share_GT @ rho_T, sampled_RT @ share_GT.T
+    sampled_R = sampled_RG.mean(axis=1)
     return Agreement(
         rho_T,
         dict(zip(names, by_task_G.tolist(), strict=True)),
         {name: percentile_interval(sampled_RG[:, g]) for g, name in enumerate(names)},
         float(by_task_G.mean()),
-        percentile_interval(sampled_RG.mean(axis=1)),
+        percentile_interval(sampled_R),
+        sampled_R,
     )
 
 
@@ -97,16 +100,22 @@ def ceiling(agreement: float) -> float:
     return math.sqrt(2 * agreement / (1 + agreement)) if agreement > 0 else 0.0
 
 
-def predicted_effects(score_NT: np.ndarray, subsets: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the sum of the scores of each subset's rows, float64 [M, T]; subsets are positions in `score_NT`.
+def predicted_effects(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]], member_MN: np.ndarray, targets: int
+) -> np.ndarray:
+    """Return the sum of the scores of each subset's rows, float64 [M, T].
 
-    A row that has no finite score for a target counts as the mean of those that have; where none has, the sum is NaN.
+    `blocks` are (positions in N, scores [B, T]), each row at most once; `member_MN` says which rows a subset holds. A
+    row that has no finite score for a target, or is in no block, counts as the mean of those that have one; where none
+    has, the sum is NaN.
     """
-    exact_NT = np.asarray(score_NT, np.float64)
-    known_NT = np.isfinite(exact_NT)
-    if not known_NT.all():
-        count_T = known_NT.sum(axis=0)
-        total_T = np.where(known_NT, exact_NT, 0.0).sum(axis=0)
-        mean_T = np.where(count_T > 0, total_T / np.maximum(count_T, 1), np.nan)
-        exact_NT = np.where(known_NT, exact_NT, mean_T)
-    return np.stack([exact_NT[positions].sum(axis=0) for positions in subsets])
+    weight_MN = np.vstack([member_MN, np.ones(member_MN.shape[1], bool)]).astype(np.float64)  # the last: of all rows
+    total_MT, known_MT = np.zeros((2, len(weight_MN), targets))
+    for position_B, score_BT in blocks:
+        finite_BT = np.isfinite(score_BT)
+        total_MT += weight_MN[:, position_B] @ np.where(finite_BT, score_BT, 0.0).astype(np.float64)
+        known_MT += weight_MN[:, position_B] @ finite_BT.astype(np.float64)
+    mean_T = np.full(targets, np.nan)
+    np.divide(total_MT[-1], known_MT[-1], out=mean_T, where=known_MT[-1] > 0)
+    missing_MT = weight_MN.sum(axis=1)[:, None] - known_MT
+    return (total_MT + np.where(missing_MT > 0, missing_MT * mean_T, 0.0))[:-1]

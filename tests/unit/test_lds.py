@@ -7,11 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influray.evaluation.lds import LEAST_SUBSETS, ceiling, lds, predicted_effects, seed_agreement
+from influray.config_validate import LEAST_SUBSETS
+from influray.evaluation import lds as measures
+from influray.evaluation.lds import ceiling, lds, seed_agreement
 from influray.evaluation.rank_correlation import bootstrap_counts, mid_ranks, resampled_spearman, spearman
 from tests.reference import lds_loop
 
 TASKS = ("sums", "sums", "sums", "code", "code", "facts")
+
+
+def predicted_effects(scores, subsets):
+    """In blocks of seven rows."""
+    member = np.array([np.isin(np.arange(len(scores)), one) for one in subsets])
+    blocks = ((np.arange(at, min(at + 7, len(scores))), scores[at : at + 7]) for at in range(0, len(scores), 7))
+    return measures.predicted_effects(blocks, member, scores.shape[1])
 
 
 def world(seed: int = 0, subsets: int = 24, rows: int = 60):
