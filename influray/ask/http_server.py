@@ -25,6 +25,7 @@ IDLE_SECONDS = 5.0  # for a connection to bring another request
 CLOSE_SECONDS = 5.0  # for requests under way when the service ends
 CONNECTIONS = 512  # at a time
 CLIENT_CONNECTIONS = 256  # of one address; all of this machine are one
+ACCEPTED = 16  # connections at a time, before those that are open are read again
 HEAD_BYTES = 32 * 2**10
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 2\r\ncontent-length: 0\r\n\r\n"
@@ -126,6 +127,19 @@ class Connection(H11Protocol):
             self.turn_away(_LATE)
 
 
+class _Server(uvicorn.Server):
+    """A server that accepts a few connections at a time and lets many more wait.
+
+    asyncio accepts as many at once as may wait. Of hundreds the first would have to give way before what it has sent
+    was read.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(CONNECTIONS)
+
+
 class HttpServer:
     """A server of an ASGI application in a thread of its own, on a socket that listens already."""
 
@@ -150,8 +164,9 @@ class HttpServer:
             timeout_keep_alive=math.ceil(IDLE_SECONDS),
             timeout_graceful_shutdown=math.ceil(CLOSE_SECONDS),
             h11_max_incomplete_event_size=HEAD_BYTES,
+            backlog=ACCEPTED,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
 
     def start(self) -> None:

@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -26,11 +26,18 @@ WHOLE = HALF.replace(b"content-length: 100", b"content-length: 1")
 
 @contextlib.contextmanager
 def serving(application: Any) -> Iterator[int]:
+    with to_serve(application) as (port, start):
+        start()
+        yield port
+
+
+@contextlib.contextmanager
+def to_serve(application: Any) -> Iterator[tuple[int, Callable[[], None]]]:
+    """A port that clients can connect to already, and what begins to serve them."""
     with contextlib.closing(listen("127.0.0.1", 0)) as listener:
         server = HttpServer(application, listener)
-        server.start()
         try:
-            yield listener.getsockname()[1]
+            yield listener.getsockname()[1], server.start
         finally:
             server.close()
 
@@ -73,6 +80,16 @@ def test_300_half_sent_bodies_block_nobody_and_are_told_that_they_are_late(monke
             assert b'"bytes": 1' in answer(whole)
         ends = [answer(client) for client in half]
     assert {end[:12] for end in ends} == {b"HTTP/1.1 408"}, "each is answered, those that gave way to others at once"
+
+
+@pytest.mark.parametrize("sent", [b"", HALF])
+def test_a_whole_request_does_not_give_way_to_a_crowd_that_comes_with_it(sent):
+    with to_serve(guarded) as (port, start), contextlib.ExitStack() as stack:
+        healthy = ask(port, HEALTH, stack)
+        for _ in range(300):
+            ask(port, sent, stack)
+        start()
+        assert answer(healthy).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("request_part", [b"", b"GET /heal", HALF[:-1], HALF])
