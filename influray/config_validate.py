@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from influray.config_base import Fraction, Name, Positive, Section, Seed
 
-Experiment = Literal["lds", "remove", "keep", "leave_one_out"]
+Experiment = Literal["lds", "remove", "keep", "leave_one_out", "recall", "stability"]
 LEAST_SUBSETS = 8  # below it a percentile interval says nothing: hardly any different samples make up its tails
 OWN = "run"  # the name of the run's own attribution matrix among the scorers
 
@@ -81,6 +81,23 @@ class LeaveOneOutConfig(Section):
         return self
 
 
+class RecallConfig(Section):
+    """Rows that are known to be right for a task: how high do the scorers place them?"""
+
+    k: Annotated[tuple[Positive, ...], Field(min_length=1)] = (10, 100)  # first rows that are looked at
+    # Task -> ids of pool rows, beside those of the sources that data.targets.TASK.expected_sources names
+    ids: dict[Name, tuple[str, ...]] = Field(default_factory=dict)
+
+
+class StabilityConfig(Section):
+    """The run with other seeds and with half of its targets: what of scores and selections stays?"""
+
+    warmup_seeds: tuple[Seed, ...] = (1,)  # each a warmup, features and a matrix of its own
+    projection_seeds: tuple[Seed, ...] = (1,)  # each features and a matrix of its own, from the run's warmup
+    halves: bool = True  # of each task's targets, one against the other
+    selectors: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = "all"  # whose choices are compared
+
+
 class ValidateConfig(Section):
     """What `influray validate` does; a run does none of it by itself."""
 
@@ -97,6 +114,8 @@ class ValidateConfig(Section):
     remove: RemovalConfig = RemovalConfig()
     keep: RemovalConfig = RemovalConfig()
     leave_one_out: LeaveOneOutConfig = LeaveOneOutConfig()
+    recall: RecallConfig = RecallConfig()
+    stability: StabilityConfig = StabilityConfig()
 
     @field_validator("experiments", "scorers", mode="before")
     @classmethod

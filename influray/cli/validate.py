@@ -21,7 +21,10 @@ def register(app: typer.Typer) -> None:
 def validate(
     run: RunPath,
     experiment: Annotated[
-        str | None, typer.Option("--experiment", help="Which, with commas between: lds, remove, keep, leave_one_out.")
+        str | None,
+        typer.Option(
+            "--experiment", help="Which, with commas between: lds, remove, keep, leave_one_out, recall, stability."
+        ),
     ] = None,
     scorers: Annotated[
         str | None, typer.Option("--scorers", help="Which are judged, with commas between; default: all that can be.")

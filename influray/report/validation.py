@@ -19,6 +19,10 @@ TITLES = {
 NOTES = {
     "lds": "LDS: Spearman's correlation over the subsets, mean over the records of a task, then over tasks; in "
     "brackets the 95 % interval over the draw of subsets. 0 = no better than chance, 1 = the order of the measured effects.",
+    "recall": "Rows known to be right for a task, by the mean of its columns; equal scores count by expectation. AUC: "
+    "the chance that such a row stands above another (.5 = chance). Average precision by chance: the share of such rows.",
+    "stability": "Spearman's correlation of the influence with the run's own, over rows; shared: Jaccard overlap of "
+    "the chosen rows with the run's own.",
     "leave_one_out": "Spearman's correlation over what was left out, mean over the records of a task, then over tasks; "
     "in brackets the 95 % interval over the draw of groups.",
 }
@@ -81,6 +85,72 @@ def agreement_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
     ]
 
 
+def recall_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
+    """Return a table for every task with a known answer, the best average precision first."""
+    tables = []
+    for task, relevant in found["relevant"].items():
+        lines = sorted(found["scorers"], key=lambda one: -one["tasks"][task]["average_precision"])
+        rows = [
+            (
+                one["name"],
+                *(formatting.number(one["tasks"][task][key], 3) for key in ("average_precision", "auc")),
+                *(formatting.percent(value) for value in one["tasks"][task]["recall"]),
+                formatting.number(one["tasks"][task]["reciprocal_rank"], 3),
+            )
+            for one in lines
+        ]
+        title = f"Known answers of {task}: {relevant} of {found['candidates']} rows"
+        columns = "scorer", "average precision", "AUC", *(f"in the first {k}" for k in found["k"]), "1 / first rank"
+        tables.append(Table(title, columns, tuple(rows)))
+    return tables
+
+
+def stability_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
+    """Return how scores agree with the run's, and how often its rows were chosen again."""
+    lines = [
+        (
+            one["name"],
+            formatting.number(one["value"]),
+            *(formatting.number(one["tasks"][task]) for task in found["tasks"]),
+        )
+        for one in found["variants"]
+    ]
+    if found["halves_agree"] is not None:
+        known = found["halves_agree"]
+        values = [value for value in known.values() if value is not None]
+        mean = formatting.number(sum(values) / len(values) if values else None)
+        lines.append(("one half against the other", mean, *(formatting.number(known[task]) for task in found["tasks"])))
+    tables = [Table("Stability of the means over a task's targets", ("variant", "mean", *found["tasks"]), tuple(lines))]
+    if found["selectors"]:
+        variants = list(found["selectors"][0]["overlap"])
+        rows = [
+            (
+                one["name"],
+                formatting.percent(one["chosen_in"][-1] / one["rows"]),
+                formatting.percent(one["chosen_in"][0] / one["rows"]),
+                *(formatting.number(one["overlap"][variant]) for variant in variants),
+            )
+            for one in found["selectors"]
+        ]
+        count = found["selectors"][0]["variants"]
+        columns = (
+            "selection",
+            f"in all {count}",
+            "in the run's alone",
+            *(f"shared, {variant}" for variant in variants),
+        )
+        tables.append(Table("Stability of what is chosen", columns, tuple(rows)))
+    return [*tables, *_source_tables(found)]
+
+
+def _source_tables(found: Mapping[str, Any]) -> list[Table]:
+    known = {(one["source"], one["task"]): one for one in found["sources"] if one["interval"] is not None}
+    sources = list(dict.fromkeys(source for source, _ in known))
+    rows = [(source, *(interval(known[source, task], signed=True) for task in found["tasks"])) for source in sources]
+    title = "Influence of sources, standard deviations above the pool's mean, with intervals over seeds"
+    return [Table(title, ("source", *found["tasks"]), tuple(rows))] if rows else []
+
+
 def interval(one: Mapping[str, Any], signed: bool = False, digits: int = 2) -> str:
     """Return "0.44 [0.30, 0.54]"."""
     value = formatting.signed(one["value"], digits) if signed else formatting.number(one["value"], digits)
@@ -106,4 +176,9 @@ def _notes(name: str, found: Mapping[str, Any]) -> list[str]:
 
 
 # Experiment -> what its result becomes; the order of the page.
-SHOWN = {"lds": agreement_tables, "leave_one_out": agreement_tables}
+SHOWN = {
+    "lds": agreement_tables,
+    "leave_one_out": agreement_tables,
+    "recall": recall_tables,
+    "stability": stability_tables,
+}

@@ -20,7 +20,7 @@ from influray.store.artifact import fingerprint, read_sealed, write_sealed
 from influray.store.checks import set_aside
 from influray.store.mirror import local
 from influray.store.run_directory import RunDirectory
-from influray.validation import lds
+from influray.validation import lds, recall, stability
 from influray.validation.scorers import RANDOM, matrix_of
 from influray.validation.setting import Setting
 
@@ -39,6 +39,8 @@ class Kind:
 
 EXPERIMENTS: Mapping[str, Kind] = {
     "lds": Kind(lds.count, lds.retrainings, lds.result),
+    "recall": Kind(recall.count, recall.retrainings, recall.result, recall.check),
+    "stability": Kind(stability.count, stability.retrainings, stability.result, stability.check),
 }
 
 
