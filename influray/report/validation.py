@@ -14,11 +14,17 @@ from influray.store.run_directory import RunDirectory
 
 TITLES = {
     "lds": "LDS: do sums of scores foretell the losses after training on random subsets?",
+    "remove": "Remove: a task's best or worst rows left out, beside random rows",
+    "keep": "Keep: a task's best or worst rows alone, beside random rows",
     "leave_one_out": "Leave one out: do scores foretell what a row's absence does?",
 }
 NOTES = {
     "lds": "LDS: Spearman's correlation over the subsets, mean over the records of a task, then over tasks; in "
-    "brackets the 95 % interval over the draw of subsets. 0 = no better than chance, 1 = the order of the measured effects.",
+    "brackets the 95 % interval over the draw of subsets. 0 = no better than chance, 1 = the order that was measured.",
+    "remove": "Remove: answer loss on test records after training without these rows, less the loss without random "
+    "rows of as many tokens; 95 % intervals over seeds and draws. Above 0 the rows were worth more than random ones.",
+    "keep": "Keep: answer loss on test records after training on random rows of as many tokens, less the loss after "
+    "training on these rows alone; 95 % intervals over seeds and draws. Above 0 the rows were worth more.",
     "leave_one_out": "Spearman's correlation over what was left out, mean over the records of a task, then over tasks; "
     "in brackets the 95 % interval over the draw of groups.",
 }
@@ -81,6 +87,30 @@ def agreement_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
     ]
 
 
+def removal_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
+    """Return a line for every task whose rows were taken: the effect on itself and on the mean of the others."""
+    rows = [
+        (
+            one["task"],
+            *(_effect(one[kind][on]) for kind in ("best", "worst") for on in ("own", "others")),
+        )
+        for one in found["lines"]
+    ]
+    columns = ("rows of", "best, on it", "best, on others", "worst, on it", "worst, on others")
+    every = [
+        (one["task"], *(_effect(one["best"]["tasks"][task]) for task in found["tested"])) for one in found["lines"]
+    ]
+    title = f"{TITLES[name]} ({formatting.count(found['rows'])} rows by {found['scorer']})"
+    return [
+        Table(title, columns, tuple(rows)),
+        Table(f"{name.capitalize()}: best rows, by task", ("rows of", *found["tested"]), tuple(every)),
+    ]
+
+
+def _effect(one: Mapping[str, Any] | None) -> str:
+    return formatting.ABSENT if one is None else interval(one, signed=True, digits=3)
+
+
 def interval(one: Mapping[str, Any], signed: bool = False, digits: int = 2) -> str:
     """Return "0.44 [0.30, 0.54]"."""
     value = formatting.signed(one["value"], digits) if signed else formatting.number(one["value"], digits)
@@ -89,10 +119,12 @@ def interval(one: Mapping[str, Any], signed: bool = False, digits: int = 2) -> s
 
 
 def _notes(name: str, found: Mapping[str, Any]) -> list[str]:
-    what = f"{found['subsets']} subsets of {found['rows']} of {found['candidates']} rows" if name == "lds" else ""
-    notes = [NOTES[name]] if name in NOTES else []
-    if what:
-        notes.append(f"{what}; {len(found['tuning_seeds'])} seeds; {len(found['retrainings'])} retrainings.")
+    what = {
+        "lds": lambda: f"{found['subsets']} subsets of {found['rows']} of {found['candidates']} rows",
+        "leave_one_out": lambda: f"{found['groups']} groups of {found['group_rows']} of {found['rows']} rows",
+    }.get(name, lambda: f"{found['rows']} of {found['candidates']} rows, {found['draws']} random draws a task")
+    seeds, trained = len(found["tuning_seeds"]), len(set(found["retrainings"]))
+    notes = [NOTES[name], f"{what()}; {seeds} {'seed' if seeds == 1 else 'seeds'}; {trained} retrainings."]
     for split, seeds in found.get("seeds", {}).items():
         if seeds is None:
             notes.append("With one tuning seed how far the measurement agrees with itself is unknown.")
@@ -106,4 +138,9 @@ def _notes(name: str, found: Mapping[str, Any]) -> list[str]:
 
 
 # Experiment -> what its result becomes; the order of the page.
-SHOWN = {"lds": agreement_tables, "leave_one_out": agreement_tables}
+SHOWN = {
+    "lds": agreement_tables,
+    "remove": removal_tables,
+    "keep": removal_tables,
+    "leave_one_out": agreement_tables,
+}

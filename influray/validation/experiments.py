@@ -6,6 +6,7 @@ One that needs none lists none.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from influray.store.artifact import fingerprint, read_sealed, write_sealed
 from influray.store.checks import set_aside
 from influray.store.mirror import local
 from influray.store.run_directory import RunDirectory
-from influray.validation import lds
+from influray.validation import lds, leave_one_out, removal
 from influray.validation.scorers import RANDOM, matrix_of
 from influray.validation.setting import Setting
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kind:
-    """An experiment. `check` raises ConfigError where it cannot be made; what it says needs no retraining to be known."""
+    """An experiment. `check` raises ConfigError where it cannot be made, which is known before any retraining."""
 
     count: Callable[[ValidateConfig, int], int]  # retrainings, from the section and the number of tasks
     retrainings: Callable[[Setting], list[Retraining]]
@@ -37,8 +38,20 @@ class Kind:
     check: Callable[[Setting], None] = lambda setting: None
 
 
+def _removal(which: removal.Which) -> Kind:
+    return Kind(
+        functools.partial(removal.count, which=which),
+        functools.partial(removal.retrainings, which=which),
+        functools.partial(removal.result, which=which),
+        functools.partial(removal.check, which=which),
+    )
+
+
 EXPERIMENTS: Mapping[str, Kind] = {
     "lds": Kind(lds.count, lds.retrainings, lds.result),
+    "remove": _removal("remove"),
+    "keep": _removal("keep"),
+    "leave_one_out": Kind(leave_one_out.count, leave_one_out.retrainings, leave_one_out.result, leave_one_out.check),
 }
 
 
@@ -53,15 +66,14 @@ def validate(context: StepContext) -> StepResult:
     scorers = setting.scorers  # wrong names are told before anything is computed
     for name in names:
         EXPERIMENTS[name].check(setting)
-    progress = context.progress.current
     for one in scorers:
-        progress.note(f"scores of {one.name}")
         if one.scorer != RANDOM:
-            matrix_of(context, one)
+            with context.progress.step(f"scores of {one.name}"):
+                matrix_of(context, one)
+    progress = context.progress.current
     jobs = {name: EXPERIMENTS[name].retrainings(setting) for name in names}
     every = list(dict.fromkeys(one for found in jobs.values() for one in found))
     todo = [one for one in every if setting.bench.committed(one) is None]
-    progress.note("")
     progress.expect(len(every), "retrainings", done=len(every) - len(todo))
     if todo:
         from influray.runtime.retraining import retrain
@@ -92,7 +104,7 @@ def _result(setting: Setting, name: str, jobs: Sequence[Retraining]) -> dict[str
     setting.context.progress.current.note(f"the table of {name}")
     found = {
         "experiment": name,
-        "candidates": len(setting.candidate_N),
+        "candidates": len(setting.candidates),
         "tasks": list(setting.task_names),
         "tuning_seeds": list(setting.config.seeds),
         "seed": setting.config.seed,

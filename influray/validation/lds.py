@@ -22,7 +22,7 @@ def subsets(setting: Setting) -> list[np.ndarray]:
     """Return the catalogue rows of every subset."""
     config = setting.config
     return [
-        draws.subset(setting.candidate_N, config.lds.share, config.seed, number) for number in range(config.lds.subsets)
+        draws.subset(setting.candidates, config.lds.share, config.seed, number) for number in range(config.lds.subsets)
     ]
 
 
@@ -38,6 +38,6 @@ def result(setting: Setting, done: list[Retraining]) -> dict[str, Any]:
         split: -losses.reshape(len(drawn), len(config.seeds), -1).transpose(1, 0, 2)
         for split, losses in setting.losses(done).items()
     }
-    member_MN = setting.member(drawn, setting.candidate_N)
+    member_MN = setting.member(drawn, setting.candidates)
     facts = {"subsets": len(drawn), "rows": len(drawn[0]), "share": config.lds.share}
-    return {**facts, **judge(setting, setting.candidate_N, member_MN, effects)}
+    return {**facts, **judge(setting, setting.candidates, member_MN, effects)}
