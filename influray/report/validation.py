@@ -10,6 +10,7 @@ from influray import formatting
 from influray.protocols import ArtifactMismatch
 from influray.report.sheet import Table
 from influray.store.artifact import read_sealed
+from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
 
 TITLES = {
@@ -48,11 +49,10 @@ class Validation:
         return cls(found)
 
     @classmethod
-    def there(cls, directory: RunDirectory) -> Validation:
-        """Return all results of a run, in the order in which this page has them. Raises DamagedArtifact."""
-        made = directory.read()["steps"].get("validate", {}).get("experiments", ())
-        there = [name for name in SHOWN if name in made or (directory.validation / f"{name}.json").is_file()]
-        return cls.read(directory, there)
+    def there(cls, directory: RunDirectory) -> Validation | None:
+        """Return all results of a run in their order, None where it has none. Raises DamagedArtifact."""
+        there = [name for name in SHOWN if present(directory.validation / f"{name}.json").exists()]
+        return cls.read(directory, there) if there else None
 
     @property
     def tables(self) -> list[Table]:

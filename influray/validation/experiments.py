@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from influray.config_validate import ValidateConfig
 from influray.protocols import DamagedArtifact
 from influray.runtime.retraining_worker import Retraining
 from influray.steps.context import StepContext, StepResult
@@ -32,7 +31,6 @@ logger = logging.getLogger(__name__)
 class Kind:
     """An experiment. `check` raises ConfigError where it cannot be made, which is known before any retraining."""
 
-    count: Callable[[ValidateConfig, int], int]  # retrainings, from the section and the number of tasks
     retrainings: Callable[[Setting], list[Retraining]]
     result: Callable[[Setting, list[Retraining]], dict[str, Any]]
     check: Callable[[Setting], None] = lambda setting: None
@@ -40,7 +38,6 @@ class Kind:
 
 def _removal(which: removal.Which) -> Kind:
     return Kind(
-        functools.partial(removal.count, which=which),
         functools.partial(removal.retrainings, which=which),
         functools.partial(removal.result, which=which),
         functools.partial(removal.check, which=which),
@@ -48,10 +45,10 @@ def _removal(which: removal.Which) -> Kind:
 
 
 EXPERIMENTS: Mapping[str, Kind] = {
-    "lds": Kind(lds.count, lds.retrainings, lds.result),
+    "lds": Kind(lds.retrainings, lds.result),
     "remove": _removal("remove"),
     "keep": _removal("keep"),
-    "leave_one_out": Kind(leave_one_out.count, leave_one_out.retrainings, leave_one_out.result, leave_one_out.check),
+    "leave_one_out": Kind(leave_one_out.retrainings, leave_one_out.result, leave_one_out.check),
 }
 
 

@@ -6,16 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from influray.config_validate import ValidateConfig
 from influray.runtime.retraining_worker import Retraining
 from influray.validation import draws
 from influray.validation.agreement import judge
 from influray.validation.setting import Setting
-
-
-def count(config: ValidateConfig, tasks: int) -> int:
-    """Return how many retrainings there are."""
-    return config.lds.subsets * len(config.seeds)
 
 
 def subsets(setting: Setting) -> list[np.ndarray]:

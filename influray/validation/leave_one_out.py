@@ -10,17 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from influray.config_validate import ValidateConfig
 from influray.protocols import ConfigError
 from influray.runtime.retraining_worker import Retraining
 from influray.validation import draws
 from influray.validation.agreement import judge
 from influray.validation.setting import Setting
-
-
-def count(config: ValidateConfig, tasks: int) -> int:
-    """Return how many retrainings there are: the whole, and one for every group, with every seed."""
-    return (1 + config.leave_one_out.groups) * len(config.seeds)
 
 
 def check(setting: Setting) -> None:

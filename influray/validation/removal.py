@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from influray.config_validate import RemovalConfig, ValidateConfig
+from influray.config_validate import RemovalConfig
 from influray.evaluation.paired_effect import paired_effect
 from influray.protocols import ConfigError
 from influray.runtime.retraining_worker import Retraining
@@ -23,13 +23,6 @@ from influray.validation.scorers import RANDOM
 from influray.validation.setting import Setting
 
 Which = Literal["remove", "keep"]
-
-
-def count(config: ValidateConfig, tasks: int, which: Which) -> int:
-    """Return how many retrainings there are at most: of best, worst and random rows of each task, with every seed."""
-    settings: RemovalConfig = getattr(config, which)
-    named = tasks if settings.tasks == "all" else len(settings.tasks)
-    return named * (2 + settings.draws) * len(config.seeds)
 
 
 def check(setting: Setting, which: Which) -> None:
