@@ -45,8 +45,8 @@ def resampled_spearman(one_MT: np.ndarray, other_MT: np.ndarray, count_RM: np.nd
     known_T = np.isfinite(one_MT).all(axis=0) & np.isfinite(other_MT).all(axis=0)
     rho_RT = np.zeros((len(count_RM), one_MT.shape[1]))
     for t in np.flatnonzero(known_T).tolist():
-        ranks = [_ranks_in_samples(values[:, t], count_RM) for values in (one_MT, other_MT)]
-        rho_RT[:, t] = _weighted_pearson(*ranks, count_RM)
+        rank_RM = _ranks_in_samples(one_MT[:, t], count_RM)
+        rho_RT[:, t] = _weighted_pearson(rank_RM, _ranks_in_samples(other_MT[:, t], count_RM), count_RM)
     return rho_RT
 
 

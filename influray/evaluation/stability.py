@@ -11,12 +11,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
-# Student's t at 97.5 %, 1 to 30 degrees of freedom (any table of it; 1.96 at infinity).
-_T975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+from influray.evaluation.paired_effect import student_95
 
 
 def times_chosen(selections: Sequence[Iterable[Hashable]]) -> dict[Hashable, int]:
@@ -32,8 +27,8 @@ def mean_interval(values_V: Sequence[float]) -> tuple[float, float] | None:
         return None
     mean = math.fsum(values_V) / count
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values_V) / (count - 1) / count)
-    quantile = _T975[count - 2] if count - 1 <= len(_T975) else 1.96 + 2.4 / (count - 1)
-    return mean - quantile * spread, mean + quantile * spread
+    half = student_95(count - 1) * spread
+    return mean - half, mean + half
 
 
 def means_by_label(value_nG: np.ndarray, label_n: Sequence[str]) -> dict[str, np.ndarray]:

@@ -10,17 +10,24 @@ from influray import formatting
 from influray.protocols import ArtifactMismatch
 from influray.report.sheet import Table
 from influray.store.artifact import read_sealed
+from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
 
 TITLES = {
     "lds": "LDS: do sums of scores foretell the losses after training on random subsets?",
+    "remove": "Remove: a task's best or worst rows left out, beside random rows",
+    "keep": "Keep: a task's best or worst rows alone, beside random rows",
     "leave_one_out": "Leave one out: do scores foretell what a row's absence does?",
 }
 NOTES = {
     "lds": "LDS: Spearman's correlation over the subsets, mean over the records of a task, then over tasks; in "
-    "brackets the 95 % interval over the draw of subsets. 0 = no better than chance, 1 = the order of the measured effects.",
+    "brackets the 95 % interval over the draw of subsets. 0 = no better than chance, 1 = the order that was measured.",
+    "remove": "Remove: answer loss on test records after training without these rows, less the loss without random "
+    "rows of as many tokens; 95 % intervals over seeds and draws. Above 0 the rows were worth more than random ones.",
+    "keep": "Keep: answer loss on test records after training on random rows of as many tokens, less the loss after "
+    "training on these rows alone; 95 % intervals over seeds and draws. Above 0 the rows were worth more.",
     "recall": "Rows known to be right for a task, by the mean of its columns; equal scores count by expectation. AUC: "
-    "the chance that such a row stands above another (.5 = chance). Average precision by chance: the share of such rows.",
+    "the chance that such a row stands above another (.5 = chance). Average precision of chance: their share.",
     "stability": "Spearman's correlation of the influence with the run's own, over rows; shared: Jaccard overlap of "
     "the chosen rows with the run's own.",
     "leave_one_out": "Spearman's correlation over what was left out, mean over the records of a task, then over tasks; "
@@ -46,11 +53,10 @@ class Validation:
         return cls(found)
 
     @classmethod
-    def there(cls, directory: RunDirectory) -> Validation:
-        """Return all results of a run, in the order in which this page has them. Raises DamagedArtifact."""
-        made = directory.read()["steps"].get("validate", {}).get("experiments", ())
-        there = [name for name in SHOWN if name in made or (directory.validation / f"{name}.json").is_file()]
-        return cls.read(directory, there)
+    def there(cls, directory: RunDirectory) -> Validation | None:
+        """Return all results of a run in their order, None where it has none. Raises DamagedArtifact."""
+        there = [name for name in SHOWN if present(directory.validation / f"{name}.json").exists()]
+        return cls.read(directory, there) if there else None
 
     @property
     def tables(self) -> list[Table]:
@@ -107,19 +113,14 @@ def recall_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
 
 def stability_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
     """Return how scores agree with the run's, and how often its rows were chosen again."""
-    lines = [
-        (
-            one["name"],
-            formatting.number(one["value"]),
-            *(formatting.number(one["tasks"][task]) for task in found["tasks"]),
-        )
-        for one in found["variants"]
-    ]
+    agreements = [(one["name"], one["tasks"]) for one in found["variants"]]
     if found["halves_agree"] is not None:
-        known = found["halves_agree"]
-        values = [value for value in known.values() if value is not None]
-        mean = formatting.number(sum(values) / len(values) if values else None)
-        lines.append(("one half against the other", mean, *(formatting.number(known[task]) for task in found["tasks"])))
+        agreements.append(("one half against the other", found["halves_agree"]))
+    lines = []
+    for variant, by_task in agreements:
+        known = [value for value in by_task.values() if value is not None]
+        mean = sum(known) / len(known) if known else None
+        lines.append((variant, *map(formatting.number, (mean, *(by_task[task] for task in found["tasks"])))))
     tables = [Table("Stability of the means over a task's targets", ("variant", "mean", *found["tasks"]), tuple(lines))]
     if found["selectors"]:
         variants = list(found["selectors"][0]["overlap"])
@@ -132,13 +133,8 @@ def stability_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
             )
             for one in found["selectors"]
         ]
-        count = found["selectors"][0]["variants"]
-        columns = (
-            "selection",
-            f"in all {count}",
-            "in the run's alone",
-            *(f"shared, {variant}" for variant in variants),
-        )
+        shared = (f"shared, {variant}" for variant in variants)
+        columns = ("selection", f"in all {found['selectors'][0]['variants']}", "in the run's alone", *shared)
         tables.append(Table("Stability of what is chosen", columns, tuple(rows)))
     return [*tables, *_source_tables(found)]
 
@@ -151,6 +147,30 @@ def _source_tables(found: Mapping[str, Any]) -> list[Table]:
     return [Table(title, ("source", *found["tasks"]), tuple(rows))] if rows else []
 
 
+def removal_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
+    """Return a line for every task whose rows were taken: the effect on itself and on the mean of the others."""
+    rows = [
+        (
+            one["task"],
+            *(_effect(one[kind][on]) for kind in ("best", "worst") for on in ("own", "others")),
+        )
+        for one in found["lines"]
+    ]
+    columns = ("rows of", "best, on it", "best, on others", "worst, on it", "worst, on others")
+    every = [
+        (one["task"], *(_effect(one["best"]["tasks"][task]) for task in found["tested"])) for one in found["lines"]
+    ]
+    title = f"{TITLES[name]} ({formatting.count(found['rows'])} rows by {found['scorer']})"
+    return [
+        Table(title, columns, tuple(rows)),
+        Table(f"{name.capitalize()}: best rows, by task", ("rows of", *found["tested"]), tuple(every)),
+    ]
+
+
+def _effect(one: Mapping[str, Any] | None) -> str:
+    return formatting.ABSENT if one is None else interval(one, signed=True, digits=3)
+
+
 def interval(one: Mapping[str, Any], signed: bool = False, digits: int = 2) -> str:
     """Return "0.44 [0.30, 0.54]"."""
     value = formatting.signed(one["value"], digits) if signed else formatting.number(one["value"], digits)
@@ -159,10 +179,12 @@ def interval(one: Mapping[str, Any], signed: bool = False, digits: int = 2) -> s
 
 
 def _notes(name: str, found: Mapping[str, Any]) -> list[str]:
-    what = f"{found['subsets']} subsets of {found['rows']} of {found['candidates']} rows" if name == "lds" else ""
-    notes = [NOTES[name]] if name in NOTES else []
-    if what:
-        notes.append(f"{what}; {len(found['tuning_seeds'])} seeds; {len(found['retrainings'])} retrainings.")
+    what = {
+        "lds": lambda: f"{found['subsets']} subsets of {found['rows']} of {found['candidates']} rows",
+        "leave_one_out": lambda: f"{found['groups']} groups of {found['group_rows']} of {found['rows']} rows",
+    }.get(name, lambda: f"{found['rows']} of {found['candidates']} rows, {found['draws']} random draws a task")
+    seeds, trained = len(found["tuning_seeds"]), len(set(found["retrainings"]))
+    notes = [NOTES[name], f"{what()}; {seeds} {'seed' if seeds == 1 else 'seeds'}; {trained} retrainings."]
     for split, seeds in found.get("seeds", {}).items():
         if seeds is None:
             notes.append("With one tuning seed how far the measurement agrees with itself is unknown.")
@@ -178,6 +200,8 @@ def _notes(name: str, found: Mapping[str, Any]) -> list[str]:
 # Experiment -> what its result becomes; the order of the page.
 SHOWN = {
     "lds": agreement_tables,
+    "remove": removal_tables,
+    "keep": removal_tables,
     "leave_one_out": agreement_tables,
     "recall": recall_tables,
     "stability": stability_tables,

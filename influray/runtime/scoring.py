@@ -53,7 +53,8 @@ def score(
 
     The datastores of the K checkpoints of `stores` stand committed in `run_dir`, at `features_at`. `number` is that of
     the pass, 0 for the matrix; `state` the file that the pass before has left, None where there was none. Only rows
-    that have a feature at all K count. The receipts are in the order of rows; where a task has no row, no file. Raises as `ShardPool.run`.
+    that have a feature at all K count. The receipts are in the order of rows; where a task has no row, no file. Raises
+    as `ShardPool.run`.
     """
     arguments = (config, str(run_dir), stores, number, state, features_at)
     ordered = sorted(todo, key=lambda task: task.start)

@@ -62,9 +62,7 @@ def _seeds(effect_SMT: np.ndarray, tasks: Sequence[str]) -> dict[str, Any] | Non
     if agreement_T is None:
         return None
     names = list(dict.fromkeys(tasks))
-    by_task = {
-        name: float(np.mean([a for a, t in zip(agreement_T, tasks, strict=True) if t == name])) for name in names
-    }
+    by_task = {name: float(agreement_T[[task == name for task in tasks]].mean()) for name in names}
     value = float(np.mean(list(by_task.values())))
     return {"halves": value, "tasks": by_task, "ceiling": ceiling(value)}
 

@@ -6,12 +6,12 @@ One that needs none lists none.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from influray.config_validate import ValidateConfig
 from influray.protocols import DamagedArtifact
 from influray.runtime.retraining_worker import Retraining
 from influray.steps.context import StepContext, StepResult
@@ -20,7 +20,7 @@ from influray.store.artifact import fingerprint, read_sealed, write_sealed
 from influray.store.checks import set_aside
 from influray.store.mirror import local
 from influray.store.run_directory import RunDirectory
-from influray.validation import lds, recall, stability
+from influray.validation import lds, leave_one_out, recall, removal, stability
 from influray.validation.scorers import RANDOM, matrix_of
 from influray.validation.setting import Setting
 
@@ -29,18 +29,32 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kind:
-    """An experiment. `check` raises ConfigError where it cannot be made; what it says needs no retraining to be known."""
+    """An experiment. `check` raises ConfigError where it cannot be made, which is known before any retraining."""
 
-    count: Callable[[ValidateConfig, int], int]  # retrainings, from the section and the number of tasks
     retrainings: Callable[[Setting], list[Retraining]]
     result: Callable[[Setting, list[Retraining]], dict[str, Any]]
     check: Callable[[Setting], None] = lambda setting: None
 
 
+def _none(setting: Setting) -> list[Retraining]:
+    return []
+
+
+def _removal(which: removal.Which) -> Kind:
+    return Kind(
+        functools.partial(removal.retrainings, which=which),
+        functools.partial(removal.result, which=which),
+        functools.partial(removal.check, which=which),
+    )
+
+
 EXPERIMENTS: Mapping[str, Kind] = {
-    "lds": Kind(lds.count, lds.retrainings, lds.result),
-    "recall": Kind(recall.count, recall.retrainings, recall.result, recall.check),
-    "stability": Kind(stability.count, stability.retrainings, stability.result, stability.check),
+    "lds": Kind(lds.retrainings, lds.result),
+    "remove": _removal("remove"),
+    "keep": _removal("keep"),
+    "leave_one_out": Kind(leave_one_out.retrainings, leave_one_out.result, leave_one_out.check),
+    "recall": Kind(_none, recall.result, recall.check),
+    "stability": Kind(_none, stability.result, stability.check),
 }
 
 
@@ -55,15 +69,14 @@ def validate(context: StepContext) -> StepResult:
     scorers = setting.scorers  # wrong names are told before anything is computed
     for name in names:
         EXPERIMENTS[name].check(setting)
-    progress = context.progress.current
     for one in scorers:
-        progress.note(f"scores of {one.name}")
         if one.scorer != RANDOM:
-            matrix_of(context, one)
+            with context.progress.step(f"scores of {one.name}"):
+                matrix_of(context, one)
+    progress = context.progress.current
     jobs = {name: EXPERIMENTS[name].retrainings(setting) for name in names}
     every = list(dict.fromkeys(one for found in jobs.values() for one in found))
     todo = [one for one in every if setting.bench.committed(one) is None]
-    progress.note("")
     progress.expect(len(every), "retrainings", done=len(every) - len(todo))
     if todo:
         from influray.runtime.retraining import retrain
@@ -94,7 +107,7 @@ def _result(setting: Setting, name: str, jobs: Sequence[Retraining]) -> dict[str
     setting.context.progress.current.note(f"the table of {name}")
     found = {
         "experiment": name,
-        "candidates": len(setting.candidate_N),
+        "candidates": len(setting.candidates),
         "tasks": list(setting.task_names),
         "tuning_seeds": list(setting.config.seeds),
         "seed": setting.config.seed,

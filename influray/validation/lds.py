@@ -6,23 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from influray.config_validate import ValidateConfig
 from influray.runtime.retraining_worker import Retraining
 from influray.validation import draws
 from influray.validation.agreement import judge
 from influray.validation.setting import Setting
 
 
-def count(config: ValidateConfig, tasks: int) -> int:
-    """Return how many retrainings there are."""
-    return config.lds.subsets * len(config.seeds)
-
-
 def subsets(setting: Setting) -> list[np.ndarray]:
     """Return the catalogue rows of every subset."""
     config = setting.config
     return [
-        draws.subset(setting.candidate_N, config.lds.share, config.seed, number) for number in range(config.lds.subsets)
+        draws.subset(setting.candidates, config.lds.share, config.seed, number) for number in range(config.lds.subsets)
     ]
 
 
@@ -38,6 +32,6 @@ def result(setting: Setting, done: list[Retraining]) -> dict[str, Any]:
         split: -losses.reshape(len(drawn), len(config.seeds), -1).transpose(1, 0, 2)
         for split, losses in setting.losses(done).items()
     }
-    member_MN = setting.member(drawn, setting.candidate_N)
+    member_MN = setting.member(drawn, setting.candidates)
     facts = {"subsets": len(drawn), "rows": len(drawn[0]), "share": config.lds.share}
-    return {**facts, **judge(setting, setting.candidate_N, member_MN, effects)}
+    return {**facts, **judge(setting, setting.candidates, member_MN, effects)}

@@ -13,23 +13,12 @@ from typing import Any
 import numpy as np
 
 from influray.config_messages import near
-from influray.config_validate import ValidateConfig
 from influray.evaluation.known_answer import auc
 from influray.evaluation.retrieval import measure_retrieval
 from influray.protocols import ConfigError
 from influray.runtime.retraining_worker import Retraining
 from influray.validation.scorers import Judged
 from influray.validation.setting import Setting
-
-
-def count(config: ValidateConfig, tasks: int) -> int:
-    """Return how many retrainings there are."""
-    return 0
-
-
-def retrainings(setting: Setting) -> list[Retraining]:
-    """Return none."""
-    return []
 
 
 def check(setting: Setting) -> None:
@@ -40,7 +29,7 @@ def check(setting: Setting) -> None:
 def result(setting: Setting, done: list[Retraining]) -> dict[str, Any]:
     """Return a line for every scorer and task with a known answer, as plain JSON."""
     known, lines = relevant_rows(setting), []
-    ks = [k for k in setting.config.recall.k if k <= len(setting.candidate_N)]
+    ks = [k for k in setting.config.recall.k if k <= len(setting.candidates)]
     for one in setting.scorers:
         score_NG = task_scores(setting, one)
         tasks = {}
@@ -73,7 +62,7 @@ def relevant_rows(setting: Setting) -> dict[str, np.ndarray]:
                 f"(known: {', '.join(setting.task_names)})"
             )
     facts = setting.context.catalogue("pool").facts("id", "source")
-    id_N, source_N = (np.asarray(facts[name], object)[setting.candidate_N] for name in ("id", "source"))
+    id_N, source_N = (np.asarray(facts[name], object)[setting.candidates] for name in ("id", "source"))
     found = {}
     for task in setting.task_names:
         wanted = set(config.data.targets[task].expected_sources)
@@ -97,10 +86,10 @@ def task_scores(setting: Setting, one: Judged) -> np.ndarray:
 
     A target whose scores are all equal says nothing and is left out; a row without a score stands below all others.
     """
-    N, T = len(setting.candidate_N), len(setting.tasks)
+    N, T = len(setting.candidates), len(setting.tasks)
     count_T, sum_T, square_T = np.zeros((3, T))
     shift_T = None  # of the first block: it takes what the squares would lose to the mean
-    for _, score_BT in setting.blocks(one, setting.candidate_N):
+    for _, score_BT in setting.blocks(one, setting.candidates):
         finite_BT = np.isfinite(score_BT)
         if shift_T is None:
             shift_T = np.nan_to_num(np.where(finite_BT, score_BT, 0).mean(axis=0))
@@ -112,7 +101,7 @@ def task_scores(setting: Setting, one: Judged) -> np.ndarray:
     std_T = np.sqrt(np.maximum(square_T / np.maximum(count_T, 1) - mean_T**2, 0))
     used_T = std_T > 1e-9 * np.maximum(std_T.max(initial=0), np.finfo(np.float64).tiny)
     score_NG = np.full((N, len(setting.task_names)), -np.inf)
-    for place_B, score_BT in setting.blocks(one, setting.candidate_N):
+    for place_B, score_BT in setting.blocks(one, setting.candidates):
         z_BT = (score_BT - (0 if shift_T is None else shift_T) - mean_T) / np.where(used_T, std_T, 1)
         for g, task in enumerate(setting.task_names):
             member_T = used_T & np.array([name == task for name in setting.tasks])

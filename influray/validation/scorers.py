@@ -105,7 +105,7 @@ def scorer_called(found: Sequence[Judged], name: str, key: str) -> Judged:
 
 
 def stores_of(directory: RunDirectory, config: Config) -> Stores:
-    """Return what the datastores of the run are, as far as scorers ask. Raises ArtifactMismatch where there are none."""
+    """Return what the run's datastores are, as far as scorers ask. Raises ArtifactMismatch where there are none."""
     matrix = require_manifest(directory.attribution, "score")
     made = require_manifest(directory.features("pool", 1), "featurize")
     traits = featurizer_traits(made["featurizer"])

@@ -47,16 +47,16 @@ class Setting:
         return make_bench(self.context.directory, self.context.config, {"base": self.context.model_digest})
 
     @cached_property
-    def candidate_N(self) -> np.ndarray:
+    def candidates(self) -> np.ndarray:
         """The catalogue rows that take part, ascending: rows of the run's own matrix."""
         rows = Attribution(self.context.directory.attribution).rows
         wanted = self.config.candidates
         return rows if wanted == "all" else draws.candidates(rows, wanted, self.config.seed)
 
     @cached_property
-    def token_N(self) -> np.ndarray:
+    def tokens(self) -> np.ndarray:
         """Tokens of the candidates."""
-        return self.context.catalogue("pool").facts("tokens")["tokens"].astype(np.int64)[self.candidate_N]
+        return self.context.catalogue("pool").facts("tokens")["tokens"].astype(np.int64)[self.candidates]
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -136,7 +136,7 @@ class Setting:
         without = [task for task in tasks if task not in self.test_tasks]
         if without:
             raise ConfigError(
-                f"data.targets.{without[0]}.test: {experiment} is measured on records that the scores have not seen, and "
+                f"data.targets.{without[0]}.test: {experiment} is measured on records that no score has seen, and "
                 f"{', '.join(without)} {'has' if len(without) == 1 else 'have'} none; name test records, or take other "
                 f"tasks by validate.{experiment}.tasks"
             )

@@ -18,7 +18,7 @@ import numpy as np
 
 from influray.config import Config, SelectorConfig
 from influray.config_messages import near
-from influray.config_validate import OWN, ValidateConfig
+from influray.config_validate import OWN
 from influray.data.pool_facts import PoolFacts
 from influray.evaluation.overlap import jaccard
 from influray.evaluation.rank_correlation import spearman
@@ -66,16 +66,6 @@ class Columns:
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         return self.matrix.gather(rows)[:, self.column_C]
-
-
-def count(config: ValidateConfig, tasks: int) -> int:
-    """Return how many retrainings there are."""
-    return 0
-
-
-def retrainings(setting: Setting) -> list[Retraining]:
-    """Return none."""
-    return []
 
 
 def check(setting: Setting) -> None:

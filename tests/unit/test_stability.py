@@ -23,8 +23,8 @@ def test_an_interval_covers_the_mean_it_is_of_as_often_as_it_says():
         for _ in range(4000):
             low, high = mean_interval(generator.normal(size=count).tolist())
             hits.append(low <= 0 <= high)
-        # Three standard deviations of a share of 4,000 draws, and a little for the approximation above 30.
-        assert np.mean(hits) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 4000) + 0.002)
+        # Three standard deviations of a share of 4,000 draws.
+        assert np.mean(hits) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 4000))
 
 
 def test_one_value_has_no_interval_and_equal_ones_have_one_of_no_width():
