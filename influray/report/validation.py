@@ -184,7 +184,9 @@ def _notes(name: str, found: Mapping[str, Any]) -> list[str]:
         "leave_one_out": lambda: f"{found['groups']} groups of {found['group_rows']} of {found['rows']} rows",
     }.get(name, lambda: f"{found['rows']} of {found['candidates']} rows, {found['draws']} random draws a task")
     seeds, trained = len(found["tuning_seeds"]), len(set(found["retrainings"]))
-    notes = [NOTES[name], f"{what()}; {seeds} {'seed' if seeds == 1 else 'seeds'}; {trained} retrainings."]
+    notes = [NOTES[name]]
+    if trained:
+        notes.append(f"{what()}; {seeds} {'seed' if seeds == 1 else 'seeds'}; {trained} retrainings.")
     for split, seeds in found.get("seeds", {}).items():
         if seeds is None:
             notes.append("With one tuning seed how far the measurement agrees with itself is unknown.")
