@@ -241,11 +241,10 @@ class Config(Section):
     selectors: tuple[SelectorConfig, ...] = Field(min_length=1)
     tune: TuneConfig | None = None  # None = `influray run` does not tune
     evaluation: EvaluationConfig = EvaluationConfig()
-    # Called `validate` in files: pydantic keeps that name for itself
-    validation: ValidateConfig = Field(default=ValidateConfig(), alias="validate")
+    validation: ValidateConfig = Field(default=ValidateConfig(), alias="validate")  # what `influray validate` does
     resources: ResourcesConfig = ResourcesConfig()
 
-    model_config = ConfigDict(serialize_by_alias=True)
+    model_config = ConfigDict(serialize_by_alias=True)  # pydantic keeps the name `validate` for itself
 
     _run_directory: Path | None = PrivateAttr(default=None)
 

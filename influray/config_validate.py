@@ -13,7 +13,7 @@ LEAST_SUBSETS = 8  # below it a percentile interval says nothing: hardly any dif
 OWN = "run"  # the name of the run's own attribution matrix among the scorers
 
 
-class JudgedScorer(Section):
+class JudgedConfig(Section):
     """A scorer to judge that has no name yet: `attribution` and, where needed, `features` of its own."""
 
     name: Name  # in tables, and of its folder under RUN/validate/scorers
@@ -101,10 +101,10 @@ class StabilityConfig(Section):
 class ValidateConfig(Section):
     """What `influray validate` does; a run does none of it by itself."""
 
-    experiments: Annotated[tuple[Experiment, ...], Field(min_length=1)] = ("lds",)
+    experiments: Annotated[tuple[Experiment, ...], Field(min_length=1)] = ("lds",)  # lds, remove, keep, leave_one_out
     # Names (`influray validate` lists them where one is wrong) or sections; auto = the run's own attribution, every
     # scorer that its datastores can carry, representation, bm25, length and random
-    scorers: Literal["auto"] | Annotated[tuple[str | JudgedScorer, ...], Field(min_length=1)] = "auto"
+    scorers: Literal["auto"] | Annotated[tuple[str | JudgedConfig, ...], Field(min_length=1)] = "auto"
     seeds: tuple[Seed, ...] = Field(default=(0, 1), min_length=1)  # of the retrainings, each done with every one
     seed: Seed = 0  # of everything that is drawn: subsets, random rows, candidates, bootstrap samples
     candidates: Positive | Literal["all"] = "all"  # rows of the matrix that take part, drawn by `seed`

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from influray.config import AttributionConfig, Config, FeaturesConfig
 from influray.config_messages import near, readable
-from influray.config_validate import OWN, JudgedScorer
+from influray.config_validate import OWN, JudgedConfig
 from influray.protocols import ArtifactMismatch, ConfigError, Stores
 from influray.registry import featurizer_traits
 from influray.scorers.options import make_scorer
@@ -166,8 +166,8 @@ def columns_of(matrix: Attribution, tasks: Sequence[str], rows: np.ndarray | Non
     return np.array([by_row.get(row, by_task.get(task, single)) for row, task in zip(wanted, tasks, strict=True)])
 
 
-def _named(config: Config, given: str | JudgedScorer, stores: Stores) -> Judged:
-    if isinstance(given, JudgedScorer):
+def _named(config: Config, given: str | JudgedConfig, stores: Stores) -> Judged:
+    if isinstance(given, JudgedConfig):
         if given.name in (OWN, *KNOWN):
             raise ConfigError(
                 f"validate.scorers: the name {given.name!r} is kept for a scorer of its own; take another"
