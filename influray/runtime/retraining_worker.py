@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,12 @@ from influray.config import Config, FinetuneConfig, parse_config
 from influray.protocols import DamagedArtifact, DataError, TokenizedExample
 from influray.store.artifact import SCHEMA, fingerprint, read_sealed, write_sealed
 from influray.store.checks import set_aside
-from influray.store.mirror import local
+from influray.store.mirror import address_of, local
 from influray.store.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("target", "test")  # whose records are judged
+SPLITS = ("target", "test")  # whose records are judged, beside what an experiment brings
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,15 @@ class Retraining:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all retrainings of a run have in common: where it lies, its config as JSON, and digests of what is read."""
+    """What all retrainings of a run have in common.
+
+    Where the run lies, its config as JSON, digests of what is read, and the catalogues of the records that are judged.
+    """
 
     run_dir: str
     config: str
     inputs: tuple[tuple[str, str], ...]
+    judged: tuple[tuple[str, str], ...]  # name, address of a catalogue
 
     @cached_property
     def parsed(self) -> Config:
@@ -102,8 +107,8 @@ class Retrainer:
         self._bench, self._config = bench, bench.parsed
         directory = RunDirectory(bench.run_dir)
         self._pool = Catalogue(directory.data("pool"))
-        judged = {split: Catalogue(directory.data(split)) for split in SPLITS if _there(directory, split)}
-        self._judged = {split: found.tokenized(0, len(found)) for split, found in judged.items()}
+        judged = {name: Catalogue(folder) for name, folder in bench.judged}
+        self._judged = {name: found.tokenized(0, len(found)) for name, found in judged.items()}
         self._model: Any = load_base(self._config.model, device, self._config.resources.device_map)
         self._fresh: dict[int, list[Any]] = {}  # seed -> the weights of its new adapter, on the CPU
 
@@ -176,17 +181,23 @@ class Retrainer:
         return losses.tolist()
 
 
-def make_bench(directory: RunDirectory, config: Config, inputs: Mapping[str, str]) -> Bench:
-    """Return the bench of a run; `inputs` are digests: of the base model, versions and catalogues are added here."""
+def make_bench(
+    directory: RunDirectory, config: Config, inputs: Mapping[str, str], beside: Mapping[str, Path] | None = None
+) -> Bench:
+    """Return the bench of a run; `inputs` are digests: of the base model, versions and catalogues are added here.
+
+    `beside` are catalogues of more records that are judged, by name.
+    """
     from influray.runtime.training_worker import NUMERIC
     from influray.store.artifact import require_manifest
     from influray.store.run_directory import versions
 
+    judged = {split: directory.data(split) for split in SPLITS if _there(directory, split)} | dict(beside or {})
     found = {name: versions().get(name, "") for name in NUMERIC} | dict(inputs)
-    for split in ("pool", *SPLITS):
-        if split == "pool" or _there(directory, split):
-            found[split] = require_manifest(directory.data(split), "run")["digest"]
-    return Bench(directory.address, json.dumps(config.model_dump(mode="json")), tuple(sorted(found.items())))
+    for split, folder in {"pool": directory.data("pool"), **judged}.items():
+        found[split] = require_manifest(folder, "run")["digest"]
+    places = tuple((name, address_of(folder)) for name, folder in judged.items())
+    return Bench(directory.address, json.dumps(config.model_dump(mode="json")), tuple(sorted(found.items())), places)
 
 
 def _there(directory: RunDirectory, split: str) -> bool:

@@ -251,3 +251,63 @@ def test_a_driver_that_is_killed_goes_on_and_ends_in_the_same_bytes(scored, vali
     expected = files_of(scored.directory.path, "validate/retrainings")
     assert {name: expected.get(name) for name in found} == found
     assert len(found) == 16
+
+
+def test_recall_finds_what_the_runs_own_matrix_places_first(scored, validated):
+    matrix = Attribution(scored.directory.attribution)
+    member_T = np.array([group == "sums" for group in matrix.groups])
+    score_NT = matrix.gather(matrix.rows)[:, member_T].astype(np.float64)
+    score_N = ((score_NT - score_NT.mean(axis=0)) / score_NT.std(axis=0)).mean(axis=1)
+    first = matrix.rows[np.argsort(-score_N)[:4]]
+    ids = np.asarray(Catalogue(scored.directory.data("pool")).facts("id")["id"], object)[first].tolist()
+    settings = {**SMALL, "experiments": ["recall"], "recall": {"k": [2, 4, 9999], "ids": {"sums": ids}}}
+    found = influray.validate(scored.directory.path, settings)
+    result = found.results["recall"]
+    assert (result["k"], result["relevant"], result["retrainings"]) == ([2, 4], {"sums": 4}, [])
+    lines = {one["name"]: one["tasks"]["sums"] for one in result["scorers"]}
+    best = {"auc": 1.0, "average_precision": pytest.approx(1.0), "reciprocal_rank": 1.0, "recall": [0.5, 1.0]}
+    assert lines["run"] == best
+    assert all(0 <= line["average_precision"] <= 1 for line in lines.values())
+    assert min(line["auc"] for line in lines.values()) < 1
+    assert found.tables[0].rows[0][0] == "run"
+    influray.validate(scored.directory.path, {**SMALL})
+
+
+def test_stability_compares_with_other_seeds_and_with_halves_of_the_targets(scored, validated):
+    settings = {**SMALL, "experiments": ["stability"]}
+    found = influray.validate(scored.directory.path, settings)
+    result = found.results["stability"]
+    names = ["warmup seed 1", "projection seed 1", "half 1 of the targets", "half 2 of the targets"]
+    assert [one["name"] for one in result["variants"]] == names
+    assert all(-1 <= one["value"] < 1 for one in result["variants"])
+    assert result["variants"][0]["by_target"] != result["variants"][1]["by_target"]
+    assert set(result["halves_agree"]) == {"sums", "reversals"}
+    (bids,) = result["selectors"]
+    assert (bids["rows"], bids["variants"], sum(bids["chosen_in"])) == (6, 5, 6)
+    assert len(bids["times"]) == 6
+    assert all(1 <= times <= 5 for times in bids["times"])
+    assert list(bids["overlap"]) == names
+    assert all(low <= one["value"] <= high for one in result["sources"] for low, high in [one["interval"]])
+    before = files_of(scored.directory.path, "validate")
+    again = influray.validate(scored.directory.path, settings)
+    assert again.results == found.results
+    assert files_of(scored.directory.path, "validate") == before
+    influray.validate(scored.directory.path, {**SMALL})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"experiments": ["recall"]}, r"validate\.recall: no task has a known answer; .*expected_sources"),
+        ({"experiments": ["recall"], "recall.ids": {"sum": ["x"]}}, r"recall\.ids\.sum: .*did you mean 'sums'"),
+        ({"experiments": ["recall"], "recall.ids": {"sums": ["x"]}}, r"no candidate row has the id 'x'"),
+        ({"experiments": ["stability"], "stability.selectors": ["bid"]}, r"did you mean 'bids'"),
+        (
+            {"experiments": ["stability"], "stability": {"halves": False, "warmup_seeds": [0], "projection_seeds": []}},
+            r"validate\.stability: nothing varies",
+        ),
+    ],
+)
+def test_scores_that_cannot_be_looked_at_are_refused(scored, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        influray.validate(scored.directory.path, settings)
