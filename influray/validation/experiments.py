@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from influray.protocols import DamagedArtifact
+from influray.model.schedule import mean_rates
+from influray.protocols import ConfigError, DamagedArtifact
 from influray.runtime.retraining_worker import Retraining
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Step
@@ -75,6 +76,8 @@ def validate(context: StepContext) -> StepResult:
                 matrix_of(context, one)
     progress = context.progress.current
     jobs = {name: EXPERIMENTS[name].retrainings(setting) for name in names}
+    for name, found in jobs.items():
+        _require_rates(name, found)
     every = list(dict.fromkeys(one for found in jobs.values() for one in found))
     todo = [one for one in every if setting.bench.committed(one) is None]
     progress.expect(len(every), "retrainings", done=len(every) - len(todo))
@@ -101,6 +104,17 @@ def read_result(directory: RunDirectory, name: str) -> dict[str, Any] | None:
         return read_sealed(result_path(directory, name))
     except FileNotFoundError:
         return None
+
+
+def _require_rates(name: str, jobs: Sequence[Retraining]) -> None:
+    """Raise ConfigError where a retraining is so short that all of it is at learning rate 0."""
+    for rows, section in {(len(one.rows), one.section.model_copy(update={"seed": 0})) for one in jobs}:
+        if not any(mean_rates(section, rows)):
+            raise ConfigError(
+                f"validate.tune: of {name} {rows} rows in batches of {section.batch_size} are so few optimizer steps "
+                f"that the rate, which rises from 0 (warmup_ratio {section.warmup_ratio}), is 0 in all; set "
+                "validate.tune to {warmup_ratio: 0}, or to more steps"
+            )
 
 
 def _result(setting: Setting, name: str, jobs: Sequence[Retraining]) -> dict[str, Any]:
