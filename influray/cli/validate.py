@@ -1,9 +1,9 @@
-"""The verb that puts the scores to the test: validate."""
+"""The verbs that put the scores to the test by training again: validate and blame."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,10 +12,14 @@ from influray.cli.options import Address, AllowPlugins, RunPath
 from influray.cli.printing import err, out, print_tables
 from influray.protocols import ConfigError
 
+if TYPE_CHECKING:
+    from influray.report.validation import Validation
+
 
 def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
+    """Add the verbs to the command line."""
     app.command()(validate)
+    app.command()(blame)
 
 
 def validate(
@@ -55,7 +59,52 @@ def validate(
             settings[key] = "auto" if text == "auto" else [one.strip() for one in text.split(",") if one.strip()]
     if seeds is not None:
         settings["seeds"] = _numbers(seeds)
-    found = pipeline.validate(run, settings, address=address, console=err)
+    _print(pipeline.validate(run, settings, address=address, console=err), numbers)
+
+
+def blame(
+    run: RunPath,
+    failing: Annotated[
+        list[str],
+        typer.Option("--failing", metavar="FILE", help="Records that the tuned model fails on; may be repeated."),
+    ],
+    passing: Annotated[
+        list[str] | None, typer.Option("--passing", metavar="FILE", help="Records that it passes, to set them against.")
+    ] = None,
+    selection: Annotated[
+        str, typer.Option("--selection", help="Whose rows; default: the config's first; full is the pool.")
+    ] = "",
+    rows: Annotated[str, typer.Option("--rows", help="Suspects: rows, or a fraction of the selection's.")] = "0.05",
+    draws: Annotated[int, typer.Option("--draws", help="Random removals to compare with.")] = 3,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Tuning seeds, with commas between, such as 0,1,2.")
+    ] = None,
+    suspects: Annotated[bool, typer.Option("--suspects", help="List them and tune nothing.")] = False,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A key of `validate`, such as tune.steps=50.")
+    ] = None,
+    numbers: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    address: Address = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Find the rows behind records that a tuned model fails on, and prove it by their removal."""
+    from influray import pipeline
+    from influray.config import parse_override
+
+    del allow_plugins  # its callback has done it
+    settings: dict[str, Any] = dict(map(parse_override, sets or []))
+    if seeds is not None:
+        settings["seeds"] = _numbers(seeds)
+    try:
+        count = float(rows) if "." in rows else int(rows)
+    except ValueError:
+        raise ConfigError(f"--rows: found {rows!r}, expected a number of rows or a fraction such as 0.05") from None
+    given: dict[str, Any] = {"selection": selection, "rows": count, "draws": draws, "prove": not suspects}
+    found = pipeline.blame(run, failing, passing or (), settings, **given, address=address, console=err)
+    _print(found, numbers)
+
+
+def _print(found: Validation, numbers: bool) -> None:
     if numbers:
         out.print(json.dumps(found.results, indent=1), markup=False)
         return

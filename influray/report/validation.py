@@ -19,6 +19,7 @@ TITLES = {
     "keep": "Keep: a task's best or worst rows alone, beside random rows",
     "leave_one_out": "Leave one out: do scores foretell what a row's absence does?",
 }
+SUSPECTS = 20  # that a table shows
 NOTES = {
     "lds": "LDS: Spearman's correlation over the subsets, mean over the records of a task, then over tasks; in "
     "brackets the 95 % interval over the draw of subsets. 0 = no better than chance, 1 = the order that was measured.",
@@ -30,6 +31,9 @@ NOTES = {
     "the chance that such a row stands above another (.5 = chance). Average precision of chance: their share.",
     "stability": "Spearman's correlation of the influence with the run's own, over rows; shared: Jaccard overlap of "
     "the chosen rows with the run's own.",
+    "blame": "Influence in standard deviations over the rows of the selection, on failing records less on passing "
+    "ones, with 95 % intervals over the records. Below 0 a row harms what fails. Only the removal says whether it is "
+    "behind it: gain is how much the loss falls without the suspects, less that without random rows of as many tokens.",
     "leave_one_out": "Spearman's correlation over what was left out, mean over the records of a task, then over tasks; "
     "in brackets the 95 % interval over the draw of groups.",
 }
@@ -167,6 +171,34 @@ def removal_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
     ]
 
 
+def blame_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
+    """Return what removal did, where it was tried, and the sources and rows that look to be behind it."""
+    tables = []
+    if found["removal"] is not None:
+        lines = [
+            (
+                one["records"],
+                *(formatting.number(one[key], 3) for key in ("with_all", "without", "without_random")),
+                interval(one, signed=True, digits=3),
+            )
+            for one in found["removal"]["lines"]
+        ]
+        title = f"Removal: loss after tuning on {found['selection']} without {found['suspects']} suspects"
+        columns = "records", "all rows", "without suspects", "without random rows", "gain"
+        tables.append(Table(title, columns, tuple(lines)))
+    sources = [(one["source"], formatting.count(one["rows"]), _contrast(one)) for one in found["sources"]]
+    rows = [(one["id"], one["source"], _contrast(one)) for one in found["worst"]]
+    return [
+        *tables,
+        Table("Sources by what they do to failing records", ("source", "rows", "influence"), tuple(sources)),
+        Table("Suspects, the most harmful first", ("id", "source", "influence"), tuple(rows[:SUSPECTS])),
+    ]
+
+
+def _contrast(one: Mapping[str, Any]) -> str:
+    return formatting.signed(one["value"]) if one["interval"] is None else interval(one, signed=True)
+
+
 def _effect(one: Mapping[str, Any] | None) -> str:
     return formatting.ABSENT if one is None else interval(one, signed=True, digits=3)
 
@@ -179,6 +211,8 @@ def interval(one: Mapping[str, Any], signed: bool = False, digits: int = 2) -> s
 
 
 def _notes(name: str, found: Mapping[str, Any]) -> list[str]:
+    if name == "blame":
+        return [NOTES[name]]
     what = {
         "lds": lambda: f"{found['subsets']} subsets of {found['rows']} of {found['candidates']} rows",
         "leave_one_out": lambda: f"{found['groups']} groups of {found['group_rows']} of {found['rows']} rows",
@@ -207,4 +241,5 @@ SHOWN = {
     "leave_one_out": agreement_tables,
     "recall": recall_tables,
     "stability": stability_tables,
+    "blame": blame_tables,
 }

@@ -9,7 +9,6 @@ Shape suffixes: n rows of the selection, F failing and P passing records, k susp
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,14 +26,13 @@ from influray.evaluation.paired_effect import paired_effect
 from influray.evaluation.stability import means_by_label
 from influray.protocols import ConfigError, DataError
 from influray.runtime.retraining_worker import make_bench
-from influray.steps.context import StepContext, StepResult
-from influray.store.artifact import fingerprint, hash_file, write_sealed
+from influray.steps.context import StepContext
+from influray.store.artifact import fingerprint, write_sealed
 from influray.store.selection import read_selection
 from influray.store.vectors import PoolVectors
 from influray.validation import draws
+from influray.validation.experiments import result_path
 from influray.validation.setting import Setting
-
-logger = logging.getLogger(__name__)
 
 FAILING, PASSING = "failing", "passing"
 FULL = "full"  # the whole pool, in the place of a selection
@@ -54,8 +52,8 @@ class Asked:
     prove: bool = True
 
 
-def blame(context: StepContext, asked: Asked) -> StepResult:
-    """Find the suspects, carry out the removal, and write RUN/validate/blame-NAME.json; facts["file"] is its name.
+def blame(context: StepContext, asked: Asked) -> None:
+    """Find the suspects, measure their removal, and write RUN/validate/blame.json.
 
     Raises:
         ConfigError: no such selection, or rows, draws or seeds that give no answer.
@@ -72,12 +70,12 @@ def blame(context: StepContext, asked: Asked) -> StepResult:
         if asked.draws < 2:
             raise ConfigError(f"--draws: {asked.draws} has no spread, so there is no interval; 2 are enough")
     folders = _catalogues(context, asked)
-    influence = {name: _influence(context, Catalogue(folder), rows) for name, folder in folders.items()}
+    influence = _influence(context, folders, rows)
     found = contrast(influence[FAILING], influence.get(PASSING, np.zeros((0, len(rows)))))
     order_k = np.lexsort((rows, found.value_n))[:count]  # what harms most; ties to the lower row
     result = {
         "experiment": "blame",
-        "records": {name: len(influence[name]) for name in folders},
+        "records": {name: len(of_records) for name, of_records in influence.items()},
         "selection": _selection(setting, asked),
         "rows": len(rows),
         "suspects": count,
@@ -85,10 +83,7 @@ def blame(context: StepContext, asked: Asked) -> StepResult:
         "worst": _described(setting, rows[order_k[:SHOWN]], found.value_n[order_k], found.half_n[order_k]),
         "removal": _removal(setting, asked, rows, np.sort(rows[order_k]), folders) if asked.prove else None,
     }
-    made = fingerprint(result)
-    name = f"blame-{fingerprint([hash_file(Path(file)) for file in (*asked.failing, *asked.passing)])[:12]}.json"
-    write_sealed(context.directory.validation / name, {**result, "fingerprint": made})
-    return StepResult(made, False, {"file": name}, [f"validate/{name}"])
+    write_sealed(result_path(context.directory, "blame"), {**result, "fingerprint": fingerprint(result)})
 
 
 def _selection(setting: Setting, asked: Asked) -> str:
@@ -131,27 +126,34 @@ def _catalogues(context: StepContext, asked: Asked) -> dict[str, Path]:
     return found
 
 
-def _influence(context: StepContext, records: Catalogue, rows: np.ndarray) -> np.ndarray:
-    """Return the influence of rows of the pool on each record, in standard deviations over the rows, [records, n].
+def _influence(context: StepContext, folders: dict[str, Path], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the influence of rows of the pool on the records of each group, float64 [records, n].
+
+    In standard deviations over the rows, so that records count alike. Records without a usable gradient are left out.
 
     Raises:
-        DataError: no record has a usable gradient.
+        DataError: a group has no other.
     """
     vectors = PoolVectors(context.directory)
     warm = WarmFeaturizers(context.directory, context.config, len(vectors.weights))
-    made = warm.rows(records.tokenized(0, len(records)))
-    usable = [q for q, reason in enumerate(made.failure_Q) if not reason]
-    if not usable:
-        raise DataError(f"{records.folder.name}: no record has a usable gradient: {made.failure_Q[0]}")
-    query_QF = vectors.query([unit_QD[usable] for unit_QD in made.unit_KQD], list(made.norm_KQ[:, usable]))
     position_n = vectors.positions_of(rows)
-    found = np.empty((len(usable), len(rows)))
-    step = max(1, vectors.block_bytes // (4 * vectors.dimension))
-    for start in range(0, len(rows), step):
-        found[:, start : start + step] = query_QF @ vectors.take(position_n[start : start + step]).T
-    found -= found.mean(axis=1, keepdims=True)
-    spread = found.std(axis=1, keepdims=True)
-    return found / np.where(spread > SAME, spread, 1.0)
+    found = {}
+    for name, folder in folders.items():
+        records = Catalogue(folder)
+        made = warm.rows(records.tokenized(0, len(records)))
+        usable = [q for q, reason in enumerate(made.failure_Q) if not reason]
+        if not usable:
+            raise DataError(f"--{name}: no record has a usable gradient: {made.failure_Q[0]}")
+        query_QF = vectors.query([unit_QD[usable] for unit_QD in made.unit_KQD], list(made.norm_KQ[:, usable]))
+        score_Qn = np.empty((len(usable), len(rows)))
+        step = max(1, vectors.block_bytes // (4 * vectors.dimension))
+        for start in range(0, len(rows), step):
+            here = slice(start, start + step)
+            score_Qn[:, here] = query_QF @ vectors.take(position_n[here]).T
+        score_Qn -= score_Qn.mean(axis=1, keepdims=True)
+        spread_Q1 = score_Qn.std(axis=1, keepdims=True)
+        found[name] = score_Qn / np.where(spread_Q1 > SAME, spread_Q1, 1.0)
+    return found
 
 
 def _sources(setting: Setting, rows: np.ndarray, influence: dict[str, np.ndarray]) -> list[dict[str, Any]]:

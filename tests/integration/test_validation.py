@@ -17,7 +17,7 @@ import pytest
 import influray
 from influray.cli import main
 from influray.data.catalogue import Catalogue
-from influray.protocols import ArtifactMismatch, ConfigError
+from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.report.validation import Validation
 from influray.store.artifact import hash_file, read_sealed
 from influray.store.attribution import Attribution
@@ -315,3 +315,50 @@ def test_stability_compares_with_other_seeds_and_with_halves_of_the_targets(scor
 def test_scores_that_cannot_be_looked_at_are_refused(scored, settings, message):
     with pytest.raises(ConfigError, match=message):
         influray.validate(scored.directory.path, settings)
+
+
+def test_blame_sets_failing_records_against_passing_ones_and_proves_it_by_removal(scored, validated):
+    folder = scored.directory.path.parent
+    given: dict[str, Any] = {"selection": "full", "rows": 4, "draws": 2}
+    failing, passing = str(folder / "sums.jsonl"), str(folder / "reversals.jsonl")
+    found = influray.blame(scored.directory.path, [failing], [passing], SMALL, **given)
+    result = found.results["blame"]
+    # They are the run's own targets, so their influences are its matrix' columns.
+    matrix = Attribution(scored.directory.attribution)
+    score_NT = matrix.gather(matrix.rows).astype(np.float64)
+    z_NT = (score_NT - score_NT.mean(axis=0)) / score_NT.std(axis=0)
+    sums_T = np.array([group == "sums" for group in matrix.groups])
+    value_N = z_NT[:, sums_T].mean(axis=1) - z_NT[:, ~sums_T].mean(axis=1)
+    order_N = np.argsort(value_N)
+    assert [one["row"] for one in result["worst"]] == matrix.rows[order_N[:4]].tolist()
+    assert [one["value"] for one in result["worst"]] == pytest.approx(value_N[order_N[:4]], abs=0.02)
+    assert [one["value"] for one in result["sources"]] == sorted(one["value"] for one in result["sources"])
+    assert sum(one["rows"] for one in result["sources"]) == result["rows"] == 24
+    lines = {(one["split"], one["records"]): one for one in result["removal"]["lines"]}
+    assert set(lines) == {("failing", "failing"), ("passing", "passing"), ("test", "sums"), ("test", "reversals")}
+    for one in lines.values():
+        assert one["value"] == pytest.approx(one["without_random"] - one["without"])
+        assert one["interval"][0] <= one["value"] <= one["interval"][1]
+    before = files_of(scored.directory.path, "validate")
+    assert influray.blame(scored.directory.path, [failing], [passing], SMALL, **given).results == found.results
+    assert files_of(scored.directory.path, "validate") == before
+    listed = influray.blame(scored.directory.path, [failing], (), SMALL, **given, prove=False)
+    assert listed.results["blame"]["removal"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"selection": "bid"}, r"--selection: 'bid' .*did you mean 'bids'"),
+        ({"rows": 0}, r"--rows: 0 of 24 rows is 0; at least one"),
+        ({"rows": 1.0}, r"--rows: 1\.0 of 24 rows is 24; .*one stays"),
+        ({"draws": 1}, r"--draws: 1 .*2 are enough"),
+        ({"failing": ["nowhere.jsonl"]}, r"--failing\.0: .*nowhere\.jsonl"),
+        ({"settings": {"seeds": [0]}}, r"validate\.seeds: blame .*2 are enough"),
+    ],
+)
+def test_blame_refuses_what_it_cannot_answer(scored, changes, message):
+    failing = [str(scored.directory.path.parent / "sums.jsonl")]
+    given = {"failing": failing, "selection": "full", "rows": 2, **changes}
+    with pytest.raises((ConfigError, DataError), match=message):
+        influray.blame(scored.directory.path, **given)
