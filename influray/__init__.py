@@ -12,7 +12,7 @@ from influray.protocols import ArtifactMismatch, ConfigError, DataError, Selecti
 
 if TYPE_CHECKING:
     from influray.config import load_config
-    from influray.pipeline import run
+    from influray.pipeline import run, validate
     from influray.plugins import allow_plugins
     from influray.runs import open_run
     from influray.selectors.api import select
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _LAZY = {
     "select": "influray.selectors.api",
     "run": "influray.pipeline",
+    "validate": "influray.pipeline",
+    "blame": "influray.pipeline",
     "open_run": "influray.runs",
     "load_config": "influray.config",
     "allow_plugins": "influray.plugins",
@@ -33,10 +35,12 @@ __all__ = [
     "DataError",
     "Selection",
     "allow_plugins",
+    "blame",
     "load_config",
     "open_run",
     "run",
     "select",
+    "validate",
 ]
 
 

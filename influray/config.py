@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from influray.config_base import Name, Positive, Section
+from influray.config_base import Fraction, Name, Positive, Section, Seed
 from influray.config_data import DataConfig
 from influray.config_messages import readable
+from influray.config_validate import ValidateConfig
 from influray.config_yaml import parse_yaml, set_dotted
 from influray.plugins import run_directory_of
 from influray.protocols import ConfigError
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class LoraConfig(Section):
@@ -243,7 +241,10 @@ class Config(Section):
     selectors: tuple[SelectorConfig, ...] = Field(min_length=1)
     tune: TuneConfig | None = None  # None = `influray run` does not tune
     evaluation: EvaluationConfig = EvaluationConfig()
+    validation: ValidateConfig = Field(default=ValidateConfig(), alias="validate")  # what `influray validate` does
     resources: ResourcesConfig = ResourcesConfig()
+
+    model_config = ConfigDict(serialize_by_alias=True)  # pydantic keeps the name `validate` for itself
 
     _run_directory: Path | None = PrivateAttr(default=None)
 
@@ -257,6 +258,21 @@ class Config(Section):
         copy = self.model_copy()
         copy._run_directory = run_directory
         return copy
+
+    @property
+    def retraining(self) -> FinetuneConfig:
+        """How `influray validate` trains: as `tune` does, or its defaults, with what `validate.tune` changes."""
+        section = self.tune or TuneConfig()
+        fields = {name: getattr(section, name) for name in FinetuneConfig.model_fields}
+        return FinetuneConfig(**{**fields, **self.validation.tune})
+
+    @model_validator(mode="after")
+    def _retrainings_can_be_made(self) -> Config:
+        try:
+            _ = self.retraining
+        except ValidationError as error:
+            raise ValueError(readable(error, "validate.tune", FinetuneConfig)) from None
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Config:

@@ -60,11 +60,16 @@ def _fields_at(loc: Iterable[str], root: type[BaseModel]) -> list[str]:
     for part in loc:
         if part.isdigit():
             continue
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        annotation = next((f.annotation for name, f in _keys(model).items() if name == part), None)
         model = _section_in(annotation) if annotation is not None else model
         if model is None:
             return []
-    return list(model.model_fields)
+    return list(_keys(model))
+
+
+def _keys(model: Any) -> dict[str, Any]:
+    """Return the fields of a section by what they are called in files."""
+    return {field.alias or name: field for name, field in getattr(model, "model_fields", {}).items()}
 
 
 def _section_in(annotation: Any) -> Any:

@@ -11,12 +11,12 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influray.config import Config, dump_config
+from influray.config import Config, dump_config, load_config
 from influray.progress import open_progress
 from influray.protocols import ConfigError, DamagedArtifact
 from influray.registry import featurizer_reads
@@ -27,9 +27,11 @@ from influray.steps.finished import is_finished, read_digest, record_finished
 from influray.steps.index import INDEX, was_built
 from influray.steps.index import index as build_index
 from influray.steps.preflight import Subject, check_config, check_data
+from influray.steps.report import REPORT
 from influray.steps.states import basis
 from influray.store.artifact import naming_full_disk, require_manifest
 from influray.store.checks import set_aside, step_of
+from influray.store.mirror import present
 from influray.store.run_directory import now
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from influray.planning.plan import Plan
     from influray.progress import StepProgress
     from influray.report.data import CurveFacts
+    from influray.report.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +219,85 @@ def index(
         context = StepContext(this.config, this.directory, "index", progress, stack, address)
         _run_steps((replace(INDEX, run=functools.partial(build_index, kind=kind)),), context)
         return require_manifest(this.directory.index, "index")
+
+
+@contextlib.contextmanager
+def _beside(
+    run_dir: str | Path, settings: Mapping[str, Any] | None, address: str | None, console: Console | None
+) -> Iterator[StepContext]:
+    """Hold a scored run and yield its context, with dotted `settings` of the section `validate` over its own."""
+    this = open_run(run_dir)
+    given = {f"validate.{key}": value for key, value in (settings or {}).items()}
+    changed = load_config(this.directory.config_path, {"run_dir": this.directory.address, **given})
+    this.directory.require_made("data", "warmup", "featurize", "score")
+    with naming_full_disk(this.directory.path), this.directory.hold(), contextlib.ExitStack() as stack:
+        progress = stack.enter_context(open_progress(this.directory.logs, console))
+        yield StepContext(changed, this.directory, "validate", progress, stack, address)
+
+
+def validate(
+    run_dir: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    address: str | None = None,
+    console: Console | None = None,
+) -> Validation:
+    """Carry out the experiments of a scored run's section `validate`, with dotted `settings` of it over its own.
+
+    Results are written to RUN/validate; where the run has a report, it is written again and shows them.
+
+    Args:
+        settings: keys of the section -> values, such as {"lds.subsets": 24, "seeds": [0, 1, 2]}.
+        address, console: as `run`.
+
+    Raises:
+        ConfigError, DataError, ArtifactMismatch: what the user can mend: a wrong setting, a run that is not scored.
+    """
+    from influray.report.validation import Validation
+    from influray.validation.experiments import VALIDATE
+
+    with _beside(run_dir, settings, address, console) as context:
+        report = present(context.directory.report).exists()
+        _run_steps((VALIDATE, REPORT) if report else (VALIDATE,), context)
+        return Validation.read(context.directory, context.config.validation.experiments)
+
+
+def blame(
+    run_dir: str | Path,
+    failing: Sequence[str],
+    passing: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    *,
+    selection: str = "",
+    rows: int | float = 0.05,
+    draws: int = 3,
+    prove: bool = True,
+    address: str | None = None,
+    console: Console | None = None,
+) -> Validation:
+    """Find the rows of a selection that are behind failing records, and measure what their removal does.
+
+    Args:
+        failing, passing: files of records, in any form that the pool may have.
+        settings: keys of the section `validate`, such as {"seeds": [0, 1, 2], "tune.steps": 50}.
+        selection: whose rows are looked at, by default the config's first; "full" is the whole pool.
+        rows: how many suspects: rows, or a fraction of the selection's.
+        draws: random removals of as many tokens that theirs is compared with.
+        prove: False lists suspects and tunes nothing.
+        address, console: as `run`.
+
+    Raises:
+        ConfigError, DataError, ArtifactMismatch: what the user can mend.
+    """
+    from influray.report.validation import Validation
+    from influray.validation.blame import Asked
+    from influray.validation.blame import blame as find
+
+    asked = Asked(tuple(failing), tuple(passing), selection, rows, draws, prove)
+    with _beside(run_dir, settings, address, console) as context:
+        with context.progress.step("blame"):
+            find(context, asked)
+        return Validation.read(context.directory, ["blame"])
 
 
 def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:

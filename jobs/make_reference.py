@@ -61,7 +61,7 @@ def configuration() -> str:
         parts += ["| key | value | default | |", "|---|---|---|---|"]
         noted = comments(model)
         for name, field in model.model_fields.items():
-            cells = (f"`{name}`", kind(model, name, field), default(field), noted.get(name, ""))
+            cells = (f"`{field.alias or name}`", kind(model, name, field), default(field), noted.get(name, ""))
             parts.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join(parts) + "\n"
 
@@ -71,7 +71,7 @@ def sections(model: type[BaseModel], key: str) -> Iterator[tuple[str, type[BaseM
     yield key, model
     for name, field in model.model_fields.items():
         for within, mark in models(field.annotation):
-            yield from sections(within, f"{key}.{name}{mark}".strip("."))
+            yield from sections(within, f"{key}.{field.alias or name}{mark}".strip("."))
 
 
 def models(annotation: Any, mark: str = "") -> Iterator[tuple[type[BaseModel], str]]:

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 import influray
-from influray.cli import ask, export, look, run
+from influray.cli import ask, export, look, run, validate
 from influray.cli.printing import err, guard_streams, out
 from influray.interrupts import interrupt_on_sigterm
 from influray.protocols import USER_ERRORS, RunStopped, StorageError
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for topic in (run, look, ask, export):
+for topic in (run, look, validate, ask, export):
     topic.register(app)
 
 

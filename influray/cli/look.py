@@ -118,7 +118,7 @@ def _print_plan(plan: Plan) -> None:
     from influray.report.sheet import Table as SheetTable
 
     rows = []
-    for step in plan.steps:
+    for step in (*plan.steps, plan.validation):
         took = "" if step.actual_seconds is None else seconds(step.actual_seconds)
         if step.ratio is not None:
             took += f" ({step.ratio:.2g}x)" if step.ratio < 10 else f" ({step.ratio:.0f}x)"
@@ -139,7 +139,7 @@ def _print_plan(plan: Plan) -> None:
     columns = ("step", "state", "rows", "tokens", "FLOP", unit, "time", "took", "disk")
     numbers = SheetTable("What it takes", columns, tuple(rows))
     print_tables([numbers], [])
-    for step in plan.steps:
+    for step in (*plan.steps, plan.validation):
         out.print(f"{step.name}: {escape(step.what)}")
     out.print()
     memory = "unknown" if plan.memory_per_worker is None else large(plan.memory_per_worker, "B")

@@ -49,9 +49,10 @@ def finetune(
     out_folder: str | Path,
     *,
     identity: str = "",
-    keep: Literal["all", "last"] = "all",
+    keep: Literal["all", "last", "none"] = "all",
     seconds_between: float = 0.0,
     resume: bool = True,
+    without: frozenset[int] = frozenset(),
     on_epoch_checkpoint: Callable[[Checkpoint], None] | None = None,
 ) -> FinetuneResult:
     """Train the adapter of `model` in place and return what was done; checkpoints go to `out_folder`.
@@ -64,9 +65,11 @@ def finetune(
         model: a peft model with a LoRA adapter; its trainable parameters are trained.
         identity: what else the result depends on, such as the base model; a checkpoint of another identity, config
             or set of examples is not resumed from.
-        keep: every epoch's checkpoint, or only the latest.
+        keep: every epoch's checkpoint, only the latest, or none: then what was trained is `model` alone.
         seconds_between: no checkpoint sooner than this after the last one, but for the end of the training.
         resume: go on from the last checkpoint in `out_folder` of the same training, if there is one.
+        without: positions of examples that weigh nothing: the others keep their steps, places and weights. Part of
+            `identity`, where there are any.
         on_epoch_checkpoint: called on rank 0 with each checkpoint when it is committed.
 
     Raises:
@@ -75,7 +78,7 @@ def finetune(
     """
     _require_trainable(model, examples)
     rank, ranks = process_group()
-    plan = StepPlan(len(examples), config.batch_size, config.device_batch_size, ranks, config.seed)
+    plan = StepPlan(len(examples), config.batch_size, config.device_batch_size, ranks, config.seed, without)
     total = config.steps if config.steps is not None else config.epochs * plan.steps_per_epoch
     factors = [learning_rate_factor(step, total, config.schedule, config.warmup_ratio) for step in range(total)]
     if not any(factors):

@@ -40,7 +40,7 @@ class History:
         folder: Path,
         training: str,
         rank: int,
-        keep: Literal["all", "last"],
+        keep: Literal["all", "last", "none"],
         seconds_between: float,
         on_checkpoint: Callable[[Checkpoint], None] | None,
     ) -> None:
@@ -89,7 +89,7 @@ class History:
         rates = self.learning_rates[first_step:]
         self.mean_learning_rates.append(math.fsum(rates) / len(rates))
         due = ended or time.monotonic() - self._written >= self.seconds_between
-        if not (self.writes and due):
+        if not (self.writes and due) or self.keep == "none":
             return
         checkpoint = save(
             self.folder / f"checkpoint-{epoch}",

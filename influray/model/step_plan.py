@@ -16,7 +16,8 @@ class StepPlan:
     An epoch takes every example once; its last step may be smaller. Over the ranks a step is dealt out in pieces of
     `device_batch_size`. Each example carries the weight 1 / (examples of its step), so that neither a smaller last
     step nor ranks with fewer examples than others change the objective: a rank that has none left goes through one
-    of the step's with weight 0, since all ranks must meet in the gradient exchange.
+    of the step's with weight 0, since all ranks must meet in the gradient exchange. Examples at the positions `without`
+    keep their places, and their weight is 0: the sum of a step without their terms.
     """
 
     examples: int
@@ -24,6 +25,7 @@ class StepPlan:
     device_batch_size: int
     ranks: int
     seed: int
+    without: frozenset[int] = frozenset()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -47,7 +49,7 @@ class StepPlan:
             for start in range(0, len(step), deal):
                 first = start + rank * self.device_batch_size
                 mine = step[first : min(first + self.device_batch_size, start + deal)]
-                yield [(int(i), weight) for i in mine] or [(int(step[0]), 0.0)]
+                yield [(int(i), 0.0 if int(i) in self.without else weight) for i in mine] or [(int(step[0]), 0.0)]
 
 
 def seeded_order(n: int, *seed: int) -> np.ndarray:

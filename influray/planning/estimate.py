@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from influray.model.shape import ModelShape
 
 SAMPLE_ROWS = 64  # of each file that is looked at
+LOSS_BYTES = 24  # of a loss as JSON has it
 SAMPLE_FILES = 16  # of a split, evenly over its names
 
 
@@ -311,6 +312,18 @@ def _tuning(
         return tune, StepCost(None, None, 0.0, 0.0)
     judged = arithmetic.forward(shape, test) * (count + 1)
     return tune, StepCost(judged, judged / machine.rate, 0.0, 2000.0 * (count + 1), count + 1)
+
+
+def retraining_cost(
+    config: Config, shape: ModelShape | None, machine: Machine, work: Workload, judged: Workload, count: int
+) -> StepCost:
+    """Return the cost of so many retrainings, which go through `work` together and judge `judged` each."""
+    if shape is None:
+        return StepCost(None, None, 0.0, None)
+    operations = arithmetic.training(shape, work) + count * arithmetic.forward(shape, judged)
+    size = count * (LOSS_BYTES * judged.rows + 900.0)  # the file of a retraining: a line a loss
+    startup = startup_seconds(config, shape, Rates())
+    return StepCost(operations, operations / machine.rate, 0.0, size, max(1, count), startup)
 
 
 def _training_cost(shape: ModelShape | None, machine: Machine, work: Workload, kept: int) -> StepCost:

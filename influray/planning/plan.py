@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from influray.config import Config
 from influray.planning import arithmetic
 from influray.planning.arithmetic import Machine, Rates, StepCost
-from influray.planning.estimate import Found, costs, find_machine, find_split
+from influray.planning.estimate import Found, costs, find_machine, find_split, retraining_cost
 from influray.registry import featurizer_reads
 from influray.steps import STEPS, Step
 from influray.steps.states import step_states
 from influray.store.artifact import read_manifest
 from influray.store.run_directory import RunDirectory
+from influray.validation.sizes import sizes
 
 if TYPE_CHECKING:
     from influray.model.shape import ModelShape
@@ -60,10 +61,15 @@ class Plan:
     saturating_workers: int | None  # more of them wait for the driver
     limit: str
     notes: tuple[str, ...]
+    validation: PlannedStep  # what `influray validate` would take, which is no step of a run
 
     def as_plain(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
-        return {**asdict(self), "steps": [{**asdict(step), "ratio": step.ratio} for step in self.steps]}
+        return {
+            **asdict(self),
+            "steps": [{**asdict(step), "ratio": step.ratio} for step in self.steps],
+            "validation": {**asdict(self.validation), "ratio": self.validation.ratio},
+        }
 
 
 def make_plan(config: Config, directory: RunDirectory, device: str | None = None, workers: int | None = None) -> Plan:
@@ -109,6 +115,7 @@ def make_plan(config: Config, directory: RunDirectory, device: str | None = None
         None if seconds is None else arithmetic.saturating_workers(seconds, features.driver_seconds),
         "unknown" if seconds is None else arithmetic.limit(parts),
         tuple(_notes(config, shape, machine, found, memory)),
+        _validation(config, shape, machine, found, recorded.get("validate", {})),
     )
 
 
@@ -158,6 +165,33 @@ def _planned(
         cost.seconds(machine.workers),
         cost.bytes,
         seconds,
+    )
+
+
+def _validation(
+    config: Config,
+    shape: ModelShape | None,
+    machine: Machine,
+    found: Mapping[str, Found],
+    actual: Mapping[str, Any],
+) -> PlannedStep:
+    """Return what the experiments of the section `validate` would take, all of their retrainings done anew."""
+    experiments = sizes(config, found["pool"].work.rows)
+    parts = [f"{name} {size.retrainings} retrainings" for name, size in experiments.items()]
+    count = sum(size.retrainings for size in experiments.values())
+    judged = found["target"].work.plus(found["test"].work)
+    passes = sum(size.retrainings * size.rows for size in experiments.values()) / max(1, found["pool"].work.rows)
+    cost = retraining_cost(config, shape, machine, found["pool"].work.times(passes), judged, count)
+    done = actual.get("status") == "done"
+    return PlannedStep(
+        "validate",
+        f"done: {', '.join(actual.get('experiments', ()))}" if done else "on its own",
+        f"{', '.join(parts)}, seeds {', '.join(map(str, config.validation.seeds))}",
+        operations=cost.operations,
+        worker_hours=None if cost.worker_seconds is None else cost.worker_seconds / 3600,
+        wall_seconds=cost.seconds(machine.workers),
+        bytes=cost.bytes,
+        actual_seconds=float(actual["seconds"]) if done and "seconds" in actual else None,
     )
 
 

@@ -32,6 +32,7 @@ from influray.report.examples import examples_of
 from influray.report.finding import finding
 from influray.report.readings import Readings, open_run
 from influray.report.selections import committed, overlap, selection_facts
+from influray.report.validation import Validation
 from influray.store.attribution import Attribution
 from influray.store.mirror import present
 
@@ -82,6 +83,7 @@ def collect(run_dir: str | Path) -> ReportData:
         host=recorded.get("host", {}),
         missing=missing,
         audit=read_audit(run),
+        validation=Validation.there(run),
     )
 
 

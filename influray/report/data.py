@@ -15,6 +15,7 @@ import numpy as np
 from influray.evaluation.budget_curve import BudgetCurve
 from influray.evaluation.knee import Knee, find_knee
 from influray.evaluation.known_answer import KnownAnswer
+from influray.report.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -285,6 +286,7 @@ class ReportData:
     host: Mapping[str, Any]
     missing: Mapping[str, str]  # part of the page -> the command that makes what it needs
     audit: Mapping[str, Any] | None = None  # report.audit's, where it was made
+    validation: Validation | None = None  # what `influray validate` found, None where it was not asked for
 
 
 def normalised_entropy(counts: Sequence[int]) -> float:

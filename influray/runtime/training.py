@@ -44,13 +44,14 @@ class Layout:
 def plan_layout(jobs: int, resources: ResolvedResources, cluster_gpus: float) -> Layout:
     """Return the layout of so many jobs. It follows from all jobs of a step, also those that are done already, so
     that a resumed step trains the rest with as many ranks."""
-    single = _single_process(jobs, resources, cluster_gpus)
+    single = single_process(jobs, resources, cluster_gpus)
     # A process of several GPUs spreads its model over them by device_map; ranks of a node would see each other's.
     ranks = resources.training_workers if single.gpus <= 1 else 1
     return single if ranks == 1 or jobs > ranks else Layout(ranks, 1, single.gpus)
 
 
-def _single_process(jobs: int, resources: ResolvedResources, cluster_gpus: float) -> Layout:
+def single_process(jobs: int, resources: ResolvedResources, cluster_gpus: float) -> Layout:
+    """Return the layout of so many jobs of one process each."""
     # A process that trains takes whole GPUs, also where several feature workers share one.
     gpus = max(1.0, resources.gpus_per_worker) if resources.gpus_per_worker else 0.0
     room = max(1, int(cluster_gpus // gpus)) if gpus else resources.workers
@@ -71,7 +72,7 @@ def run_jobs(
     """
     assert len({str(local(job.out).resolve()) for job in jobs}) == len(jobs), "two jobs write to one place"
     alone = all(isinstance(job, EvaluationJob) or job.imports for job in jobs)
-    plan = _single_process if alone else plan_layout
+    plan = single_process if alone else plan_layout
     layout = plan(len(jobs), resources, ray.cluster_resources().get("GPU", 0.0))
     manifests = [committed(job) for job in jobs]
     todo = [job for job, manifest in zip(jobs, manifests, strict=True) if manifest is None]

@@ -47,10 +47,19 @@ class StepContext:
         self.progress = progress
         self._stack = stack
         self._address = address
+        self._first: StepContext | None = None  # whose cluster this one shares
+
+    def beside(self, config: Config, directory: RunDirectory) -> StepContext:
+        """Return a context of another config and other places in the run directory, on the same cluster."""
+        other = StepContext(config, directory, self.until, self.progress, self._stack, self._address)
+        other._first = self._first or self
+        return other
 
     @cached_property
     def cluster(self) -> Any:
         """The Ray cluster, connected at first use and left when the run ends."""
+        if self._first is not None:
+            return self._first.cluster
         from influray.runtime.cluster import connect
 
         return self._stack.enter_context(connect(self.config.resources, self._address))

@@ -224,6 +224,7 @@ def _compute(
         stores=plan.stores,
         number=number,
         state=state,
+        features_at=context.directory.features_at,
     )
 
 

@@ -37,6 +37,7 @@ MADE_BY = {
     "tune": "tune",
     "evaluation": "evaluate",
     "index": "index",
+    "validate": "validate",
     "report": "report",
     "quarantine.jsonl": "data",
     "quarantine.sha256": "data",
@@ -148,7 +149,7 @@ def remedy(path: str | Path) -> str:
     """Return what to do about a file of a run directory, as messages say it."""
     step = step_of(path)
     verb = _VERBS.get(step, step)
-    return f"`influray {verb}` makes it again" + ("" if verb == "run" else ", as `influray run` does")
+    return f"`influray {verb}` makes it again" + ("" if verb in ("run", "validate") else ", as `influray run` does")
 
 
 def damage(path: str | Path, what: str) -> DamagedArtifact:

@@ -23,7 +23,8 @@ from influray.store.sealed import read_sealed
 
 FILE_ENDINGS = {".json", ".jsonl", ".yaml", ".arrow", ".parquet", ".html", ".safetensors", ".faiss", ".npy", ".sha256"}
 FILE_ENDINGS |= {".log"}  # of RUN/logs
-CHOSEN = ("selection", "tune", "evaluation")  # folders of a folder for each selection
+FEATURES = "features"
+CHOSEN = ("selection", "tune", "evaluation", "scorers")  # folders of a folder for each selection
 FOLDERS = ("pool", "target", "test", "adapter", "_receipts", "texts")
 VERSIONED = ("influray", "torch", "transformers", "peft", "ray", "pyarrow", "numpy", "tokenizers")
 
@@ -32,11 +33,15 @@ class RunDirectory:
     """The folder of one run. Paths are properties; nothing is created before it is written.
 
     On object storage (s3://, gs://) the paths are those of its mirror on this machine, and `address` is what names it
-    on others. Raises ConfigError where a URI is not one of a run directory.
+    on others. `features_at` and `scores_at` are where within it the datastores lie, and the folder of the matrix and of
+    what was fitted: elsewhere for scorers that are judged beside the run's own. Raises ConfigError where a URI is not
+    one of a run directory.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, features_at: str = FEATURES, scores_at: str = "") -> None:
         self.path = local(path).resolve()
+        self.features_at = features_at
+        self.scores_at = scores_at
         self._holding: Holding | None = None  # while this process drives the run
 
     @property
@@ -50,7 +55,8 @@ class RunDirectory:
 
     @property
     def quarantine_path(self) -> Path:
-        return self.path / "quarantine.jsonl"
+        folder = self.path if self.features_at == FEATURES else self.path / self.features_at
+        return folder / "quarantine.jsonl"
 
     @property
     def warmup(self) -> Path:
@@ -58,16 +64,21 @@ class RunDirectory:
 
     @property
     def attribution(self) -> Path:
-        return self.path / "attribution"
+        return self.path / self.scores_at / "attribution"
 
     @property
     def fit(self) -> Path:
         """What a scorer keeps of its passes over the pool."""
-        return self.path / "fit"
+        return self.path / self.scores_at / "fit"
 
     @property
     def index(self) -> Path:
         return self.path / "index"
+
+    @property
+    def validation(self) -> Path:
+        """Retrainings, and what experiments made of them."""
+        return self.path / "validate"
 
     @property
     def logs(self) -> Path:
@@ -84,7 +95,7 @@ class RunDirectory:
         return self.warmup / f"checkpoint-{number}"
 
     def features(self, split: str, checkpoint: int) -> Path:
-        return self.path / "features" / split / f"checkpoint-{checkpoint}"
+        return self.path / self.features_at / split / f"checkpoint-{checkpoint}"
 
     def selection(self, name: str) -> Path:
         return self.path / "selection" / name

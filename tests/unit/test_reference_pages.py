@@ -17,4 +17,5 @@ def test_every_key_of_a_config_stands_there():
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
     for key, model in sections(Config, ""):
         assert f"`{key}`" in page or not key, key
-        assert all(f"| `{name}` |" in page for name in model.model_fields), key
+        names = [field.alias or name for name, field in model.model_fields.items()]
+        assert all(f"| `{name}` |" in page for name in names), key

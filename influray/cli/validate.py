@@ -1,0 +1,120 @@
+"""The verbs that put the scores to the test by training again: validate and blame."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from influray.cli.options import Address, AllowPlugins, RunPath
+from influray.cli.printing import err, out, print_tables
+from influray.protocols import ConfigError
+
+if TYPE_CHECKING:
+    from influray.report.validation import Validation
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(validate)
+    app.command()(blame)
+
+
+def validate(
+    run: RunPath,
+    experiment: Annotated[
+        str | None,
+        typer.Option(
+            "--experiment", help="Which, with commas between: lds, remove, keep, leave_one_out, recall, stability."
+        ),
+    ] = None,
+    scorers: Annotated[
+        str | None, typer.Option("--scorers", help="Which are judged, with commas between; default: all that can be.")
+    ] = None,
+    subsets: Annotated[int | None, typer.Option("--subsets", help="Random subsets of lds.")] = None,
+    share: Annotated[float | None, typer.Option("--share", help="Of the pool in each subset of lds.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Tuning seeds, with commas between, such as 0,1,2.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another key of `validate`, such as remove.draws=5."),
+    ] = None,
+    numbers: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    address: Address = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Train again on other rows and compare what that does with what the scores foretell."""
+    from influray import pipeline
+    from influray.config import parse_override
+
+    del allow_plugins  # its callback has done it
+    settings: dict[str, Any] = dict(map(parse_override, sets or []))
+    named = {"lds.subsets": subsets, "lds.share": share}
+    settings |= {key: value for key, value in named.items() if value is not None}
+    for key, text in (("experiments", experiment), ("scorers", scorers)):
+        if text is not None:
+            settings[key] = "auto" if text == "auto" else [one.strip() for one in text.split(",") if one.strip()]
+    if seeds is not None:
+        settings["seeds"] = _numbers(seeds)
+    _print(pipeline.validate(run, settings, address=address, console=err), numbers)
+
+
+def blame(
+    run: RunPath,
+    failing: Annotated[
+        list[str],
+        typer.Option("--failing", metavar="FILE", help="Records that the tuned model fails on; may be repeated."),
+    ],
+    passing: Annotated[
+        list[str] | None, typer.Option("--passing", metavar="FILE", help="Records that it passes, to set them against.")
+    ] = None,
+    selection: Annotated[
+        str, typer.Option("--selection", help="Whose rows; default: the config's first; full is the pool.")
+    ] = "",
+    rows: Annotated[str, typer.Option("--rows", help="Suspects: rows, or a fraction of the selection's.")] = "0.05",
+    draws: Annotated[int, typer.Option("--draws", help="Random removals to compare with.")] = 3,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Tuning seeds, with commas between, such as 0,1,2.")
+    ] = None,
+    suspects: Annotated[bool, typer.Option("--suspects", help="List them and tune nothing.")] = False,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A key of `validate`, such as tune.steps=50.")
+    ] = None,
+    numbers: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    address: Address = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Find the rows behind records that a tuned model fails on, and prove it by their removal."""
+    from influray import pipeline
+    from influray.config import parse_override
+
+    del allow_plugins  # its callback has done it
+    settings: dict[str, Any] = dict(map(parse_override, sets or []))
+    if seeds is not None:
+        settings["seeds"] = _numbers(seeds)
+    try:
+        count = float(rows) if "." in rows else int(rows)
+    except ValueError:
+        raise ConfigError(f"--rows: found {rows!r}, expected a number of rows or a fraction such as 0.05") from None
+    given: dict[str, Any] = {"selection": selection, "rows": count, "draws": draws, "prove": not suspects}
+    found = pipeline.blame(run, failing, passing or (), settings, **given, address=address, console=err)
+    _print(found, numbers)
+
+
+def _print(found: Validation, numbers: bool) -> None:
+    if numbers:
+        out.print(json.dumps(found.results, indent=1), markup=False)
+        return
+    print_tables(found.tables, [])
+    for note in found.notes:
+        out.print(escape(note))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(one) for one in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds: found {text!r}, expected whole numbers such as 0,1,2") from None

@@ -1,0 +1,61 @@
+"""Retrainings on Ray: plain tasks of a few each, whose processes keep the base model from one to the next."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from influray.runtime.cluster import ResolvedResources
+from influray.runtime.plain_tasks import Call, PlainTasks
+from influray.runtime.process import once
+from influray.runtime.retraining_worker import Bench, Retrainer, Retraining, token_of
+from influray.runtime.tasks import PoolEvent
+from influray.runtime.training import single_process
+from influray.runtime.training_worker import working_in
+
+logger = logging.getLogger(__name__)
+
+MOST = 4  # retrainings of a task: each commits by itself, so a lost process costs one
+ROUNDS = 4  # tasks that a slot has at least, where there are so many, so that all end at about the same time
+
+
+def retrain(
+    bench: Bench,
+    todo: Sequence[Retraining],
+    resources: ResolvedResources,
+    on_event: Callable[[PoolEvent], None] = lambda event: None,
+    on_done: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Carry out retrainings; their results are committed. Ray must be initialised.
+
+    Args:
+        on_done: called with how many more are done.
+
+    Raises:
+        ConfigError, DataError, ArtifactMismatch: what the user can mend, as it was raised in the worker.
+        TooLittleMemory, RuntimeError: as `PlainTasks.run`.
+    """
+    layout = single_process(len(todo), resources, ray.cluster_resources().get("GPU", 0.0))
+    each = max(1, min(MOST, len(todo) // (layout.slots * ROUNDS)))
+    lower = f"tune.device_batch_size (now {bench.parsed.retraining.device_batch_size})"
+    limits: dict[str, Any] = {"lower": lower, "max_attempts": resources.max_attempts, "on_event": on_event}
+    tasks = PlainTasks(layout.slots, resources.cpus_per_worker, layout.gpus, **limits)
+    place = os.getcwd(), layout.gpus, resources.threads_per_worker
+    parts = [tuple(todo[at : at + each]) for at in range(0, len(todo), each)]
+    calls = (Call(f"retrainings {n * each + 1} to {n * each + len(part)}", (bench, part, *place))
+             for n, part in enumerate(parts))  # fmt: skip
+    for done in tasks.run(retrain_some, calls):
+        on_done(done)
+
+
+def retrain_some(bench: Bench, part: Sequence[Retraining], folder: str, gpus: float, threads: int) -> int:
+    """Carry out some retrainings in a task, on the base that this process may have from the one before."""
+    with working_in(folder):
+        retrainer = once(token_of(bench), Retrainer, bench, "cuda" if gpus else "cpu", threads)
+        for one in part:
+            retrainer.carry_out(one)
+    return len(part)
