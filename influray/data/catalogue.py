@@ -212,7 +212,7 @@ def build_catalogue(
     Files whose content and settings are as in the catalogue that is there are neither read nor encoded again.
     `find_crew` gives, for the seconds that the work takes one process, others that do it, or None where that would
     not pay. The bytes are the same.
-    Memory does not grow with the rows, but for 16 bytes each, by which ids are found again.
+    Memory does not grow with the rows, but for 24 bytes each, by which ids are found again.
 
     Rows that cannot be used go to the file `quarantine` as stage "read" or "encode". An id may be used once a split.
 

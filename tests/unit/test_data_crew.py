@@ -21,7 +21,7 @@ from influray.data import drafts, jobs, numbering, parts, spans, streams
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.files import DataFile, resolve_files
-from influray.data.jobs import DRAFTS, DraftJob, Faults, PartJob, Unfit, carry_out
+from influray.data.jobs import DRAFTS, DraftJob, Faults, PartJob, Unfit, run_job
 from influray.data.readers import read_rows
 from influray.protocols import DamagedArtifact, DataError
 from influray.store.artifact import ShardStore
@@ -52,7 +52,7 @@ class Crew:
             if len(self.done) == self._stop_after:
                 raise KeyboardInterrupt
             self.done.append(job)
-            receipts[job.key] = carry_out(self.folder, job, self._encoder, self.config)
+            receipts[job.key] = run_job(self.folder, job, self._encoder, self.config)
             faults.note(job, receipts[job.key])
         return [receipts[job.key] for job in jobs]
 
@@ -279,7 +279,7 @@ def test_a_file_that_is_not_to_be_seen_is_no_fault_of_the_data(small, tmp_path):
     job = next(job for job in crew.done if isinstance(job, DraftJob))
     for wrong in (replace(job, address=str(tmp_path / "nowhere")), replace(job, size=job.size + 1)):
         with pytest.raises(Unfit, match="does not see this file"):
-            carry_out(tmp_path / "run" / "pool", wrong, encoder(), config_of(tmp_path))
+            run_job(tmp_path / "run" / "pool", wrong, encoder(), config_of(tmp_path))
 
 
 def test_a_damaged_draft_is_made_again(small, tmp_path):
@@ -291,7 +291,7 @@ def test_a_damaged_draft_is_made_again(small, tmp_path):
 
         def __call__(self, jobs):
             if isinstance(jobs[0], PartJob):
-                for file in {piece[0] for job in jobs for piece in job.pieces}:
+                for file in {piece.rows.file for job in jobs for piece in job.part.pieces}:
                     path = self.folder / DRAFTS / file
                     content = path.read_bytes()
                     path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
