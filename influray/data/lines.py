@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from influray.data import streams
 from influray.data.records import BadRow
 
-# A record has more bytes. Where lines are shorter than that on average they are mostly empty, and a small compressed
-# file may hold any number of them: they are passed over without a look at each.
-SHORT = 16
-_VISIBLE = re.compile(rb"[^\s]")
+_LINE = re.compile(rb"[^\n]+")  # blank ones are passed over: a small compressed file may hold any number of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,55 +37,33 @@ def line_rows(chunks: Iterator[bytes], max_line_bytes: int, span: Span | None) -
                 head = True
                 wide = streams.is_wide(chunk)
                 chunk = chunk.removeprefix(streams.UTF8_BOM)
-            first, whole, last = _divided(chunk, number + 1)
+            end, last = chunk.find(b"\n"), chunk.rfind(b"\n") + 1
+            first = chunk if end < 0 else chunk[:end]
             length += len(first)
             if length <= max_line_bytes:
                 pieces.append(first)
             else:
                 pieces = []
-            if last is None:
+            if end < 0:
                 continue
             row = _row(b"".join(pieces), length, max_line_bytes, wide)
             if row is not None:
                 yield number + 1, row
-            for at, line in whole:
-                row = _row(line, len(line), max_line_bytes, wide)
+            at = end
+            for line in _LINE.finditer(chunk, end, last):
+                number += chunk.count(b"\n", at, line.start())
+                at = line.start()
+                row = _row(line[0], len(line[0]), max_line_bytes, wide)
                 if row is not None:
-                    yield at, row
-            number += chunk.count(b"\n")
-            pieces, length = [last], len(last)
+                    yield number + 1, row
+            number += chunk.count(b"\n", at, last)
+            pieces, length = [chunk[last:]], len(chunk) - last
     except streams.Fault as fault:
         yield number + 1, BadRow(f"{fault}; the complete rows before were read")
         return
     row = _row(b"".join(pieces), length, max_line_bytes, wide)
     if row is not None:
         yield number + 1, row
-
-
-def _divided(chunk: bytes, number: int) -> tuple[bytes, Iterable[tuple[int, bytes]], bytes | None]:
-    """Return what is before the first line end, the whole lines with their numbers, and what is after the last one.
-
-    The first is line `number`, and blank ones may be left out of the whole lines. Without a line end the last is None.
-    """
-    if chunk.count(b"\n") * SHORT <= len(chunk):
-        first, *others = chunk.split(b"\n")
-        last = others.pop() if others else None
-        return first, enumerate(others, number + 1), last
-    start, stop = chunk.find(b"\n"), chunk.rfind(b"\n")
-    return chunk[:start], _visible(chunk[start + 1 : max(start + 1, stop)], number), chunk[stop + 1 :]
-
-
-def _visible(lines: bytes, number: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (number, line) of whole lines after line `number`, without the blank ones; the last has no line end."""
-    number, counted, at = number + 1, 0, 0
-    while found := _VISIBLE.search(lines, at):
-        start = lines.rfind(b"\n", at, found.start()) + 1 or at
-        stop = lines.find(b"\n", found.end())
-        stop = len(lines) if stop < 0 else stop
-        number += lines.count(b"\n", counted, start)
-        counted = start
-        yield number, lines[start:stop]
-        at = stop + 1
 
 
 def _row(line: bytes, length: int, max_line_bytes: int, wide: bool) -> bytes | BadRow | None:
