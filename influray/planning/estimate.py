@@ -232,9 +232,9 @@ def costs(
     seconds = None if total is None else total / machine.rate
     if reads == "records":
         seconds = rates.data_row * every.rows
-    made["featurize"] = StepCost(
-        total, seconds, driver, float(size), max(1, units), startup_seconds(config, shape, rates)
-    )
+    weights = 0 if shape is None or reads == "records" else shape.parameters
+    startup = rates.startup + arithmetic.ITEM_BYTES[config.model.dtype] * weights / rates.load_bytes
+    made["featurize"] = StepCost(total, seconds, driver, float(size), max(1, units), startup)
     score = arithmetic.scoring(N, T, vectors or 1, checkpoints)
     reading = N * checkpoints * arithmetic.feature_row_bytes(vectors, config.features.store) / rates.store_bytes
     made["score"] = StepCost(
@@ -265,12 +265,6 @@ def _data_cost(config: Config, machine: Machine, work: Workload, size: float, ra
     units = max(1, int(work.tokens * TOKEN_BYTES / DRAFT_BYTES))
     driver = numbering_seconds(work.rows, work.tokens, rates)
     return StepCost(0.0, seconds, driver, size, units, rates.startup, each)
-
-
-def startup_seconds(config: Config, shape: ModelShape | None, rates: Rates) -> float:
-    """Return the seconds until a feature worker computes: Ray's, and those of reading the base."""
-    weights = 0 if shape is None or featurizer_reads(config.features.featurizer) == "records" else shape.parameters
-    return rates.startup + arithmetic.ITEM_BYTES[config.model.dtype] * weights / rates.load_bytes
 
 
 def _tuning(
