@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from influray.data.habits import EXCHANGE, Habits, common, shared, squeezed, visible, without_thought
+from influray.data.habits import EXCHANGE, Habits, common, shared, squeezed, without_thought
 from influray.data.marks import CALLS, Place, find_places, mark, said, says_something, settle, unmarked, with_marks
 from influray.data.records import BadRow, Record, Turn, is_blank
 from influray.data.rendering import ChatTemplate, Conversation
@@ -311,7 +311,7 @@ class _Stretches:
         end = self.reader.habits.end
         at = closing.find(end) if end else -1
         if at >= 0 and not PRIVATE.search(closing, 0, at):
-            return stop + visible(closing[:at]), stop + at + len(end)
+            return stop + len(closing[:at].rstrip()), stop + at + len(end)
         alone = self._following(turn + 1, False, stop, anchor)
         shared = closing[: len(closing) if alone is None else common(closing, alone)]
         specials = list(PRIVATE.finditer(shared))
@@ -321,9 +321,9 @@ class _Stretches:
             asked = asked.partition(header)[0] if header else asked
             specials = list(PRIVATE.finditer(closing[: common(closing, asked)]))[:1]
         if not specials:
-            shown = stop + visible(shared)
+            shown = stop + len(shared.rstrip())
             return shown, shown
-        return stop + visible(closing[: specials[-1].start()]), stop + specials[-1].end()
+        return stop + len(closing[: specials[-1].start()].rstrip()), stop + specials[-1].end()
 
     def _cut(self, turn: int, shown: str) -> list[str]:
         """Return what of an answer is not in the text, or not to the letter, white space apart."""

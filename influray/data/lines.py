@@ -1,13 +1,17 @@
-"""JSON lines: each line's bytes, with its number."""
+"""JSON lines: each line's bytes, with its number; and where a file can be cut, so that several processes read it."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from influray.data import streams
+from influray.data.files import DataFile
 from influray.data.records import BadRow
+from influray.protocols import DataError
 
 _LINE = re.compile(rb"[^\n]+")  # blank ones are passed over: a small compressed file may hold any number of them
 
@@ -85,7 +89,42 @@ def span_chunks(path: str, span: Span) -> Iterator[bytes]:
             yield chunk
 
 
-def plain_start(head: bytes) -> int | None:
+def find_spans(file: DataFile, size: int, max_file_bytes: int) -> list[Span]:
+    """Return spans of about `size` bytes that are all lines of a file, in order; none where it has to be read whole.
+
+    Only plain lines can be read from the middle. Those of a file that `read_rows` refuses, or judges by how it begins,
+    stay together. Costs one pass that counts line ends, 0.5 s a GB.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    if file.kind != "jsonl" or file.compression:
+        return []
+    try:
+        with open(file.path, "rb") as stream:
+            start = _plain_start(stream.read(streams.CHUNK))
+            if start is None or os.fstat(stream.fileno()).st_size > max_file_bytes:
+                return []
+            stream.seek(start)
+            return list(_spans(stream, size))
+    except OSError as error:
+        raise DataError(f"{file.path}: cannot be opened: {error.strerror}") from error
+
+
+def _spans(stream: BinaryIO, size: int) -> Iterator[Span]:
+    start, line = stream.tell(), 1
+    while chunk := stream.read(size):
+        lines = chunk.count(b"\n")
+        while not chunk.endswith(b"\n") and (more := stream.readline(streams.CHUNK)):
+            chunk = more
+            lines += chunk.endswith(b"\n")
+        lines += not chunk.endswith(b"\n")  # the last line may end without one
+        stop = stream.tell()
+        yield Span(start, stop, line, lines)
+        start, line = stop, line + lines
+
+
+def _plain_start(head: bytes) -> int | None:
     """Return where the lines of an uncompressed file that begins with `head` begin: after a BOM, where it has one.
 
     None where all of the file is judged by how it begins: it is UTF-16.

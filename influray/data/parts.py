@@ -28,10 +28,9 @@ from influray.data.jobs import (
     make_part,
     run_job,
 )
-from influray.data.lines import Span
+from influray.data.lines import Span, find_spans
 from influray.data.numbering import Limits, Numbering, Part
 from influray.data.readers import read_rows
-from influray.data.spans import find_spans
 from influray.store.artifact import Receipt, ShardStore, fingerprint
 from influray.store.mirror import address_of, remove_folder
 
@@ -90,7 +89,7 @@ class PartsBuilder:
         if find_crew is not None:
             travelling = [job for job in jobs if _travels(job)]
             spans = {job.key: find_spans(job.file, DRAFT_BYTES, self._config.max_file_bytes) for job in travelling}
-            self._crew = find_crew(sum(encoding_seconds(job.file, spans[job.key]) for job in travelling))
+            self._crew = find_crew(sum(_seconds(job.file, spans[job.key]) for job in travelling))
         made: list[list[str]] = []
         for wave in _waves(jobs):
             if self._crew is not None and _travels(wave[0]):
@@ -179,16 +178,16 @@ class PartsBuilder:
         return keys, line
 
 
-def encoding_seconds(file: DataFile, spans: Sequence[Span]) -> float:
+def _text_bytes(file: DataFile) -> int:
+    size = os.stat(file.path).st_size
+    return int(size * COMPRESSED) if file.compression or file.kind == "parquet" else size
+
+
+def _seconds(file: DataFile, spans: Sequence[Span]) -> float:
     """Return the seconds that one process takes for a file, about."""
     size = _text_bytes(file)
     rows = sum(span.lines for span in spans) if spans else size / ROW_BYTES
     return data_seconds(round(rows), size / TOKEN_BYTES, DataRates())
-
-
-def _text_bytes(file: DataFile) -> int:
-    size = os.stat(file.path).st_size
-    return int(size * COMPRESSED) if file.compression or file.kind == "parquet" else size
 
 
 def _travels(job: FileJob) -> bool:
@@ -201,14 +200,10 @@ def _waves(jobs: Sequence[FileJob]) -> Iterator[list[FileJob]]:
     wave: list[FileJob] = []
     total = 0
     for job in jobs:
-        if wave and (not _travels(job) or total >= WAVE_BYTES):
+        if wave and (not _travels(job) or not _travels(wave[0]) or total >= WAVE_BYTES):
             yield wave
             wave, total = [], 0
         wave.append(job)
-        if _travels(job):
-            total += os.stat(job.file.path).st_size
-        else:
-            yield wave
-            wave = []
+        total += os.stat(job.file.path).st_size if _travels(job) else 0
     if wave:
         yield wave

@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from influray.config import DataConfig
-from influray.data import drafts, jobs, numbering, parts, spans, streams
+from influray.data import drafts, jobs, numbering, parts, streams
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.files import DataFile, resolve_files
 from influray.data.jobs import DRAFTS, DraftJob, Faults, PartJob, Unfit, run_job
+from influray.data.lines import find_spans
 from influray.data.readers import read_rows
 from influray.protocols import DamagedArtifact, DataError
 from influray.store.artifact import ShardStore
@@ -331,12 +332,11 @@ LINES = st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b""
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=LINES, ends=st.booleans(), bom=st.booleans(), size=st.integers(1, 60), chunk=st.integers(1, 30))
 def test_spans_hold_every_line_once(tmp_path, monkeypatch, lines, ends, bom, size, chunk):
-    monkeypatch.setattr(spans, "CHUNK", chunk)
     monkeypatch.setattr(streams, "CHUNK", chunk)
     path = tmp_path / "a.jsonl"
     path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + b"\n".join(lines) + (b"\n" if ends else b""))
     file = DataFile(str(path), "a.jsonl", "jsonl")
-    found = spans.find_spans(file, size, 10**6)
+    found = find_spans(file, size, 10**6)
     whole = list(map(repr, read_rows(file, 9, 10**6)))
     if found:
         assert [row for span in found for row in map(repr, read_rows(file, 9, 10**6, span))] == whole
@@ -361,7 +361,7 @@ def test_spans_hold_every_line_once(tmp_path, monkeypatch, lines, ends, bom, siz
 def test_what_has_to_be_read_from_its_start_has_no_spans(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     (file,) = resolve_files([name], tmp_path, "f")
-    assert spans.find_spans(file, 4, 11) == []
+    assert find_spans(file, 4, 11) == []
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in CORRUPT.glob("*.jsonl*")) or ["none"])
