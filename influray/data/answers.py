@@ -11,12 +11,13 @@ All positions are characters of the text whose special tokens have private names
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from influray.data.habits import EXCHANGE, Habits, common, shared, squeezed, visible, without_thought
+from influray.data.habits import EXCHANGE, Habits, common, shared, squeezed, without_thought
 from influray.data.marks import CALLS, Place, find_places, mark, said, says_something, settle, unmarked, with_marks
 from influray.data.records import BadRow, Record, Turn, is_blank
 from influray.data.rendering import ChatTemplate, Conversation
@@ -107,12 +108,13 @@ class _Stretches:
     def answers(self) -> tuple[list[Answer], list[int], list[str]]:
         """Return the answers by the text alone, the turns that are gone, and what is cut."""
         answers, gone, cut = [], [], []
+        unwritten = {self.places[number].turn for number in self.used} - self.of_turn.keys()
         for turn, message in enumerate(self.messages):
             if message["role"] != "assistant" or not says_something(message):
                 continue
             found = self._answer(turn)
             shown = self.reader.vocabulary.plain(self.text[found.start : found.stop])
-            if is_blank(shown) or self._is_gone(turn):
+            if is_blank(shown) or turn in unwritten:
                 gone.append(turn)
             else:
                 answers.append(found)
@@ -204,12 +206,10 @@ class _Stretches:
         self._renderings += 1
         if self._renderings > MAX_RENDERINGS:
             raise BadRow(f"the answers are found only by more than {MAX_RENDERINGS} renderings of this conversation")
-        try:
-            return self._translated(
-                self.reader.template.render(self._with_marks(self.conversation.until(turn)), prompt)
-            )
-        except BadRow:
-            return None
+        with contextlib.suppress(BadRow):
+            before = self._with_marks(self.conversation.until(turn))
+            return self._translated(self.reader.template.render(before, prompt))
+        return None
 
     def _refuse_left_out(self) -> None:
         markable = {self.places[number].turn for number in self.used}
@@ -220,9 +220,6 @@ class _Stretches:
                     f"the chat template leaves out turn {turn + 1} ({role}); give model.chat_template a file that "
                     "writes it"
                 )
-
-    def _is_gone(self, turn: int) -> bool:
-        return turn not in self.of_turn and any(self.places[number].turn == turn for number in self.used)
 
     def _answer(self, turn: int) -> Answer:
         mine = self.of_turn.get(turn, [])
@@ -293,23 +290,20 @@ class _Stretches:
             if asked and habits.after_user and gap.startswith(habits.after_user):
                 return base + len(habits.after_user)
         for prompt in (True, False):
-            found = self._after(turn, before, base, prompt)
+            found = self._following(turn, prompt, base, None if before is None else self.at[before])
             if found is not None:
                 length = common(gap, found)
                 rest = gap[length:]
                 return base + (len(gap) if not habits.prompts and not rest.strip() else length)
         return core
 
-    def _after(self, turn: int, before: int | None, base: int, prompt: bool) -> str | None:
-        """Return what the text before a turn has after a position that a mark tells."""
+    def _following(self, turn: int, prompt: bool, position: int, anchor: tuple[int, int] | None) -> str | None:
+        """Return what the text before a turn has after a position of this one, which is moved as a mark is."""
         text = self._until(turn, prompt)
-        if text is None:
-            return None
-        if before is None:
-            return text[0]
-        position, number = self.at[before]
-        found = [at for at, its in text[1] if its == number]
-        return text[0][found[-1] + base - position :] if found else None
+        if text is None or anchor is None:
+            return text and text[0][position:]
+        found = [at for at, its in text[1] if its == anchor[1]]
+        return text[0][found[-1] + position - anchor[0] :] if found else None
 
     def _closing(self, turn: int, stop: int, limit: int, anchor: tuple[int, int] | None) -> tuple[int, int]:
         """Return where a turn ends without its end-of-turn token, and with it."""
@@ -317,27 +311,19 @@ class _Stretches:
         end = self.reader.habits.end
         at = closing.find(end) if end else -1
         if at >= 0 and not PRIVATE.search(closing, 0, at):
-            return stop + visible(closing[:at]), stop + at + len(end)
-        alone = self._continued(turn, stop, anchor, False)
+            return stop + len(closing[:at].rstrip()), stop + at + len(end)
+        alone = self._following(turn + 1, False, stop, anchor)
         shared = closing[: len(closing) if alone is None else common(closing, alone)]
         specials = list(PRIVATE.finditer(shared))
         if not specials:  # a last turn may end otherwise than one that is followed, as gpt-oss has it
-            asked = self._continued(turn, stop, anchor, True) or ""
+            asked = self._following(turn + 1, True, stop, anchor) or ""
             header = self.reader.habits.header
             asked = asked.partition(header)[0] if header else asked
             specials = list(PRIVATE.finditer(closing[: common(closing, asked)]))[:1]
         if not specials:
-            shown = stop + visible(shared)
+            shown = stop + len(shared.rstrip())
             return shown, shown
-        return stop + visible(closing[: specials[-1].start()]), stop + specials[-1].end()
-
-    def _continued(self, turn: int, stop: int, anchor: tuple[int, int] | None, prompt: bool) -> str | None:
-        text = self._until(turn + 1, prompt)
-        if text is None:
-            return None
-        position, number = anchor if anchor is not None else (0, -1)
-        found = [at for at, its in text[1] if its == number] if anchor is not None else [0]
-        return text[0][found[-1] + stop - position :] if found else None
+        return stop + len(closing[: specials[-1].start()].rstrip()), stop + specials[-1].end()
 
     def _cut(self, turn: int, shown: str) -> list[str]:
         """Return what of an answer is not in the text, or not to the letter, white space apart."""
@@ -353,11 +339,9 @@ class _Stretches:
         if not self.conversation.tools:
             return []
         bare = Conversation(self.messages, None, self.conversation.options)
-        try:
-            same = self.reader.template.render(bare) == self._real
-        except BadRow:
-            return []
-        return ["tools"] if same else []
+        with contextlib.suppress(BadRow):
+            return ["tools"] if self.reader.template.render(bare) == self._real else []
+        return []
 
 
 def _habits(reader: AnswerReader) -> Habits:

@@ -9,16 +9,19 @@ from typing import Any
 from influray.data.records import BadRow
 
 
-def canonical_line(tree: Any) -> bytes | BadRow:
+def canonical_line(tree: Any, max_line_bytes: int) -> bytes | BadRow:
     """Return a row as one line of JSON: UTF-8, keys in the order of the columns, no spaces, NaN and Infinity null."""
     try:
         try:
             text = json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         except ValueError:
             text = json.dumps(_finite(tree), ensure_ascii=False, separators=(",", ":"))
-        return text.encode("utf-8")
+        row = text.encode("utf-8")
     except (ValueError, RecursionError) as error:
         return BadRow(f"a value has no JSON form: {error}")
+    if len(row) > max_line_bytes:
+        return BadRow(f"the row has {len(row)} bytes as JSON, data.max_line_bytes is {max_line_bytes}")
+    return row
 
 
 def _finite(value: Any) -> Any:

@@ -30,7 +30,7 @@ from influray.data.reading import Reading, reading_of
 from influray.data.records import Record
 from influray.data.weights import has_weights
 from influray.protocols import DataError, TextExample, TokenizedExample
-from influray.store.artifact import ShardStore, checked_table, fingerprint, read_manifest, require_manifest
+from influray.store.artifact import Receipt, ShardStore, checked_table, fingerprint, read_manifest, require_manifest
 from influray.store.checks import broken
 from influray.store.mirror import local
 
@@ -212,7 +212,7 @@ def build_catalogue(
     Files whose content and settings are as in the catalogue that is there are neither read nor encoded again.
     `find_crew` gives, for the seconds that the work takes one process, others that do it, or None where that would
     not pay. The bytes are the same.
-    Memory does not grow with the rows, but for 16 bytes each, by which ids are found again.
+    Memory does not grow with the rows, but for 24 bytes each, by which ids are found again.
 
     Rows that cannot be used go to the file `quarantine` as stage "read" or "encode". An id may be used once a split.
 
@@ -231,17 +231,18 @@ def build_catalogue(
         for job, parts in zip(jobs[:kept], keys, strict=True):
             builder.keep(job, parts)
         keys += builder.build(jobs[kept:], find_crew)
-    bad = _bad_rows(store, split, jobs, keys)
+    receipts = [_receipts(store, parts) for parts in keys]
+    made = list(zip(jobs, receipts, strict=True))
+    bad = [found for job, its in made for found in _bad_rows(split, job, its)]
     for stage in ("read", "encode"):
         write_quarantine(quarantine, split, stage, [found for _, found in bad if found["stage"] == stage])
-    described = [_described(store, job, parts) for job, parts in zip(jobs, keys, strict=True)]
+    described = [_described(job, its) for job, its in made]
     _check(split, jobs, described, bad, config)
-    _require_weighed(store, jobs, described)
+    _require_weighed(store, made, described)
     if not unchanged:
-        flat = [key for parts in keys for key in parts]
-        receipts = [store.receipt(key) for key in flat]
-        digest = fingerprint([receipt.sha256 for receipt in receipts if receipt is not None and receipt.file])
-        store.freeze(flat, {"split": split, "encoder": encoder_key, "digest": digest, "files": described})
+        digest = fingerprint([receipt.sha256 for its in receipts for receipt in its if receipt.file])
+        facts = {"split": split, "encoder": encoder_key, "digest": digest, "files": described}
+        store.freeze([key for parts in keys for key in parts], facts)
     return Catalogue(folder)
 
 
@@ -285,16 +286,19 @@ def _plan(
         jobs.append(found)
         del waiting[place]
     kept = torn[0] if torn else len(jobs)
-    while waiting:
-        place = next(iter(waiting))
-        jobs.append(job(*place))
-        del waiting[place]
+    for place in waiting:
+        found = job(*place)
+        jobs.append(found)
     return jobs, kept
 
 
+def _receipts(store: ShardStore, keys: Sequence[str]) -> list[Receipt]:
+    return [receipt for key in keys if (receipt := store.receipt(key)) is not None]
+
+
 def _is_there(store: ShardStore, keys: Sequence[str]) -> bool:
-    receipts = [receipt for key in keys if (receipt := store.receipt(key)) is not None]
-    return len(receipts) == len(keys) and not broken(store.folder, {"parts": [vars(receipt) for receipt in receipts]})
+    found = _receipts(store, keys)
+    return len(found) == len(keys) and not broken(store.folder, {"parts": [vars(receipt) for receipt in found]})
 
 
 def _limits(split: Split, group: str, file: DataFile, config: DataConfig) -> dict[str, int]:
@@ -309,31 +313,20 @@ def _limits(split: Split, group: str, file: DataFile, config: DataConfig) -> dic
     return limits
 
 
-def _bad_rows(
-    store: ShardStore, split: Split, jobs: Sequence[FileJob], keys: Sequence[Sequence[str]]
-) -> list[tuple[str, dict[str, Any]]]:
-    """Return (file:line as messages show it, quarantine entry) of every bad row, in order."""
-    found = []
-    for job, parts in zip(jobs, keys, strict=True):
-        for key in parts:
-            receipt = store.receipt(key)
-            for bad in receipt.details["bad"] if receipt else ():
-                if bad["stage"] == LEFT_OUT:
-                    continue
-                where = f"{job.file.path}:{bad['line']}"
-                facts = entry(split, bad["stage"], bad["reason"], file=job.file.name, line=bad["line"], id=bad["id"])
-                found.append((where, facts))
-    return found
+def _bad_rows(split: Split, job: FileJob, receipts: Sequence[Receipt]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file:line as messages show it, quarantine entry) of the bad rows of a file, in order."""
+    for bad in (bad for receipt in receipts for bad in receipt.details["bad"] if bad["stage"] != LEFT_OUT):
+        facts = entry(split, bad["stage"], bad["reason"], file=job.file.name, line=bad["line"], id=bad["id"])
+        yield f"{job.file.path}:{bad['line']}", facts
 
 
-def _described(store: ShardStore, job: FileJob, keys: Sequence[str]) -> dict[str, Any]:
-    receipts = [receipt for receipt in map(store.receipt, keys) if receipt is not None]
+def _described(job: FileJob, receipts: Sequence[Receipt]) -> dict[str, Any]:
     return {
         "name": job.file.name,
         "group": job.group,
         "digest": job.digest,
         "key": job.key,
-        "parts": list(keys),
+        "parts": [receipt.key for receipt in receipts],
         "rows": sum(receipt.rows for receipt in receipts),
         "read": sum(receipt.details["read"] for receipt in receipts),
         "left_out": sum(bad["stage"] == LEFT_OUT for receipt in receipts for bad in receipt.details["bad"]),
@@ -351,11 +344,8 @@ def _check(
     quoted = "".join(f"\n  {where}: {found['reason']}" for where, found in bad[:SHOWN])
     quoted += f"\n  and {len(bad) - SHOWN} more, all in the quarantine" if len(bad) > SHOWN else ""
     key = {"pool": "data.pool", "target": "data.targets", "test": "data.targets"}[split]
-    rows: dict[str, int] = {}
-    for file in described:
-        rows[file["group"]] = rows.get(file["group"], 0) + file["rows"]
-    for group, count in rows.items():
-        if not count:
+    for group in dict.fromkeys(job.group for job in jobs):
+        if not any(file["rows"] for file in described if file["group"] == group):
             place = key if split == "pool" else f"{key}.{group}.{'files' if split == 'target' else 'test'}"
             names = ", ".join(job.file.path for job in jobs if job.group == group)
             raise DataError(f"{place}: no usable row in {names}{quoted}")
@@ -367,20 +357,21 @@ def _check(
         )
 
 
-def _require_weighed(store: ShardStore, jobs: Sequence[FileJob], described: Sequence[Mapping[str, Any]]) -> None:
+def _require_weighed(
+    store: ShardStore, made: Sequence[tuple[FileJob, Sequence[Receipt]]], described: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise DataError for a file of weights that names no row of its entry."""
     found: dict[str, bool] = {}
-    for job, facts in zip(jobs, described, strict=True):
+    for (job, receipts), facts in zip(made, described, strict=True):
         address, weights = job.file.reading.weights, job.file.reading.weights_by_id()
         if weights is None or all(weight == 1 for weight in weights.values()):
             continue
         if facts["left_out"]:
             log.info("%s: %d rows have the weight 0 and were left out", job.file.path, facts["left_out"])
-        receipts = [receipt for key in facts["parts"] if (receipt := store.receipt(key)) is not None]
         weighed = has_weights(store.folder / receipt.file for receipt in receipts if receipt.file)
         found[address] = found.get(address, False) or bool(facts["left_out"]) or weighed
-    for address, weighed in found.items():
-        if not weighed:
-            raise DataError(f"weight_of_ids: {address} names no row of its entry; its ids must be those of the rows")
+    for address in (address for address, weighed in found.items() if not weighed):
+        raise DataError(f"weight_of_ids: {address} names no row of its entry; its ids must be those of the rows")
 
 
 def _shared_strings(column: pa.Array) -> list[str]:

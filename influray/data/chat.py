@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,22 +133,13 @@ class ChatEncoder:
 
     def encode_many(self, records: Sequence[Record]) -> list[Encoded | BadRow]:
         """Return what `encode` returns or raises for each record; on several cores the records share them."""
-        results: list[Encoded | BadRow | _Prepared] = []
-        for record in records:
-            try:
-                results.append(self._prepare(record))
-            except BadRow as bad:
-                results.append(BadRow(bad.reason, record.id))
-        encodings = iter(self._vocabulary.encode([r.text for r in results if isinstance(r, _Prepared)]))
-        done: list[Encoded | BadRow] = []
-        for record, result in zip(records, results, strict=True):
-            if isinstance(result, _Prepared):
-                try:
-                    result = self._finish(result, next(encodings))
-                except BadRow as bad:
-                    result = BadRow(bad.reason, record.id)
-            done.append(result)
-        return done
+        prepared = [_attempt(record, self._prepare, record) for record in records]
+        texts = [found.text for found in prepared if isinstance(found, _Prepared)]
+        encodings = iter(self._vocabulary.encode(texts))
+        return [
+            _attempt(record, self._finish, found, next(encodings)) if isinstance(found, _Prepared) else found
+            for record, found in zip(records, prepared, strict=True)
+        ]
 
     def _prepare(self, record: Record) -> _Prepared:
         conversation = self._template.conversation(record)
@@ -202,7 +193,7 @@ class ChatEncoder:
         special = self._vocabulary.special_ids
         start = bisect_left(offsets, (answer.start,))
         while start > 0 and offsets[start - 1][1] > answer.start:
-            if ids[start - 1] in special or not self._belongs(text, offsets[start - 1][0], answer.start):
+            if ids[start - 1] in special or text[offsets[start - 1][0] : answer.start].strip():
                 break
             start -= 1
         stop = bisect_left(offsets, (answer.stop,))
@@ -213,15 +204,19 @@ class ChatEncoder:
             return start, stop
         return start, max(stop, bisect_left(offsets, (answer.end,)))
 
-    @staticmethod
-    def _belongs(text: str, token_begin: int, content_begin: int) -> bool:
-        return not text[token_begin:content_begin].strip()
-
 
 def split_encoder(config: Config, tokenizer: Any, split: str) -> ChatEncoder:
     """Return what encodes the records of a split of a run. Raises as `ChatEncoder`."""
     end_token = config.data.target_end_token if split == "target" else True
     return ChatEncoder(tokenizer, config.model.chat_template, config.data.max_tokens, end_token)
+
+
+def _attempt(record: Record, function: Callable[..., Any], *given: Any) -> Any:
+    """Return what a function does, or the BadRow that it raises, with the record's id."""
+    try:
+        return function(*given)
+    except BadRow as bad:
+        return BadRow(bad.reason, record.id)
 
 
 def _nothing_trained(record: Record) -> str:

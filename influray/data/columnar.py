@@ -39,10 +39,7 @@ def columnar_rows(kind: str, path: str, max_line_bytes: int) -> Iterator[tuple[i
         except (pa.ArrowException, OSError, ValueError, *hub.own_errors(kind == "hub")) as error:
             yield number, BadRow(f"the {kind} data breaks off: {error}; the rows before were read")
             return
-        row = tree if isinstance(tree, BadRow) else canonical_line(tree)
-        if isinstance(row, bytes) and len(row) > max_line_bytes:
-            row = BadRow(f"the row has {len(row)} bytes as JSON, data.max_line_bytes is {max_line_bytes}")
-        yield number, row
+        yield number, tree if isinstance(tree, BadRow) else canonical_line(tree, max_line_bytes)
 
 
 def _rows(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[dict[str, Any] | BadRow]:

@@ -69,8 +69,8 @@ def columns_of(config: ColumnsConfig) -> Columns | None:
 
 
 def _value(tree: Mapping[str, Any], key: str) -> Any:
-    if key in tree or "." not in key:
-        return tree.get(key)
+    if key in tree:
+        return tree[key]
     value: Any = tree
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

@@ -38,9 +38,7 @@ def read_parts(parts: Sequence[Any], where: str, role: str) -> Parts:
     found, texts, flags, others = Parts(), [], set(), 0
     for part in parts:
         if isinstance(part, str):
-            texts.append(part)
-            flags.add(True)
-            continue
+            part = {"text": part}
         if not isinstance(part, dict):
             raise BadRow(f"{where}: a part without text or type ({shown(part)})")
         kind = part.get("type")
@@ -53,9 +51,8 @@ def read_parts(parts: Sequence[Any], where: str, role: str) -> Parts:
             found.calls += tool_calls([call], where)
         elif kind == "tool_result" and role in ("user", "tool"):
             handle = part.get("tool_use_id")
-            found.results.append(
-                (_result(part.get("content"), where), {} if handle is None else {"tool_call_id": handle})
-            )
+            extra = {} if handle is None else {"tool_call_id": handle}
+            found.results.append((_result(part.get("content"), where), extra))
         elif kind == "thinking" and role == "assistant" and isinstance(part.get("thinking"), str):
             found.reasoning += part["thinking"]
         elif isinstance(kind, str) and kind not in TEXT_PARTS:

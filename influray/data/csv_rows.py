@@ -12,6 +12,7 @@ from influray.data.streams import UTF8_BOM, Fault
 from influray.protocols import DataError
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
+_ESCAPED = re.compile(r"[\ud800-\udfff]")  # bytes that are not UTF-8, as they are handed to the csv module
 _BLANK_LINES = re.compile(rb"[\r\n]*")
 _MOST = 2**31 - 1  # the csv module's own limit on a cell; that of a row is counted here
 
@@ -49,10 +50,7 @@ def _row(header: Sequence[str], cells: Sequence[str], max_line_bytes: int) -> by
         return BadRow(f"the row has {len(cells)} cells, the header {len(header)} ({', '.join(header)[:200]})")
     if any("\0" in cell for cell in cells):
         return BadRow("a cell holds the character NUL")
-    row = canonical_line({name: cell for name, cell in zip(header, cells, strict=True) if cell})
-    if isinstance(row, bytes) and len(row) > max_line_bytes:
-        return BadRow(f"the row has {len(row)} bytes as JSON, data.max_line_bytes is {max_line_bytes}")
-    return row
+    return canonical_line({name: cell for name, cell in zip(header, cells, strict=True) if cell}, max_line_bytes)
 
 
 def _header(path: str, number: int, cells: list[str] | BadRow, delimiter: str) -> list[str]:
@@ -68,14 +66,6 @@ def _header(path: str, number: int, cells: list[str] | BadRow, delimiter: str) -
             f"and .tsv tabs, this file seems to have {other!r}"
         )
     return cells
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class _TooLong(Exception):
@@ -108,7 +98,7 @@ class _Lines:
             alone = "new-line character" in str(error)
             reason = "a carriage return stands alone; lines end with LF or CRLF" if alone else str(error)
             return begin, BadRow(f"not CSV: {reason}")
-        if cells is not None and not _is_unicode("".join(cells)):
+        if cells is not None and _ESCAPED.search("".join(cells)):
             return begin, BadRow("not UTF-8: a cell holds bytes that are none")
         return begin, cells
 
@@ -120,22 +110,21 @@ class _Lines:
         if not line:
             self._ended = True
             raise StopIteration
-        self.number += line.endswith(b"\n")
-        self._bytes += len(line)
-        self._quotes += line.count(b'"')
         if self._bytes > self._max:
             raise _TooLong
         return line.decode("utf-8", "surrogateescape")
 
     def _line(self) -> bytes:
         """Return the next line with its end, b"" at the end of the file; of a longer one than the limit only a part."""
-        pieces = b""
-        while True:
+        line, stop = b"", 0
+        while not stop and len(line) <= self._max and (self._at < len(self._data) or self._more()):
             stop = self._data.find(b"\n", self._at) + 1
-            pieces += self._data[self._at : stop or len(self._data)]
+            line += self._data[self._at : stop or len(self._data)]
             self._at = stop or len(self._data)
-            if stop or len(pieces) > self._max or not self._more():
-                return pieces
+        self.number += line.endswith(b"\n")
+        self._bytes += len(line)
+        self._quotes += line.count(b'"')
+        return line
 
     def _more(self) -> bool:
         while (chunk := next(self._chunks, None)) is not None:
@@ -157,13 +146,9 @@ class _Lines:
     def _rest_of_row(self) -> BadRow:
         """Pass over what is left of a row that is too long: up to the first line end outside quotes."""
         while self._quotes % 2 or not self._data.endswith(b"\n", 0, self._at):
-            line = self._line()
-            if not line:
+            if not self._line():
                 return BadRow(
                     f"the row has {self._bytes} bytes, data.max_line_bytes is {self._max}; it goes on to "
                     "the end of the file: a quote may be missing"
                 )
-            self.number += line.endswith(b"\n")
-            self._bytes += len(line)
-            self._quotes += line.count(b'"')
         return BadRow(f"the row has {self._bytes} bytes, data.max_line_bytes is {self._max}")

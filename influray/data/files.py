@@ -156,7 +156,6 @@ def _name(path: Path, root: Path) -> str:
 
 def _data_file(path: Path, name: str, where: str) -> DataFile:
     try:
-        content = recognise(str(path))
+        return DataFile(str(path), name, *recognise(str(path)))
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-    return DataFile(str(path), name, content.kind, content.compression)

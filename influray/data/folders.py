@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from influray.data.kinds import suffix_of
 from influray.protocols import DataError
@@ -31,18 +31,6 @@ class Entry(NamedTuple):
     real: str
 
 
-class Folder(Protocol):
-    """A folder on a disk or on object storage. Places are relative, "" for the folder itself, with / between names."""
-
-    def shown(self, place: str) -> str: ...
-
-    def real(self, place: str) -> str: ...
-
-    def entries(self, place: str) -> Sequence[Entry]: ...
-
-    def read(self, place: str) -> bytes: ...
-
-
 @dataclass
 class Found:
     """The files to read, and reason -> those left out."""
@@ -60,7 +48,7 @@ class Found:
         return f"{count} {'entry is' if count == 1 else 'entries are'} not read: {'; '.join(kinds)}"
 
 
-def search(folder: Folder, where: str) -> Found:
+def search(folder: DiskFolder | StoredFolder, where: str) -> Found:
     """Return the data files of a folder and of those in it, relative to it.
 
     A file is data by its suffix. Left out are hidden names (.*), those of Spark and of desktops (_*, but for
@@ -83,7 +71,7 @@ def search(folder: Folder, where: str) -> Found:
 
 
 class _Walk:
-    def __init__(self, folder: Folder, where: str) -> None:
+    def __init__(self, folder: DiskFolder | StoredFolder, where: str) -> None:
         self._folder = folder
         self._where = where
         self._seen: set[str] = set()
@@ -98,18 +86,14 @@ class _Walk:
         try:
             entries = {entry.name: entry for entry in sorted(self._folder.entries(place))}
         except OSError as error:
-            shown = self._folder.shown(place)
-            raise DataError(f"{self._where}: {shown}: cannot be listed: {error.strerror}") from error
+            raise self._error(place, f": cannot be listed: {error.strerror}") from error
         only = self._chosen(place, entries)
         for entry in entries.values():
             at = _joined(place, entry.name)
-            reason = only[1] if only is not None and entry.name not in only[0] else ""
-            if reason:
-                self.found.left[reason].append(at)
-            elif entry.what == "folder":
-                self._take_folder(at, entry, chosen=only is not None)
+            if only is not None and entry.name not in only[0]:
+                self.found.left[only[1]].append(at)
             else:
-                self._take_file(at, entry, listed=only is not None)
+                self._take(at, entry, chosen=only is not None)
 
     def keep(self, place: str, real: str) -> None:
         """Keep a file, unless it is kept already under another name."""
@@ -123,45 +107,32 @@ class _Walk:
         self._seen.add(real)
         return True
 
-    def _take_folder(self, at: str, entry: Entry, chosen: bool) -> None:
-        reason = "" if chosen else _why_not(entry.name, is_folder=True)
-        if reason:
-            self.found.left[reason].append(f"{at}/")
-        elif entry.linked:
-            self.linked_folders.append((at, entry.real))
-        else:
-            self.visit(at, entry.real)
-
-    def _take_file(self, at: str, entry: Entry, listed: bool) -> None:
-        reason = "" if listed else _why_not(entry.name, is_folder=False)
+    def _take(self, at: str, entry: Entry, chosen: bool) -> None:
+        is_folder = entry.what == "folder"
+        reason = "" if chosen else _why_not(entry.name, is_folder)
         if reason or entry.what == "special":
-            self.found.left[reason or "not a file"].append(at)
+            self.found.left[reason or "not a file"].append(f"{at}/" if is_folder else at)
         elif entry.what == "broken":
             mend = "; fetch it (git annex get)" if ".git/annex" in entry.real else ""
-            raise DataError(
-                f"{self._where}: {self._folder.shown(at)} is a link to {entry.real}, and nothing is there{mend}"
-            )
+            raise self._error(at, f" is a link to {entry.real}, and nothing is there{mend}")
         elif entry.linked:
-            self.linked_files.append((at, entry.real))
+            (self.linked_folders if is_folder else self.linked_files).append((at, entry.real))
         else:
-            self.keep(at, entry.real)
+            (self.visit if is_folder else self.keep)(at, entry.real)
+
+    def _error(self, place: str, text: str) -> DataError:
+        return DataError(f"{self._where}: {self._folder.shown(place)}{text}")
 
     def _chosen(self, place: str, entries: dict[str, Entry]) -> tuple[set[str], str] | None:
         """Return the only names of a folder that count and why others do not, None where that is judged by name.
 
         Names that are dealt with here are taken out of `entries`.
         """
-        if "dataset_dict.json" in entries:
-            split = self._split(place, entries)
-            for name in METADATA:
-                entries.pop(name, None)
-            return split, "not in dataset_dict.json"
-        if "state.json" in entries:
-            listed = self._listed(place, entries)
-            if listed is not None:
-                for name in METADATA:
-                    entries.pop(name, None)
-                return listed, "not in state.json"
+        for name, listed in (("dataset_dict.json", self._split), ("state.json", self._listed)):
+            if name in entries and (found := listed(place, entries)) is not None:
+                for metadata in METADATA:
+                    entries.pop(metadata, None)
+                return found, f"not in {name}"
         folders = {name for name, entry in entries.items() if entry.what == "folder"}
         if "snapshots" in folders and folders & {"refs", "blobs"}:
             self._visit_snapshot(place, folders)
@@ -174,13 +145,11 @@ class _Walk:
         splits = told.get("splits") if isinstance(told, dict) else None
         if not isinstance(splits, list) or not splits or not all(isinstance(split, str) for split in splits):
             return {name for name, entry in entries.items() if entry.what == "folder"}
-        shown = self._folder.shown(place)
         if len(splits) > 1:
-            raise DataError(
-                f"{self._where}: {shown} holds the splits {', '.join(splits)}; name one: {shown}/{splits[0]}"
-            )
+            named = f"{self._folder.shown(place)}/{splits[0]}"
+            raise self._error(place, f" holds the splits {', '.join(splits)}; name one: {named}")
         if splits[0] not in entries:
-            raise DataError(f"{self._where}: {shown}: the split {splits[0]!r} of dataset_dict.json is not there")
+            raise self._error(place, f": the split {splits[0]!r} of dataset_dict.json is not there")
         return set(splits)
 
     def _listed(self, place: str, entries: Mapping[str, Entry]) -> set[str] | None:
@@ -190,14 +159,11 @@ class _Walk:
         if not isinstance(files, list):
             return None
         names = {str(file.get("filename")) for file in files if isinstance(file, dict)}
-        shown = self._folder.shown(place)
         if missing := sorted(names - set(entries)):
-            raise DataError(f"{self._where}: {shown}: {missing[0]}, which state.json lists, is not there")
+            raise self._error(place, f": {missing[0]}, which state.json lists, is not there")
         if state.get("_indices_files") or state.get("_indices_data_files"):
-            raise DataError(
-                f"{self._where}: {shown}: saved with an index of its rows, by an old version of datasets; load it, "
-                "flatten_indices() and save it again"
-            )
+            mend = "load it, flatten_indices() and save it again"
+            raise self._error(place, f": saved with an index of its rows, by an old version of datasets; {mend}")
         return names
 
     def _visit_snapshot(self, place: str, folders: set[str]) -> None:
@@ -210,28 +176,23 @@ class _Walk:
         elif len(revisions) == 1:
             main = next(iter(revisions))
         if main not in revisions:
-            shown = self._folder.shown(snapshots)
-            raise DataError(
-                f"{self._where}: {shown} holds {len(revisions)} revisions and none is main; name one of them"
-            )
+            raise self._error(snapshots, f" holds {len(revisions)} revisions and none is main; name one of them")
         self.visit(_joined(snapshots, main), revisions[main].real)
-        others = [f"{_joined(snapshots, name)}/" for name in revisions if name != main]
-        if others:
+        if others := [f"{_joined(snapshots, name)}/" for name in revisions if name != main]:
             self.found.left["other revisions"] += others
 
     def _json(self, place: str) -> Any:
         try:
             return json.loads(self._folder.read(place))
         except (ValueError, RecursionError, OSError) as error:
-            raise DataError(f"{self._where}: {self._folder.shown(place)}: cannot be read: {error}") from error
+            raise self._error(place, f": cannot be read: {error}") from error
 
 
 def _why_not(name: str, is_folder: bool) -> str:
     """Return why a name is not read, "" where it is."""
-    low = name.lower()
     if name.startswith(".") or (name.startswith("_") and "=" not in name):
         return "hidden"
-    if low.endswith(TEMPORARY):
+    if name.lower().endswith(TEMPORARY):
         return "temporary"
     if is_folder:
         return ""

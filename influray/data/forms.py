@@ -42,11 +42,8 @@ def conversation(tree: Mapping[str, Any], names: MessageKeys | None = None) -> t
         turns = _with_system(tree, (*_history(tree, names), *turns))
         _refuse_beside(tree)
         if tree.get("mask_history") is True:
-            last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
-            turns = tuple(
-                replace(turn, trained=False) if turn.role == "assistant" and i < last else turn
-                for i, turn in enumerate(turns)
-            )
+            last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=0)
+            turns = (*_untrained(turns[:last]), *turns[last:])
     _refuse_lists(tree, read, turns, names)
     return turns
 
@@ -128,11 +125,15 @@ def _side(tree: Mapping[str, Any], key: str, role: str, names: MessageKeys | Non
 
 def _addition(tree: Mapping[str, Any], key: str) -> str:
     value = tree.get(key)
+    _refuse_nested(key, value)
     if isinstance(value, str):
         return "" if is_blank(value) else value
+    return "" if value is None or isinstance(value, bool | list | dict) else str(value)
+
+
+def _refuse_nested(key: str, value: Any) -> None:
     if isinstance(value, list | dict) and value:
         raise BadRow(f"{key} must be a string, found {kind(value)}; or leave it out: data.columns: {{ignore: [{key}]}}")
-    return "" if value is None or isinstance(value, bool | list | dict) else str(value)
 
 
 def _untrained(turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -152,10 +153,7 @@ def _with_system(tree: Mapping[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn
     found: dict[str, str] = {}
     for key in SYSTEMS:
         value = tree.get(key)
-        if isinstance(value, list | dict) and value:
-            raise BadRow(
-                f"{key} must be a string, found {kind(value)}; or leave it out: data.columns: {{ignore: [{key}]}}"
-            )
+        _refuse_nested(key, value)
         if isinstance(value, str) and not is_blank(value):
             found[key] = value
     if not found:

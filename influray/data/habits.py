@@ -77,11 +77,6 @@ def without_thought(template: ChatTemplate, vocabulary: PrivateVocabulary, heade
     return header
 
 
-def visible(text: str) -> int:
-    """Return how long a text is without the white space at its end."""
-    return len(text.rstrip())
-
-
 def squeezed(text: str) -> str:
     """Return a text without its white space."""
     return "".join(text.split())

@@ -1,4 +1,4 @@
-"""Which ids are taken, in 16 bytes a row: so much of a pool, and no more, has to be in memory at once.
+"""Which ids are taken, in 24 bytes a row: so much of a pool, and no more, has to be in memory at once.
 
 Shape suffixes: R rows.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ FIRST = "#1"  # how the id of a content that comes for the first time ends
 
 
 def id_hashes(ids: Iterable[str]) -> np.ndarray:
-    """Return a 64-bit hash of each id, int64, the same in every process."""
-    digests = (hashlib.blake2b(identity.encode("utf-8"), digest_size=8).digest() for identity in ids)
-    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64, copy=False)
+    """Return 128 bits of hash of each id, int64 [R, 2], the same in every process."""
+    digests = (hashlib.blake2b(identity.encode("utf-8"), digest_size=16).digest() for identity in ids)
+    return np.frombuffer(b"".join(digests), dtype="<i8").reshape(-1, 2)
 
 
 def content_name(record: Record) -> str:
@@ -39,74 +39,58 @@ def content_name(record: Record) -> str:
 
 
 class IdIndex:
-    """Where each id was first used.
+    """Where each id was first used: the place, a number that the caller gives, by the id's hash.
 
-    Ids of the draft that is being numbered are kept as they are; those before it as sorted 64-bit hashes with their
-    rows (in a few arrays of growing size, merged as they come). A hash only points at a row: `id_at(row)` decides, so
-    two ids of one hash do no harm.
+    Ids of the draft that is being numbered are in a dict; those before it in a few arrays of growing size, sorted by
+    the first half of the hash and merged as they come.
     """
 
-    def __init__(self, id_at: Callable[[int], str]) -> None:
-        self._id_at = id_at
-        self._recent: dict[str, int] = {}
-        self._levels: list[tuple[np.ndarray, np.ndarray]] = []  # (hash, row), by hash
+    def __init__(self) -> None:
+        self.recent: dict[tuple[int, ...], int] = {}  # added since the last `settle`
+        self._levels: list[np.ndarray] = []  # int64 [3, ids]: both halves of the hash, the place
         self._occurrences: dict[str, int] = {}  # of contents without an id that came more than once
 
-    def find(self, identity: str) -> int | None:
-        """Return the row that has this id."""
-        if identity in self._recent:
-            return self._recent[identity]
-        return self._find_old(identity) if self._levels else None
+    def find(self, hashed: tuple[int, ...]) -> int | None:
+        """Return the place of the id of a hash, None where there is none."""
+        if hashed in self.recent:
+            return self.recent[hashed]
+        for first, second, places in self._levels:
+            at = int(np.searchsorted(first, hashed[0]))
+            while at < len(first) and first[at] == hashed[0]:
+                if second[at] == hashed[1]:
+                    return int(places[at])
+                at += 1
+        return None
 
-    def find_recent(self, identity: str) -> int | None:
-        """Return the row since the last `settle` that has this id."""
-        return self._recent.get(identity)
-
-    def seen(self, hash_R: np.ndarray) -> np.ndarray:
-        """Return whether each hash is that of a settled id, bool [R]. Where it is not, neither is the id."""
-        found_R = np.zeros(len(hash_R), bool)
-        for hashes, _ in self._levels:
-            at_R = np.minimum(np.searchsorted(hashes, hash_R), len(hashes) - 1)
-            found_R |= hashes[at_R] == hash_R
+    def seen(self, hash_R2: np.ndarray) -> np.ndarray:
+        """Return whether the first half of each hash is that of a settled id, bool [R]."""
+        found_R = np.zeros(len(hash_R2), bool)
+        for first, _, _ in self._levels:
+            found_R |= first[np.minimum(np.searchsorted(first, hash_R2[:, 0]), len(first) - 1)] == hash_R2[:, 0]
         return found_R
 
-    def add(self, identity: str, row: int) -> None:
-        self._recent[identity] = row
-
     def settle(self) -> None:
-        """Move the ids that were added to the compact form; from now on `id_at` answers for them."""
-        self.load(id_hashes(self._recent), next(iter(self._recent.values()), 0))
-        self._recent = {}
+        """Move the ids of `recent` to the arrays."""
+        self.load(np.array(list(self.recent), np.int64).reshape(-1, 2), np.array(list(self.recent.values()), np.int64))
+        self.recent = {}
 
-    def load(self, hash_R: np.ndarray, first_row: int) -> None:
-        """Take in the hashes of the ids of consecutive rows, for which `id_at` answers."""
-        if not len(hash_R):
+    def load(self, hash_R2: np.ndarray, place_R: np.ndarray) -> None:
+        """Take in ids."""
+        if not len(place_R):
             return
-        self._levels.append(_by_hash(hash_R, first_row + np.arange(len(hash_R), dtype=np.int64)))
-        while len(self._levels) > 1 and 2 * len(self._levels[-1][0]) > len(self._levels[-2][0]):
-            pairs = zip(*(self._levels.pop() for _ in range(2)), strict=True)
-            self._levels.append(_by_hash(*(np.concatenate(arrays) for arrays in pairs)))
+        self._levels.append(_sorted(np.stack([*hash_R2.T, place_R])))
+        while len(self._levels) > 1 and 2 * self._levels[-1].shape[1] > self._levels[-2].shape[1]:
+            self._levels.append(_sorted(np.concatenate([self._levels.pop(), self._levels.pop()], axis=1)))
 
     def name_for(self, first: str) -> str:
         """Return the id of a row without one, `content_name` being `first`: with which one of that content it is."""
         content = first.removesuffix(FIRST)
         occurrence = self._occurrences.get(content, 1)
-        while self.find(f"{content}#{occurrence}") is not None:
+        while self.find(tuple(id_hashes([f"{content}#{occurrence}"])[0].tolist())) is not None:
             occurrence += 1
             self._occurrences[content] = occurrence
         return f"{content}#{occurrence}"
 
-    def _find_old(self, identity: str) -> int | None:
-        value = id_hashes([identity])[0]
-        for hashes, rows in self._levels:
-            at = int(np.searchsorted(hashes, value))
-            while at < len(hashes) and hashes[at] == value:
-                if self._id_at(int(rows[at])) == identity:
-                    return int(rows[at])
-                at += 1
-        return None
 
-
-def _by_hash(hashes: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(hashes, kind="stable")
-    return hashes[order], rows[order]
+def _sorted(level: np.ndarray) -> np.ndarray:
+    return level[:, np.argsort(level[0], kind="stable")]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influray.data.catalogue import Catalogue
-from influray.data.records import Record
 from influray.protocols import DataError
 
 if TYPE_CHECKING:
@@ -65,9 +64,6 @@ def view(
     elif not 0 <= row < len(catalogue):
         raise DataError(f"{catalogue.folder}: no row {row}; rows are numbered 0 to {len(catalogue) - 1}")
     (example,) = catalogue.tokenized(row, row + 1)
-    facts = {
-        name: catalogue.cell(row, name) for name in ("id", "file", "line", "source", "truncated", "cut_by_template")
-    }
     record = catalogue.parsed(row)
     labelled = zip(example.input_ids_S.tolist(), example.loss_mask_S.tolist(), strict=True)
     pieces = tuple(
@@ -76,21 +72,17 @@ def view(
     )
     return View(
         row=row,
-        id=facts["id"],
-        place=f"{facts['file']}:{facts['line']}",
-        source=facts["source"],
+        id=catalogue.cell(row, "id"),
+        place=f"{catalogue.cell(row, 'file')}:{catalogue.cell(row, 'line')}",
+        source=record.source,
         tokens=example.tokens,
         loss_tokens=example.loss_tokens,
-        truncated=facts["truncated"],
-        cuts=encoder().encode(record).cuts if facts["cut_by_template"] else (),
+        truncated=catalogue.cell(row, "truncated"),
+        cuts=encoder().encode(record).cuts if catalogue.cell(row, "cut_by_template") else (),
         tools=tuple(_name(tool) for tool in record.tools),
-        turns=_turns(record),
+        turns=tuple(TurnView(t.role, t.text, t.role == "assistant" and t.trained) for t in record.turns),
         pieces=pieces,
     )
-
-
-def _turns(record: Record) -> tuple[TurnView, ...]:
-    return tuple(TurnView(turn.role, turn.text, turn.role == "assistant" and turn.trained) for turn in record.turns)
 
 
 def _name(tool: Any) -> str:

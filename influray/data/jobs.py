@@ -1,35 +1,25 @@
-"""The work of a catalogue in pieces that any process can do: drafts of stretches of files, and parts made of drafts.
+"""The work of a catalogue in pieces that any process can do: drafts of pieces of files, and parts made of drafts.
 
 A file of plain lines is cut into spans. Any other can only be read from its start; since that costs 1 % (gzip, zstd)
-to 3 % (Parquet) of encoding it, several processes read the same file, and each drafts every so manieth stretch.
+to 3 % (Parquet) of encoding it, several processes read the same file, and each drafts every n-th piece.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from influray.config import DataConfig
-from influray.data.drafts import (
-    Draft,
-    Encoder,
-    Row,
-    commit_draft,
-    drafts,
-    merged,
-    open_draft,
-    stretches,
-    whole_draft,
-)
+from influray.data.drafts import Draft, Encoder, Row, commit_draft, drafts, open_draft, stretches, whole_draft
 from influray.data.files import DataFile
 from influray.data.lines import Span
-from influray.data.numbering import part_table
+from influray.data.numbering import Part, part_table
 from influray.data.readers import read_rows
 from influray.protocols import DataError
-from influray.store.artifact import Receipt, ShardStore, checked_table, fingerprint
+from influray.store.artifact import Receipt, ShardStore, fingerprint
 from influray.store.mirror import local, present
 
 DRAFTS = "drafts"  # folder of a catalogue, while it is made
@@ -37,11 +27,10 @@ DRAFT_BYTES = 2**22  # of lines: a second's work, and memory for some hundred by
 DRAFT_ROWS = 2**16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DraftJob:
-    """Make a draft of a span; without one, all those drafts of a file whose number is `turn` modulo `turns`."""
+    """Draft a span; without one, all those drafts of a file whose number is `turn` modulo `turns`."""
 
-    key: str  # of the receipt
     split: str
     order: int  # of the file
     file: DataFile
@@ -52,6 +41,21 @@ class DraftJob:
     span: Span | None
     turn: int = 0
     turns: int = 1
+
+    @property
+    def key(self) -> str:
+        """That of the receipt."""
+        return fingerprint({"file": self.digest, "span": self._span, "turn": [self.turn, self.turns]})
+
+    def draft_key(self, number: int) -> str:
+        """Return the key of a draft, which does not depend on the number of turns."""
+        return fingerprint(
+            {"file": self.digest, "span": self._span, "draft": number, "size": [DRAFT_BYTES, DRAFT_ROWS]}
+        )
+
+    @property
+    def _span(self) -> list[int]:
+        return [] if self.span is None else [self.span.start, self.span.stop, self.span.line]
 
     @property
     def place(self) -> tuple[int, int]:
@@ -65,25 +69,20 @@ class DraftJob:
         return f"{self.file.path}, {where}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PartJob:
-    """Make a part: its rows are numbered from `first_row`.
-
-    A piece is (file, its sha256, start, stop, rows left out, ids in the place of the draft's), rows by their place in
-    the draft's file.
-    """
+    """Make a part; `last` of its file, which people call `name`."""
 
     key: str
     split: str
-    name: str  # of the file, for people
-    first_row: int
-    pieces: tuple[tuple[str, str, int, int, tuple[int, ...], Mapping[int, str]], ...]
-    details: Mapping[str, Any]
+    name: str
+    part: Part
+    last: bool
 
     @property
     def label(self) -> str:
         """What people call it."""
-        return f"{self.split} rows from {self.first_row} on, of {self.name}"
+        return f"{self.split} rows from {self.part.first_row} on, of {self.name}"
 
 
 class Unfit(DataError):
@@ -125,17 +124,7 @@ class Faults:
                 raise DataError(error)
 
 
-def draft_key(digest: str, number: int) -> str:
-    """Return the key of a draft of a file that is read from its start."""
-    return fingerprint({"file": digest, "draft": number, "size": [DRAFT_BYTES, DRAFT_ROWS]})
-
-
-def span_key(digest: str, span: Span) -> str:
-    """Return the key of the draft of a span."""
-    return fingerprint({"file": digest, "span": [span.start, span.stop, span.line]})
-
-
-def carry_out(folder: str | Path, job: DraftJob | PartJob, encoder: Encoder, config: DataConfig) -> Receipt:
+def run_job(folder: str | Path, job: DraftJob | PartJob, encoder: Encoder, config: DataConfig) -> Receipt:
     """Do a job of the catalogue in `folder`, commit what it makes and return the receipt.
 
     Where a file cannot be catalogued at all, the receipt is not committed and its details are `error`, the message of
@@ -147,32 +136,24 @@ def carry_out(folder: str | Path, job: DraftJob | PartJob, encoder: Encoder, con
     """
     folder = local(folder)
     if isinstance(job, PartJob):
-        return _make_part(folder, job)
+        return make_part(ShardStore(folder), job)
     store = ShardStore(folder / DRAFTS)
-    committed = _committed(store, job)
-    if committed is not None:
-        return committed
+    receipt = store.receipt(job.key)
+    if receipt is not None:
+        if all(whole_draft(store, job.draft_key(n)) for n in range(job.turn, receipt.details["drafts"], job.turns)):
+            return receipt
+        store.forget(job.key)
     rows = _Lines(job, config)
     try:
-        if job.span is not None:
-            return commit_draft(store, job.key, *_drafted(rows, job, encoder))
         return _make_drafts(store, rows, job, encoder)
     except DataError as error:
         return Receipt(job.key, "", "", 0, 0, {"error": str(error), "line": rows.line})
 
 
-def _committed(store: ShardStore, job: DraftJob) -> Receipt | None:
-    """Return the receipt of a job that is done, its drafts being whole."""
-    if job.span is not None:
-        return whole_draft(store, job.key)
-    receipt = store.receipt(job.key)
-    if receipt is None:
-        return None
-    mine = range(job.turn, receipt.details["drafts"], job.turns)
-    if all(whole_draft(store, draft_key(job.digest, number)) is not None for number in mine):
-        return receipt
-    store.forget(job.key)
-    return None
+def make_part(store: ShardStore, job: PartJob) -> Receipt:
+    """Commit a part, unless it is there, and return its receipt."""
+    found = store.valid_receipt(job.key)
+    return found or store.commit(job.key, part_table(store.folder / DRAFTS, job.part), job.part.details(job.last))
 
 
 class _Lines:
@@ -192,41 +173,21 @@ class _Lines:
             yield line, raw
 
 
-def _drafted(rows: Iterator[Row] | _Lines | list[Row], job: DraftJob, encoder: Encoder) -> tuple[Draft, dict[str, Any]]:
-    found = list(drafts(rows, job.file, job.group, encoder))
-    draft = merged(found) if found else Draft.empty()
-    return draft, {"rows": len(draft), "tokens": draft.tokens()}
-
-
 def _make_drafts(store: ShardStore, rows: _Lines, job: DraftJob, encoder: Encoder) -> Receipt:
-    """Commit the drafts that are this job's and a receipt that says how many the file has."""
+    """Commit the drafts that are this job's and a receipt that says how many drafts there are."""
     count = made = tokens = 0
-    for count, stretch in enumerate(stretches(rows, DRAFT_ROWS, DRAFT_BYTES), start=1):
-        number = count - 1
-        key = draft_key(job.digest, number)
+    for number, stretch in enumerate(stretches(rows, DRAFT_ROWS, DRAFT_BYTES)):
+        count += 1
+        key = job.draft_key(number)
         if number % job.turns != job.turn or whole_draft(store, key) is not None:
             continue
-        draft, details = _drafted(stretch, job, encoder)
-        commit_draft(store, key, draft, details)
+        details = commit_draft(store, key, drafts(stretch, job.file, job.group, encoder)).details
         made, tokens = made + details["rows"], tokens + details["tokens"]
     return store.commit(job.key, None, {"drafts": count, "rows": made, "tokens": tokens})
 
 
 def committed_drafts(store: ShardStore, jobs: Sequence[DraftJob], receipts: Sequence[Receipt]) -> Iterator[Draft]:
     """Yield the drafts of one file in order, from the receipts of all its jobs."""
-    if jobs[0].span is None:
-        found = (store.receipt(draft_key(jobs[0].digest, i)) for i in range(receipts[0].details["drafts"]))
-        receipts = [receipt for receipt in found if receipt is not None]
-    for receipt in receipts:
-        yield open_draft(store, receipt)
-
-
-def _make_part(folder: Path, job: PartJob) -> Receipt:
-    store = ShardStore(folder)
-    if store.receipt(job.key) is not None and (committed := store.valid_receipt(job.key)) is not None:
-        return committed
-    pieces = []
-    for file, sha256, start, stop, dropped, names in job.pieces:
-        table = checked_table(folder / DRAFTS / file, sha256).slice(start, stop - start)
-        pieces.append((table, [at - start for at in dropped], {at - start: name for at, name in names.items()}))
-    return store.commit(job.key, part_table(job.first_row, pieces), job.details)
+    for job, receipt in zip(jobs, receipts, strict=True):
+        if not job.turn:  # the first one's receipt tells of them all
+            yield from (open_draft(store, job.draft_key(number)) for number in range(receipt.details["drafts"]))

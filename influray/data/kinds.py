@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Literal
 
 from influray.data.streams import MAGIC, UTF8_BOM, Fault, chunks, is_wide
@@ -52,14 +51,6 @@ _PLAINLY_JSON = re.compile(rb'\s*[\[{]\s*["\[{]')  # what no header of a table b
 _SLACK = 16  # bytes before the end of a head within which a token may be cut off
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a file holds: its kind, and "", "gzip" or "zstd"."""
-
-    kind: Kind
-    compression: str
-
-
 def suffix_of(name: str) -> str:
     """Return the ending of a file's name by which it counts as data in a folder, with that of its compression."""
     low = name.lower()
@@ -71,8 +62,10 @@ def suffix_of(name: str) -> str:
     return name[-len(known + packed) :]
 
 
-def recognise(path: str) -> Content:
-    """Return what a file holds. Its name decides only what the content leaves open: CSV, an empty file, a torn one.
+def recognise(path: str) -> tuple[Kind, str]:
+    """Return the kind of a file and its compression ("", "gzip" or "zstd").
+
+    Its name decides only what the content leaves open: CSV, an empty file, a torn one.
 
     Raises:
         DataError: it is of another kind, with what would mend it; or it cannot be opened.
@@ -103,7 +96,7 @@ def recognise(path: str) -> Content:
             )
     if kind is None:
         raise DataError(f"{path}: neither its name nor its content says what it is; what is read: {READ}")
-    return Content(kind, compression)
+    return kind, compression
 
 
 def _unpacked(path: str, compression: str) -> tuple[bytes, bool]:

@@ -149,7 +149,7 @@ def _offsets(
     text: str, literals: Sequence[str], first_special: Callable[[str, int], Any], all_words: int
 ) -> Iterator[tuple[int, int, bool]]:
     """Yield (offset, length of the word before, breaks a special token's name), ascending."""
-    whole = [span for literal in literals if literal in text for span in _occurrences(text, literal)]
+    whole = [match.span() for literal in literals if literal in text for match in re.finditer(re.escape(literal), text)]
     found: dict[int, tuple[int, bool]] = {}
     for start, stop in _words(text, whole, all_words):
         if not any(begin < stop < end for begin, end in whole):
@@ -183,13 +183,6 @@ def _words(text: str, literals: Sequence[tuple[int, int]], all_words: int) -> It
             yield begin, match.end()
     for at in {len(text), *(start for start, _ in literals)}:
         yield from [match.span() for match in _WORD.finditer(text, max(0, at - NEAR), at)][-1:]
-
-
-def _occurrences(text: str, part: str) -> Iterator[tuple[int, int]]:
-    at = text.find(part)
-    while at >= 0:
-        yield at, at + len(part)
-        at = text.find(part, at + len(part))
 
 
 def _marked(text: str, numbers: Sequence[int], places: Sequence[Place]) -> str:

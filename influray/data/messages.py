@@ -81,18 +81,21 @@ def turns_of(items: Any, key: str, names: MessageKeys | None = None) -> tuple[Tu
             if isinstance(content, str) and role in ROLES:  # nearly every message there is
                 turns.append(Turn(role, content))
                 continue
-        for turn, is_call in _item(item, f"{key}[{i}]", names):
-            if is_call and turns and (joined := _with_calls(turns[-1], turn)) is not None:
-                turns[-1] = joined
-            else:
-                turns.append(turn)
+        for turn in _item(item, f"{key}[{i}]", names):
+            if turn.role == CALL:
+                turn = replace(turn, role="assistant")
+                if turns and (joined := _with_calls(turns[-1], turn)) is not None:
+                    turns[-1] = joined
+                    continue
+            turns.append(turn)
     return tuple(turns)
 
 
-def _item(item: Any, where: str, names: MessageKeys | None) -> list[tuple[Turn, bool]]:
+def _item(item: Any, where: str, names: MessageKeys | None) -> list[Turn]:
     item = decoded(item, where)
     if isinstance(item, list) and len(item) == 2 and all(isinstance(text, str | None) for text in item):
-        return [(turn, False) for turn in _exchange(*item)]
+        roles = zip(("user", "assistant"), item, strict=True)
+        return [Turn(role, text) for role, text in roles if text is not None and not is_blank(text)]
     if not isinstance(item, dict):
         raise BadRow(f"{where} must be an object, found {kind(item)}")
     if names is not None:
@@ -100,11 +103,11 @@ def _item(item: Any, where: str, names: MessageKeys | None) -> list[tuple[Turn, 
     fields = {key: value for key, value in item.items() if value is not None}
     present = [key for key in ROLE_KEYS if key in fields]
     if not present and not any(key in item for key in (*ROLE_KEYS, *CONTENT_KEYS)) and fields:
-        return [(turn, False) for turn in _exchange_object(fields, where)]
+        return _exchange_object(fields, where)
     return _message(fields, present, where)
 
 
-def _message(fields: dict[str, Any], present: Sequence[str], where: str) -> list[tuple[Turn, bool]]:
+def _message(fields: dict[str, Any], present: Sequence[str], where: str) -> list[Turn]:
     role = _role(fields, present, where)
     for key in MEDIA:
         if fields.get(key):
@@ -112,13 +115,16 @@ def _message(fields: dict[str, Any], present: Sequence[str], where: str) -> list
     trained = is_trained(fields, "assistant" if role == CALL else role, where)
     content = _content_field(fields, where)
     if role == CALL:
-        return [(_caller(content, fields, trained, where), True)]
+        return [_caller(content, fields, trained, where)]
     for key in REASONING:
         if isinstance(fields.get(key), list):
             reasoning = read_parts(fields[key], f"{where}.{key}", role)
             fields[key], trained = reasoning.text, trained and reasoning.trained
     calls = _calls(fields, role, where)
-    if isinstance(content, list) and not (role == "tool" and not _are_parts(content)):
+    are_parts = isinstance(content, list) and all(
+        isinstance(p, str) or (isinstance(p, dict) and "type" in p) for p in content
+    )
+    if isinstance(content, list) and (role != "tool" or (content and are_parts)):
         parts = read_parts(content, f"{where}.content", role)
         calls += parts.calls
         if parts.reasoning:
@@ -129,17 +135,17 @@ def _message(fields: dict[str, Any], present: Sequence[str], where: str) -> list
         turns = [Turn("tool", text, extra) for text, extra in parts.results]
         if parts.text or not parts.results:
             turns.append(Turn(role, parts.text, fields, trained))
-        return [(turn, False) for turn in turns]
+        return turns
     if calls:
         fields["tool_calls"] = calls
     if content is None and role == "assistant" and (calls or any(fields.get(key) for key in REASONING)):
         fields["content"] = None
-        return [(Turn(role, "", fields, trained), False)]
+        return [Turn(role, "", fields, trained)]
     if role == "tool" and content is not None and not isinstance(content, str):
         content = json.dumps(content, ensure_ascii=False)
     if not isinstance(content, str):
         raise BadRow(f"{where}.content must be a string or a list of parts, found {kind(content)}")
-    return [(Turn(role, content, fields, trained), False)]
+    return [Turn(role, content, fields, trained)]
 
 
 def _role(fields: dict[str, Any], present: Sequence[str], where: str) -> str:
@@ -180,10 +186,6 @@ def _content_field(fields: dict[str, Any], where: str) -> Any:
     return content
 
 
-def _are_parts(content: Sequence[Any]) -> bool:
-    return bool(content) and all(isinstance(p, str) or (isinstance(p, dict) and "type" in p) for p in content)
-
-
 def _calls(fields: dict[str, Any], role: str, where: str) -> list[dict[str, Any]]:
     """Take the tool calls out of a message and return them."""
     given, legacy = fields.pop("tool_calls", None), fields.pop("function_call", None)
@@ -212,7 +214,7 @@ def _caller(value: Any, extra: dict[str, Any], trained: bool, where: str) -> Tur
     extra["tool_calls"] = function_calls(value, where)
     if not said:
         extra["content"] = None
-    return Turn("assistant", said, extra, trained)
+    return Turn(CALL, said, extra, trained)
 
 
 def _with_calls(before: Turn, turn: Turn) -> Turn | None:
@@ -224,11 +226,6 @@ def _with_calls(before: Turn, turn: Turn) -> Turn | None:
     if before.content or "content" not in before.extra:
         extra.pop("content", None)
     return replace(before, extra=extra)
-
-
-def _exchange(asked: str | None, answered: str | None) -> list[Turn]:
-    turns = [] if asked is None or is_blank(asked) else [Turn("user", asked)]
-    return turns if answered is None or is_blank(answered) else [*turns, Turn("assistant", answered)]
 
 
 def _exchange_object(fields: dict[str, Any], where: str) -> list[Turn]:

@@ -1,15 +1,14 @@
 """Drafts in the order of the files -> row numbers, ids, and what goes into which part of the catalogue.
 
-All that follows from rows before is decided here, of 17 bytes a row; texts are looked at only where two ids have one
-hash, which nearly always means that an id was used before.
+All that follows from rows before is decided here, by the marks of the rows; texts of ids are looked at only where one
+may have been used before.
 
-Shape suffixes: R rows of a draft, E rows read of a draft, the bad ones too.
+Shape suffixes: R rows of a draft, K of them that are kept, E rows kept or bad.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from influray.data.drafts import SCHEMA, Draft, mapped
+from influray.data.drafts import SCHEMA, Draft, DraftRows
 from influray.data.identity import IdIndex, id_hashes
 from influray.store.artifact import Receipt, checked_table
 
@@ -26,27 +25,25 @@ PART_BYTES = 64 * 2**20  # of record bytes and tokens
 
 Limits = Mapping[str, int]  # what is counted, over all files that it names: a task, an entry -> most usable rows
 
+LINES = 2**40  # more than a file has: a place is the number of a file times this, and a line
+
 
 @dataclass(frozen=True)
 class Piece:
-    """What of a draft goes into a part: the rows [start, stop) of `draft.rows()` without those of `dropped`.
+    """What of a draft goes into a part: the rows at the positions `kept`; `names` are ids in the place of the draft's,
+    by position."""
 
-    `names` are ids in the place of the draft's, by row.
-    """
-
-    draft: Draft
-    start: int
-    stop: int
-    dropped: tuple[int, ...] = ()
+    rows: pa.Table | DraftRows
+    kept: np.ndarray
     names: Mapping[int, str] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return self.stop - self.start - len(self.dropped)
-
-    def positions(self) -> np.ndarray:
-        """Return which rows of the draft these are, int64, ascending."""
-        every = np.arange(self.start, self.stop)
-        return np.delete(every, np.array(self.dropped, np.int64) - self.start)
+    def table(self, folder: Path) -> pa.Table:
+        """Return the rows. `folder` is that of committed drafts."""
+        table = (self.rows.table(folder) if isinstance(self.rows, DraftRows) else self.rows).take(self.kept)
+        if not self.names:
+            return table
+        ids = [self.names.get(at, its) for at, its in zip(self.kept.tolist(), table["id"].to_pylist(), strict=True)]
+        return table.set_column(SCHEMA.get_field_index("id"), SCHEMA.field("id"), [pa.array(ids, pa.string())])
 
 
 @dataclass
@@ -69,99 +66,45 @@ class Part:
         return {"read": self.read, "bad": self.bad, "next_line": self.next_line, "last": last}
 
 
-def part_table(first_row: int, pieces: Sequence[tuple[pa.Table, Sequence[int], Mapping[int, str]]]) -> pa.Table | None:
-    """Return the rows of a part, numbered from `first_row`; None where there are none.
-
-    A piece is rows of a draft, which of them to leave out, and ids in the place of theirs, both by position.
-    """
-    tables = []
-    for table, dropped, names in pieces:
-        if names:
-            ids = table["id"].to_pylist()
-            for at, name in names.items():
-                ids[at] = name
-            table = table.set_column(SCHEMA.get_field_index("id"), SCHEMA.field("id"), [pa.array(ids, pa.string())])
-        # What lies between, and not `take`, whose result is laid out otherwise.
-        starts, stops = (0, *(at + 1 for at in dropped)), (*dropped, len(table))
-        tables += [table.slice(start, stop - start) for start, stop in zip(starts, stops, strict=True)]
+def part_table(folder: Path, part: Part) -> pa.Table | None:
+    """Return the numbered rows of a part, None where there are none. `folder` is that of committed drafts."""
     # With one chunk more there is always something to combine: a slice alone would stay one, written in other bytes.
-    whole = pa.concat_tables([*tables, SCHEMA.empty_table()]).combine_chunks()
+    whole = pa.concat_tables([*(piece.table(folder) for piece in part.pieces), SCHEMA.empty_table()]).combine_chunks()
     if not len(whole):
         return None
-    numbers = pa.array(np.arange(first_row, first_row + len(whole), dtype=np.int64))
+    numbers = pa.array(np.arange(part.first_row, part.first_row + len(whole), dtype=np.int64))
     return whole.set_column(SCHEMA.get_field_index("row"), SCHEMA.field("row"), [numbers])
-
-
-class NumberedRows:
-    """All rows so far, for the little that is asked of one: those of committed parts, then those only numbered."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._paths: list[Path] = []
-        self._committed = 0
-        self._pending: list[tuple[int, Piece]] = []
-        self.count = 0
-
-    def add(self, piece: Piece) -> None:
-        """Number the rows of a piece."""
-        if len(piece):
-            self._pending.append((self.count, piece))
-            self.count += len(piece)
-
-    def commit(self, path: Path, rows: int) -> None:
-        """Take in the next part; the drafts whose rows it and those before it hold are let go."""
-        if not rows:
-            return
-        self._starts.append(self._committed)
-        self._paths.append(path)
-        self._committed += rows
-        self.count = max(self.count, self._committed)
-        done = 0
-        while done < len(self._pending) and sum(_bounds(self._pending[done])) <= self._committed:
-            done += 1
-        del self._pending[:done]
-
-    def cell(self, row: int, column: str) -> Any:
-        if row < self._committed:
-            at = bisect_right(self._starts, row) - 1
-            return mapped(self._paths[at])[column][row - self._starts[at]].as_py()
-        start, piece = self._pending[bisect_right(self._pending, row, key=lambda found: found[0]) - 1]
-        position = int(piece.positions()[row - start])
-        if column == "id" and position in piece.names:
-            return piece.names[position]
-        return piece.draft.rows()[column][position].as_py()
-
-
-def _bounds(found: tuple[int, Piece]) -> tuple[int, int]:
-    return found[0], len(found[1])
 
 
 class Numbering:
     """Numbers the rows of one split, file by file."""
 
-    def __init__(self) -> None:
-        self.rows = NumberedRows()
-        self._index = IdIndex(lambda row: self.rows.cell(row, "id"))
+    def __init__(self, drafts: Path) -> None:
+        self._drafts = drafts  # folder of those that are committed
+        self._index = IdIndex()
+        self._files: list[str] = []
         self._usable: dict[str, int] = {}  # what is counted -> rows
+        self._rows = 0
         self._part = Part(0, 1)
-        self._name, self._room = "", None
+        self._room: int | None = None
         self._counted: tuple[str, ...] = ()
 
-    def take(self, folder: Path, receipt: Receipt, limits: Limits) -> None:
-        """Take in a part that is committed, ids and all; `limits` are those of its file."""
-        first = self.rows.count
+    def take(self, folder: Path, name: str, receipt: Receipt, limits: Limits) -> None:
+        """Take in a part of the file `name` that is committed, ids and all; `limits` are those of the file."""
         if receipt.file:
-            self._index.load(id_hashes(checked_table(folder / receipt.file, receipt.sha256)["id"].to_pylist()), first)
-        self.rows.commit(folder / receipt.file, receipt.rows)
-        for name in limits:
-            self._usable[name] = self._usable.get(name, 0) + receipt.rows
+            table = checked_table(folder / receipt.file, receipt.sha256)
+            self._index.load(id_hashes(table["id"].to_pylist()), self._places(name, table["line"].to_numpy()))
+        self._rows += receipt.rows
+        for counted in limits:
+            self._usable[counted] = self._usable.get(counted, 0) + receipt.rows
 
     def begin(self, name: str, line: int, limits: Limits) -> None:
         """Begin a file, or go on with it at a line."""
-        self._name, self._counted = name, tuple(limits)
+        self._places(name, np.zeros(0))
+        self._counted = tuple(limits)
         rooms = [max(0, limit - self._usable.get(counted, 0)) for counted, limit in limits.items()]
         self._room = min(rooms, default=None)
-        self._part = Part(self.rows.count, line)
+        self._part = Part(self._rows, line)
 
     @property
     def satisfied(self) -> bool:
@@ -170,66 +113,71 @@ class Numbering:
 
     def feed(self, draft: Draft) -> Iterator[Part]:
         """Number the next rows of the file and yield each part that they fill."""
-        first_row = self.rows.count
-        dropped, names, repeated, used = self._identify(draft, first_row)
-        whole = Piece(draft, draft.offset, draft.offset + used, tuple(dropped), names)
-        self.rows.add(whole)
+        kept_K, names, repeated = self._identify(draft)
         for name in self._counted:
-            self._usable[name] = self._usable.get(name, 0) + len(whole)
+            self._usable[name] = self._usable.get(name, 0) + len(kept_K)
         if self._room is not None:
-            self._room -= len(whole)
+            self._room -= len(kept_K)
         bad = draft.bad
         if self.satisfied:  # what comes after the last row that is wanted was never read
-            stop = int(draft.marks.line_R[used - 1]) if used else 0
+            stop = draft.marks["line"][int(kept_K[-1])].as_py() if len(kept_K) else 0
             bad = [found for found in bad if found["line"] < stop]
-        yield from self._fill(whole, sorted((*bad, *repeated), key=lambda found: found["line"]))
+        yield from self._fill(Piece(draft.rows, kept_K, names), draft.marks, bad + repeated)
 
     def end(self) -> Part:
-        """Return the last part of the file, with what is left of it, be it nothing."""
+        """Return the last part of the file, with what is left of it, which may be nothing."""
         return self._part
 
-    def _identify(self, draft: Draft, first_row: int) -> tuple[list[int], dict[int, str], list[dict[str, Any]], int]:
-        """Return (rows left out, names, bad rows, how many rows were looked at); the first two by place in `rows()`."""
-        hash_R, line_R = draft.marks.hash_R, draft.marks.line_R
-        seen_R = self._index.seen(hash_R)
-        if not seen_R.any() and len(np.unique(hash_R)) == len(draft):
-            used = len(draft) if self._room is None else min(len(draft), self._room)
-            self._index.load(hash_R[:used], first_row)
-            return [], {}, [], used
-        dropped: list[int] = []
+    def _places(self, name: str, line_R: np.ndarray) -> np.ndarray:
+        if self._files[-1:] != [name]:
+            self._files.append(name)
+        return (len(self._files) - 1) * LINES + line_R.astype(np.int64)
+
+    def _identify(self, draft: Draft) -> tuple[np.ndarray, dict[int, str], list[dict[str, Any]]]:
+        """Return the positions of the rows that are kept, ids in the place of theirs, and rows that repeat an id."""
+        index, name = self._index, self._files[-1]
+        hash_R2 = np.stack([draft.marks[half].to_numpy() for half in ("hash", "check")], axis=1)
+        place_R = self._places(name, draft.marks["line"].to_numpy())
+        seen_R = index.seen(hash_R2)
+        if not seen_R.any() and len(np.unique(hash_R2[:, 0])) == len(draft):
+            kept_K = np.arange(len(draft))[: self._room]
+            index.load(hash_R2[kept_K], place_R[kept_K])
+            return kept_K, {}, []
         names: dict[int, str] = {}
         repeated: list[dict[str, Any]] = []
         kept: list[int] = []
-        used = len(draft)
-        rows = zip(draft.ids(), draft.marks.given_R.tolist(), seen_R.tolist(), strict=True)
-        for at, (identity, given, seen) in enumerate(rows):
+        table = draft.rows.table(self._drafts) if isinstance(draft.rows, DraftRows) else draft.rows
+        columns = table["id"], draft.marks["given"], pa.array(seen_R), pa.array(place_R)
+        rows = zip(*(column.to_pylist() for column in columns), map(tuple, hash_R2.tolist()), strict=True)
+        for at, (identity, given, seen, place, hashed) in enumerate(rows):
             if len(kept) == self._room:
-                used = kept[-1] + 1 if kept else 0
                 break
-            first = self._index.find(identity) if seen else self._index.find_recent(identity)
+            first = index.find(hashed) if seen else index.recent.get(hashed)
             if first is not None and given:
-                here = (self._name, line_R[kept[first - first_row]]) if first >= first_row else None
-                file, line = here or (self.rows.cell(first, name) for name in ("file", "line"))
-                reason = f"the id was used before, at {file}:{line}"
-                if file != self._name:
-                    reason += f"; if each file has its own, name them as {{files: [{self._name}], ids: scoped}}"
-                repeated.append({"line": int(line_R[at]), "id": identity, "stage": "read", "reason": reason})
-                dropped.append(draft.offset + at)
+                repeated.append(self._repeated(identity, place, first))
                 continue
             if first is not None:
-                identity = names[draft.offset + at] = self._index.name_for(identity)
-            self._index.add(identity, first_row + len(kept))
+                names[at] = index.name_for(identity)
+                hashed = tuple(id_hashes([names[at]])[0].tolist())
+            index.recent[hashed] = place
             kept.append(at)
-        self._index.settle()
-        return dropped, names, repeated, used
+        index.settle()
+        return np.array(kept, np.int64), names, repeated
 
-    def _fill(self, whole: Piece, bad: list[dict[str, Any]]) -> Iterator[Part]:
-        draft, positions = whole.draft, whole.positions()
-        kept = positions - draft.offset
-        line_E = np.concatenate([draft.marks.line_R[kept], np.array([found["line"] for found in bad], np.int64)])
+    def _repeated(self, identity: str, place: int, first: int) -> dict[str, Any]:
+        name, file = self._files[-1], self._files[first // LINES]
+        reason = f"the id was used before, at {file}:{first % LINES}"
+        if file != name:
+            reason += f"; if each file has its own, name them as {{files: [{name}], ids: scoped}}"
+        return {"line": place % LINES, "id": identity, "stage": "read", "reason": reason}
+
+    def _fill(self, whole: Piece, marks: pa.Table, bad: list[dict[str, Any]]) -> Iterator[Part]:
+        bad = sorted(bad, key=lambda found: found["line"])
+        bad_lines = np.array([found["line"] for found in bad], np.int64)
+        line_E = np.concatenate([marks["line"].to_numpy()[whole.kept], bad_lines])
         order_E = np.argsort(line_E, kind="stable")
-        size_E = np.concatenate([draft.marks.size_R[kept], np.zeros(len(bad), np.int64)])[order_E]
-        kept_E = np.concatenate([[0], np.cumsum(order_E < len(kept))])  # usable rows among those before each
+        size_E = np.concatenate([marks["size"].to_numpy()[whole.kept], np.zeros(len(bad), np.int64)])[order_E]
+        kept_E = np.concatenate([[0], np.cumsum(order_E < len(whole.kept))])  # usable rows among those before each
         total_E = np.concatenate([[0], np.cumsum(size_E)])
         begin, count = 0, len(order_E)
         while begin < count:
@@ -238,18 +186,13 @@ class Numbering:
             stop = min(count, begin + PART_ROWS - part.read, by_size)
             first, last = int(kept_E[begin]), int(kept_E[stop])
             if last > first:
-                part.pieces.append(_cut(whole, int(positions[first]), int(positions[last - 1]) + 1))
+                part.pieces.append(Piece(whole.rows, whole.kept[first:last], whole.names))
+            self._rows += last - first
             part.bad += bad[begin - first : stop - last]
             part.read += stop - begin
             part.size += int(total_E[stop] - total_E[begin])
             part.next_line = int(line_E[order_E[stop - 1]]) + 1
             if part.full and not (self.satisfied and stop == count):  # else it is the last one, full or not
                 yield part
-                self._part = Part(part.first_row + sum(map(len, part.pieces)), part.next_line)
+                self._part = Part(self._rows, part.next_line)
             begin = stop
-
-
-def _cut(whole: Piece, start: int, stop: int) -> Piece:
-    dropped = tuple(at for at in whole.dropped if start <= at < stop)
-    names = {at: name for at, name in whole.names.items() if start <= at < stop}
-    return Piece(whole.draft, start, stop, dropped, names)

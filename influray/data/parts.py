@@ -6,6 +6,7 @@ an interrupted build goes on after its last whole part, or draft.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from influray.config import DataConfig
 from influray.data.costs import COMPRESSED, TOKEN_BYTES, DataRates, data_seconds
-from influray.data.drafts import Draft, Encoder, Row, drafts, mapped
+from influray.data.drafts import Draft, Encoder, drafts
 from influray.data.files import DataFile
 from influray.data.jobs import (
     DRAFT_BYTES,
@@ -23,14 +24,13 @@ from influray.data.jobs import (
     Faults,
     PartJob,
     Unfit,
-    carry_out,
     committed_drafts,
-    span_key,
+    make_part,
+    run_job,
 )
-from influray.data.lines import Span
-from influray.data.numbering import Limits, Numbering, Part, part_table
+from influray.data.lines import Span, find_spans
+from influray.data.numbering import Limits, Numbering, Part
 from influray.data.readers import read_rows
-from influray.data.spans import find_spans
 from influray.store.artifact import Receipt, ShardStore, fingerprint
 from influray.store.mirror import address_of, remove_folder
 
@@ -57,16 +57,6 @@ class FileJob:
         return fingerprint({"file": self.key, "part": number})
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """A file whose first parts are committed, `receipts`; its rows from `line` on are not."""
-
-    job: FileJob
-    receipts: tuple[Receipt, ...] = ()
-    line: int = 1
-    done: bool = False
-
-
 class PartsBuilder:
     """Builds the files of one split, in order."""
 
@@ -76,7 +66,7 @@ class PartsBuilder:
         self._split = split
         self._encoder = encoder
         self._config = config
-        self._numbering = Numbering()
+        self._numbering = Numbering(self._drafts.folder)
         self._crew: Crew | None = None
 
     def keep(self, job: FileJob, keys: Sequence[str]) -> None:
@@ -84,7 +74,7 @@ class PartsBuilder:
         for key in keys:
             receipt = self._store.receipt(key)
             assert receipt is not None, f"{job.file.name}: part {key} lost its receipt"
-            self._numbering.take(self._store.folder, receipt, job.limits)
+            self._numbering.take(self._store.folder, job.file.name, receipt, job.limits)
 
     def build(self, jobs: Sequence[FileJob], find_crew: FindCrew | None = None) -> list[list[str]]:
         """Commit the parts of files and return their keys; what an interrupted build left is kept.
@@ -99,7 +89,7 @@ class PartsBuilder:
         if find_crew is not None:
             travelling = [job for job in jobs if _travels(job)]
             spans = {job.key: find_spans(job.file, DRAFT_BYTES, self._config.max_file_bytes) for job in travelling}
-            self._crew = find_crew(sum(encoding_seconds(job.file, spans[job.key]) for job in travelling))
+            self._crew = find_crew(sum(_seconds(job.file, spans[job.key]) for job in travelling))
         made: list[list[str]] = []
         for wave in _waves(jobs):
             if self._crew is not None and _travels(wave[0]):
@@ -111,78 +101,61 @@ class PartsBuilder:
 
     def _build_here(self, job: FileJob) -> list[str]:
         """Draft, number and commit block after block, nothing but a part in memory."""
-        numbering, begun = self._numbering, self._begun(job)
-        self._take(begun)
-        keys = [receipt.key for receipt in begun.receipts]
-        if begun.done:
+        keys, line = self._begun(job)
+        self.keep(job, keys)
+        if line is None:
             return keys
-        numbering.begin(job.file.name, begun.line, job.limits)
-        found = drafts(self._rows(job, begun.line), job.file, job.group, self._encoder)
-        while not numbering.satisfied and (draft := next(found, None)) is not None:
-            for part in numbering.feed(draft):
-                keys.append(self._commit(job, len(keys), part, last=False))
-        keys.append(self._commit(job, len(keys), numbering.end(), last=True))
+        self._numbering.begin(job.file.name, line, job.limits)
+        rows = read_rows(job.file, self._config.max_line_bytes, self._config.max_file_bytes)
+        found = drafts((row for row in rows if row[0] >= line), job.file, job.group, self._encoder)
+        for part_job in self._part_jobs(job, len(keys), found):
+            receipt = make_part(self._store, part_job)
+            keys.append(receipt.key)
+            log.info("%s: %d rows read, %d usable", job.file.path, part_job.part.read, receipt.rows)
         return keys
 
     def _build_by_crew(self, wave: Sequence[FileJob], spans: Mapping[str, list[Span]]) -> list[list[str]]:
         """Have all files of a wave drafted, number their rows, and have the parts made of the drafts."""
-        begun: list[_Begun] = []
-        for job in wave:  # the rows of a file have numbers once all files before it have
-            begun.append(self._begun(job) if all(found.done for found in begun) else _Begun(job))
-        readers = sum(not spans[found.job.key] for found in begun if not found.done)
-        drafting = [
-            [] if found.done else self._draft_jobs(found, order, spans[found.job.key], readers)
-            for order, found in enumerate(begun)
-        ]
-        receipts = iter(self._carry_out([job for jobs in drafting for job in jobs]))
+        begun = [self._begun(job) for job in wave]
+        # Rows have numbers once all files before theirs have; of a file begun, parts that are there are not made again.
+        done = list(itertools.takewhile(lambda found: found[1] is None, begun))
+        for job, (keys, _) in zip(wave, done, strict=False):
+            self.keep(job, keys)
+        left = wave[len(done) :]
+        readers = sum(not spans[job.key] for job in left)
+        drafting = [self._draft_jobs(job, order, spans[job.key], readers) for order, job in enumerate(left)]
+        receipts = iter(self._run([job for jobs in drafting for job in jobs]))
         making: list[list[PartJob]] = []
-        for found, jobs in zip(begun, drafting, strict=True):
-            self._take(found)
-            made = committed_drafts(self._drafts, jobs, [next(receipts) for _ in jobs])
-            making.append([] if found.done else self._number(found, made))
-        parts = self._carry_out([job for jobs in making for job in jobs])
-        for receipt in parts:
-            self._numbering.rows.commit(self._store.folder / receipt.file, receipt.rows)
-        mapped.cache_clear()
+        for job, jobs in zip(left, drafting, strict=True):
+            self._numbering.begin(job.file.name, 1, {})
+            found = committed_drafts(self._drafts, jobs, [next(receipts) for _ in jobs])
+            making.append(list(self._part_jobs(job, 0, found)))
+        self._run([job for jobs in making for job in jobs])
         remove_folder(self._drafts.folder)
-        return [
-            [*(receipt.key for receipt in found.receipts), *(job.key for job in jobs)]
-            for found, jobs in zip(begun, making, strict=True)
-        ]
+        return [keys for keys, _ in done] + [[job.key for job in jobs] for jobs in making]
 
-    def _number(self, begun: _Begun, found: Iterator[Draft]) -> list[PartJob]:
-        job, numbering = begun.job, self._numbering
-        jobs: list[PartJob] = []
+    def _part_jobs(self, job: FileJob, number: int, found: Iterator[Draft]) -> Iterator[PartJob]:
+        """Yield the parts that the drafts of a file fill, from part `number` on, as they are full."""
 
-        def add(part: Part, last: bool) -> None:
-            number = len(begun.receipts) + len(jobs)
-            pieces = tuple(
-                (p.draft.file, p.draft.sha256, p.start, p.stop, p.dropped, dict(p.names)) for p in part.pieces
-            )
-            name, key = job.file.name, job.part_key(number)
-            jobs.append(PartJob(key, self._split, name, part.first_row, pieces, part.details(last)))
+        def made(part: Part, last: bool) -> PartJob:
+            return PartJob(job.part_key(number), self._split, job.file.name, part, last)
 
-        numbering.begin(job.file.name, begun.line, {})
-        for draft in found:
-            for part in numbering.feed(draft if begun.line == 1 else draft.from_line(begun.line)):
-                add(part, last=False)
-        add(numbering.end(), last=True)
-        return jobs
+        while not self._numbering.satisfied and (draft := next(found, None)) is not None:
+            for part in self._numbering.feed(draft):
+                yield made(part, last=False)
+                number += 1
+        yield made(self._numbering.end(), last=True)
 
-    def _draft_jobs(self, begun: _Begun, order: int, spans: Sequence[Span], readers: int) -> list[DraftJob]:
+    def _draft_jobs(self, job: FileJob, order: int, spans: Sequence[Span], readers: int) -> list[DraftJob]:
         """Return what is to be drafted of a file. Without spans it is one of `readers` that are read from the start."""
-        job = begun.job
+        assert self._crew is not None
         size = os.stat(job.file.path).st_size
         common = (self._split, order, job.file, size, address_of(job.file.path), job.group, job.key)
-        if spans:
-            wanted = [span for span in spans if span.line + span.lines > begun.line]
-            return [DraftJob(span_key(job.key, span), *common, span) for span in wanted or spans[-1:]]
-        assert self._crew is not None
-        turns = max(1, min(MAX_TURNS, self._crew.workers // readers, _text_bytes(job.file) // DRAFT_BYTES))
-        keys = [fingerprint({"file": job.key, "turn": [turn, turns]}) for turn in range(turns)]
-        return [DraftJob(key, *common, None, turn, turns) for turn, key in enumerate(keys)]
+        turns = max(1, min(MAX_TURNS, self._crew.workers // max(1, readers), _text_bytes(job.file) // DRAFT_BYTES))
+        in_turn = [DraftJob(*common, None, turn, turns) for turn in range(turns)]
+        return [DraftJob(*common, span) for span in spans] or in_turn
 
-    def _carry_out(self, jobs: Sequence[DraftJob | PartJob]) -> list[Receipt]:
+    def _run(self, jobs: Sequence[DraftJob | PartJob]) -> list[Receipt]:
         """Return the receipts of jobs, in their order; where the crew is unfit, this process does the work."""
         if self._crew is not None:
             try:
@@ -192,54 +165,29 @@ class PartsBuilder:
                 self._crew = None
         receipts, faults = [], Faults(jobs)
         for job in jobs:
-            receipts.append(carry_out(self._store.folder, job, self._encoder, self._config))
+            receipts.append(run_job(self._store.folder, job, self._encoder, self._config))
             faults.note(job, receipts[-1])
         return receipts
 
-    def _begun(self, job: FileJob) -> _Begun:
-        receipts: list[Receipt] = []
-        while (receipt := self._store.valid_receipt(job.part_key(len(receipts)))) is not None:
-            receipts.append(receipt)
-            if receipt.details["last"]:
-                break
-        if not receipts:
-            return _Begun(job)
-        details = receipts[-1].details
-        return _Begun(job, tuple(receipts), details["next_line"], details["last"])
-
-    def _take(self, begun: _Begun) -> None:
-        for receipt in begun.receipts:
-            self._numbering.take(self._store.folder, receipt, begun.job.limits)
-
-    def _rows(self, job: FileJob, line: int) -> Iterator[Row]:
-        rows = read_rows(job.file, self._config.max_line_bytes, self._config.max_file_bytes)
-        return ((number, raw) for number, raw in rows if number >= line)
-
-    def _commit(self, job: FileJob, number: int, part: Part, last: bool) -> str:
-        pieces = [
-            (
-                piece.draft.rows().slice(piece.start, piece.stop - piece.start),
-                [at - piece.start for at in piece.dropped],
-                {at - piece.start: name for at, name in piece.names.items()},
-            )
-            for piece in part.pieces
-        ]
-        receipt = self._store.commit(job.part_key(number), part_table(part.first_row, pieces), part.details(last))
-        self._numbering.rows.commit(self._store.folder / receipt.file, receipt.rows)
-        log.info("%s: %d rows read, %d usable", job.file.path, part.read, receipt.rows)
-        return receipt.key
-
-
-def encoding_seconds(file: DataFile, spans: Sequence[Span]) -> float:
-    """Return the seconds that one process takes for a file, about."""
-    size = _text_bytes(file)
-    rows = sum(span.lines for span in spans) if spans else size / ROW_BYTES
-    return data_seconds(round(rows), size / TOKEN_BYTES, DataRates())
+    def _begun(self, job: FileJob) -> tuple[list[str], int | None]:
+        """Return the keys of a file's first parts that are committed, and the line after them, None at its end."""
+        keys, line = [], 1
+        while line is not None and (receipt := self._store.valid_receipt(job.part_key(len(keys)))) is not None:
+            keys.append(receipt.key)
+            line = None if receipt.details["last"] else receipt.details["next_line"]
+        return keys, line
 
 
 def _text_bytes(file: DataFile) -> int:
     size = os.stat(file.path).st_size
     return int(size * COMPRESSED) if file.compression or file.kind == "parquet" else size
+
+
+def _seconds(file: DataFile, spans: Sequence[Span]) -> float:
+    """Return the seconds that one process takes for a file, about."""
+    size = _text_bytes(file)
+    rows = sum(span.lines for span in spans) if spans else size / ROW_BYTES
+    return data_seconds(round(rows), size / TOKEN_BYTES, DataRates())
 
 
 def _travels(job: FileJob) -> bool:
@@ -252,14 +200,10 @@ def _waves(jobs: Sequence[FileJob]) -> Iterator[list[FileJob]]:
     wave: list[FileJob] = []
     total = 0
     for job in jobs:
-        if wave and (not _travels(job) or total >= WAVE_BYTES):
+        if wave and (not _travels(job) or not _travels(wave[0]) or total >= WAVE_BYTES):
             yield wave
             wave, total = [], 0
         wave.append(job)
-        if _travels(job):
-            total += os.stat(job.file.path).st_size
-        else:
-            yield wave
-            wave = []
+        total += os.stat(job.file.path).st_size if _travels(job) else 0
     if wave:
         yield wave

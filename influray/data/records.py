@@ -143,10 +143,9 @@ def _as_text(value: Any) -> str:
 
 
 def _tools(tree: Mapping[str, Any]) -> tuple[Any, ...]:
-    tools = tree.get("tools")
-    if tools is not None and (found := tool_definitions(tools)):
-        return found
-    return () if tree.get("functions") is None else legacy_functions(tree["functions"])
+    tools, functions = tree.get("tools"), tree.get("functions")
+    found = () if tools is None else tool_definitions(tools)
+    return found or (() if functions is None else legacy_functions(functions))
 
 
 def _template_options(value: Any) -> dict[str, Any]:

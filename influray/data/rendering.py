@@ -84,7 +84,7 @@ class ChatTemplate:
         self.name = name
         self._sources = {text: standing(text) for text in (self.source, self.tool_source)}
         self._reserved = inspect.signature(tokenizer.apply_chat_template).parameters.keys()
-        self._parts, self.after_an_answer = self._probe()
+        self.after_an_answer = self._probe()
 
     def conversation(self, record: Record) -> Conversation:
         """Return what the template gets of a record. Raises BadRow for an option that is transformers' own."""
@@ -153,18 +153,20 @@ class ChatTemplate:
             message["content"] = [{"type": "text", "text": message["content"]}]
         return message
 
-    def _probe(self) -> tuple[bool, str]:
-        """Return whether contents must be lists of parts, and the text after the answer of a plain exchange."""
+    def _probe(self) -> str:
+        """Find out whether contents must be lists of parts; return the text after the answer of a plain exchange."""
         missing = refusal = None
         for parts in (False, True):
+            self._parts = parts
+            messages = [self._message({"role": role, "content": text}) for role, text in _PROBE]
             try:
-                rendered = self.render(Conversation([_plain(role, text, parts) for role, text in _PROBE]))
+                rendered = self.render(Conversation(messages))
             except BadRow as bad:
                 refusal = refusal or bad.reason
                 continue
             left_out = [role for role, text in _PROBE if text not in rendered]
             if not left_out:
-                return parts, rendered.rpartition(_PROBE[-1][1])[2]
+                return rendered.rpartition(_PROBE[-1][1])[2]
             missing = missing or left_out[0]
         if missing is None:
             raise DataError(f"{self.name} fails on a plain exchange of two turns: {refusal}")
@@ -172,10 +174,6 @@ class ChatTemplate:
             f"{self.name} leaves out what the {missing} says in a plain exchange of two turns, given as a string and "
             "as a list of parts; give model.chat_template a file that writes it"
         )
-
-
-def _plain(role: str, text: str, parts: bool) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
 
 
 def standing(source: str) -> str:

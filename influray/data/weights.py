@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -81,8 +82,8 @@ def _csv_lines(text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _number(value: Any) -> float | None:
-    try:
-        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
-    except (ValueError, OverflowError):
-        return None
-    return number if number >= 0 and math.isfinite(number) else None
+    """Return a number from 0 on, None for any other value."""
+    with contextlib.suppress(ValueError, OverflowError, TypeError):
+        number = math.nan if isinstance(value, bool) else float(value)
+        return number if 0 <= number < math.inf else None
+    return None

@@ -1,4 +1,4 @@
-"""The miniature world: a skewed, flawed pool, a few targets and a held-out test per task, and a pretraining stream.
+"""The miniature world: a skewed, flawed pool, a few targets and a held-out test per task.
 
 Everything is a function of a seed. Which problems may appear where is not: it follows from the problem alone, so
 that a base model pretrained once has met no problem of any pool, target set or test set, in any world.
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from influray.miniature.skills import FACTS, SKILLS, USUAL, Limits, Problem, Skill, fact, people
+from influray.miniature.skills import SKILLS, USUAL, Limits, Problem, Skill
 
 Record = dict[str, Any]
 SPLITS = {"pretraining": 40, "pool": 72, "target": 84, "test": 100}  # upper ends, in percent of all problems
 POOL_VERBOSE = 0.30
 MAX_DRAWS = 10_000  # before a world is called too small
-RECITALS = 0.15  # of the pretraining stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,29 +81,8 @@ def write_world(folder: str | Path, seed: int, size: Size = DEMO) -> dict[str, s
     return digests
 
 
-def pretraining_stream(seed: int, limits: Limits = USUAL) -> Iterator[tuple[str, str]]:
-    """Yield (question, answer) without end: every skill, in the wordings and forms of pretraining."""
-    rng = Random(f"influray miniature pretraining {seed}")
-    weights = [skill.weight for skill in SKILLS]
-    while True:
-        if rng.random() < RECITALS:
-            yield _recital(rng, limits)
-            continue
-        skill = rng.choices(SKILLS, weights)[0]
-        problem = _problem(rng, skill, rng.choice(skill.kinds), "pretraining", limits)
-        wording = rng.choice([w for w in skill.wordings if w.verbose is not None])
-        verbose = skill.is_task and rng.random() < (wording.verbose or 0.0)
-        form = skill.verbose if verbose else skill.form
-        yield wording.text.format(**problem.parts), form.format(problem.answer)
-
-
-def _recital(rng: Random, limits: Limits) -> tuple[str, str]:
-    # All facts are told in pretraining, but those of other splits in this one form: recalling them is what is tested.
-    person, what = rng.choice(people(limits.people)), rng.choice(sorted(FACTS))
-    return f"Recite the {what} of {person}", fact(person, what)
-
-
-def _problem(rng: Random, skill: Skill, kind: str, split: str, limits: Limits) -> Problem:
+def draw_problem(rng: Random, skill: Skill, kind: str, split: str, limits: Limits) -> Problem:
+    """Return a problem of a split. Raises ValueError where limits leave none."""
     for _ in range(MAX_DRAWS):
         problem = skill.make(rng, kind, limits)
         if split_of(skill.name, problem.key) == split:
@@ -133,7 +111,7 @@ def _pool(seed: int, size: Size) -> list[Record]:
 
 
 def _pool_row(rng: Random, skill: Skill, limits: Limits) -> tuple[str, str, list[str]]:
-    problem = _problem(rng, skill, rng.choice(skill.kinds), "pool", limits)
+    problem = draw_problem(rng, skill, rng.choice(skill.kinds), "pool", limits)
     answer, form, flaws = problem.answer, skill.form, []
     if rng.random() < skill.pool.wrong:
         answer, flaws = skill.spoil(rng, answer), ["wrong"]
@@ -150,7 +128,7 @@ def _examination(seed: int, skill: Skill, split: str, count: int, limits: Limits
     for i in range(count):
         wording = skill.wordings[i // len(skill.kinds) % len(skill.wordings)]
         for _ in range(MAX_DRAWS):
-            problem = _problem(rng, skill, skill.kinds[i % len(skill.kinds)], split, limits)
+            problem = draw_problem(rng, skill, skill.kinds[i % len(skill.kinds)], split, limits)
             question = wording.text.format(**problem.parts)
             if question not in asked:
                 break

@@ -10,8 +10,9 @@ Shape suffixes: N pool rows, T target columns, P adapter parameters, D feature, 
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from influray.data.costs import DataRates
 
@@ -28,8 +29,7 @@ ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ROW_FACTS = 4 * 4  # norm, grad_norm, loss, loss_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(NamedTuple):
     """Rows with their tokens; `squares` is the sum over rows of tokens squared, what attention costs."""
 
     rows: int
@@ -39,12 +39,10 @@ class Workload:
 
     def times(self, factor: float) -> Workload:
         """Return the workload of `factor` passes over it, or of a fraction of its rows."""
-        return Workload(*(round(value * factor) for value in (self.rows, self.tokens, self.loss_tokens, self.squares)))
+        return Workload(*(round(value * factor) for value in self))
 
     def plus(self, other: Workload) -> Workload:
-        mine = (self.rows, self.tokens, self.loss_tokens, self.squares)
-        theirs = (other.rows, other.tokens, other.loss_tokens, other.squares)
-        return Workload(*(a + b for a, b in zip(mine, theirs, strict=True)))
+        return Workload(*map(operator.add, self, other))
 
 
 @dataclass(frozen=True, slots=True)

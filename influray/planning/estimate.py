@@ -5,6 +5,7 @@ Tokens are counted in the catalogue where there is one, else estimated from the 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -56,30 +57,26 @@ def find_machine(config: Config, device: str | None, workers: int | None) -> Mac
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers: found {workers}, expected 1 or more")
     wanted = config.resources.workers
-    here = os.cpu_count() or 1
-    name, memory = device or "cpu", 0.0
-    if device is None:
-        name, here, memory = _own_device()
+    name, here = (device, os.cpu_count() or 1) if device is not None else _own_device()
     count = workers or (here if wanted == "auto" else wanted)
     if name == "cpu":
-        threads = config.resources.threads_per_worker
-        found = arithmetic.Device("CPU", 0.0, 0.0, memory)
-        return Machine(found, count, _probe(threads), arithmetic.CPU_EFFICIENCY)
+        rate = _probe(config.resources.threads_per_worker)
+        return Machine(arithmetic.Device("CPU", 0.0, 0.0, 0.0), count, rate, arithmetic.CPU_EFFICIENCY)
     known = arithmetic.DEVICES[name]
     rate = known.single if config.model.dtype in ("float32", "float64") else known.half
     share = config.resources.gpus_per_worker
     return Machine(known, count, rate * (1.0 if share == "auto" else share or 1.0), arithmetic.GPU_EFFICIENCY)
 
 
-def _own_device() -> tuple[str, int, float]:
+def _own_device() -> tuple[str, int]:
     import torch
 
     if not torch.cuda.is_available():
-        return "cpu", os.cpu_count() or 1, 0.0
+        return "cpu", os.cpu_count() or 1
     name = torch.cuda.get_device_name(0).lower()
     for key in arithmetic.DEVICES:
         if key in name:
-            return key, torch.cuda.device_count(), 0.0
+            return key, torch.cuda.device_count()
     raise ConfigError(f"--device: this machine has {name!r}, whose rate is not known; name the nearest device")
 
 
@@ -123,49 +120,35 @@ def _sampled(config: Config, split: str) -> Found:
         return Found(Workload(0, 0, 0, 0), 0.0, (), exact=True)
     encoder = _encoder(config)
     step = max(1, len(files) // SAMPLE_FILES)
-    sizes, tokens, loss = [], [], []
-    for _, file, _ in files[::step]:
-        for raw, (count, trained) in _sample(file, config, encoder):
-            sizes.append(raw)
-            tokens.append(count)
-            loss.append(trained)
-    mean_size = float(np.mean(sizes)) if sizes else 1.0
-    rows, uncounted = [], []
-    for _, file, limit in files:
-        count = _row_count(file, mean_size)
-        if count is None:
-            uncounted.append(file.path)
-            count = 0
-        rows.append(count if limit is None else min(count, limit))
+    # Of data sets alone no row is looked at: half of max_tokens stands for theirs.
+    sample = [row for file, _ in files[::step] for row in _sample(file, config, encoder)]
+    most = config.data.max_tokens
+    size_n, token_n, trained_n = np.array(sample or [(1, most // 2, most // 4)], np.float64).T
+    counts = [(file, _row_count(file, float(size_n.mean())), limit) for file, limit in files]
+    rows = [min(count or 0, count or 0 if limit is None else limit) for _, count, limit in counts]
     total = sum(rows)
-    # Of data sets alone no row was looked at: half of max_tokens stands for theirs.
-    tokens_n = np.array(tokens or [config.data.max_tokens // 2], np.float64)
-    work = Workload(
-        total,
-        round(total * tokens_n.mean()),
-        round(total * float(np.mean(loss or [config.data.max_tokens // 4]))),
-        round(total * float((tokens_n**2).mean())),
-    )
-    size = total * (mean_size + 4.0 * tokens_n.mean() + 80)
-    return Found(work, size, tuple(rows), exact=False, uncounted=tuple(uncounted))
+    means = token_n.mean(), trained_n.mean(), (token_n**2).mean()
+    work = Workload(total, *(round(total * float(mean)) for mean in means))
+    size = total * float(size_n.mean() + 4.0 * token_n.mean() + 80)
+    return Found(work, size, tuple(rows), False, tuple(file.path for file, count, _ in counts if count is None))
 
 
-def _files_of(config: Config, split: str) -> Iterator[tuple[str, DataFile, int | None]]:
+def _files_of(config: Config, split: str) -> Iterator[tuple[DataFile, int | None]]:
+    """Yield the files of a split, each with the most rows that are read of it."""
     from influray.data.entries import pool_files, target_files
 
     data = config.data
     if split == "pool":
-        yield from (("", file, file.reading.limit) for file in pool_files(data))
+        yield from ((file, file.reading.limit) for file in pool_files(data))
         return
     for task, target in data.targets.items():
         limit = target.limit if split == "target" else target.test_limit
         for file in target_files(data, task, split == "test"):
-            limits = [found for found in (limit, file.reading.limit) if found is not None]
-            yield task, file, min(limits, default=None)
+            yield file, min((found for found in (limit, file.reading.limit) if found is not None), default=None)
 
 
-def _sample(file: Any, config: Config, encoder: Any) -> Any:
-    """Yield (bytes, (tokens, trained tokens)) of the first usable rows of a file."""
+def _sample(file: DataFile, config: Config, encoder: Any) -> Iterator[tuple[int, int, int]]:
+    """Yield (bytes, tokens, trained tokens) of the first usable rows of a file."""
     from influray.data.readers import read_rows
     from influray.data.records import BadRow
 
@@ -177,16 +160,14 @@ def _sample(file: Any, config: Config, encoder: Any) -> Any:
             continue
         if encoder is None:
             tokens = min(config.data.max_tokens, max(1, round(len(raw) / TOKEN_BYTES)))
-            yield len(raw), (tokens, tokens // 2)
+            yield len(raw), tokens, tokens // 2
             continue
-        try:
+        with contextlib.suppress(BadRow):
             encoded = encoder.encode(file.reading.parse(raw, file.stem))
-        except BadRow:
-            continue
-        yield len(raw), (len(encoded.input_ids), encoded.loss_tokens)
+            yield len(raw), len(encoded.input_ids), encoded.loss_tokens
 
 
-def _row_count(file: Any, mean_size: float) -> int | None:
+def _row_count(file: DataFile, mean_size: float) -> int | None:
     if file.kind == "parquet":
         import pyarrow.parquet as pq
 
@@ -201,18 +182,16 @@ def _row_count(file: Any, mean_size: float) -> int | None:
 
 def _encoder(config: Config) -> Any:
     """Return what turns records into tokens, None where the tokenizer is not on this machine."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    from influray.data.chat import ChatEncoder
-
     if not Path(config.model.base).is_dir():
         from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
             if not isinstance(try_to_load_from_cache(config.model.base, "tokenizer.json"), str):
                 return None
         except LocalEntryNotFoundError:
             return None
+    from influray.data.chat import ChatEncoder
     from influray.model.loading import load_tokenizer
 
     return ChatEncoder(load_tokenizer(config.model), config.model.chat_template, config.data.max_tokens)
@@ -237,12 +216,11 @@ def costs(
     made: dict[str, StepCost] = {}
     size = pool.bytes + target.bytes + test.bytes + 2000.0 * parts
     made["data"] = _data_cost(config, machine, every.plus(test.work), size, rates)
-    if reads == "checkpoints":
-        made["warmup"] = _training_cost(
-            shape, machine, pool.work.times(config.warmup.fraction * config.warmup.epochs), checkpoints
-        )
-        if config.warmup.checkpoints:
-            made["warmup"] = StepCost(0.0, 0.0, 1.0, 0.0 if shape is None else checkpoints * 12.0 * shape.lora)
+    if reads == "checkpoints" and config.warmup.checkpoints:
+        made["warmup"] = StepCost(0.0, 0.0, 1.0, 0.0 if shape is None else checkpoints * 12.0 * shape.lora)
+    elif reads == "checkpoints":
+        work = pool.work.times(config.warmup.fraction * config.warmup.epochs)
+        made["warmup"] = _training_cost(shape, machine, work, checkpoints)
     units = (shards["pool"] + shards["target"]) * checkpoints
     driver = rates.driver_shard * units + rates.driver_row * every.rows * checkpoints
     vectors = D if featurizer_traits(config.features.featurizer).makes == "vectors" else 0
@@ -255,9 +233,9 @@ def costs(
     seconds = None if total is None else total / machine.rate
     if reads == "records":
         seconds = rates.data_row * every.rows
-    made["featurize"] = StepCost(
-        total, seconds, driver, float(size), max(1, units), startup_seconds(config, shape, rates)
-    )
+    weights = 0 if shape is None or reads == "records" else shape.parameters
+    startup = rates.startup + arithmetic.ITEM_BYTES[config.model.dtype] * weights / rates.load_bytes
+    made["featurize"] = StepCost(total, seconds, driver, float(size), max(1, units), startup)
     score = arithmetic.scoring(N, T, vectors or 1, checkpoints)
     reading = N * checkpoints * arithmetic.feature_row_bytes(vectors, config.features.store) / rates.store_bytes
     made["score"] = StepCost(
@@ -288,12 +266,6 @@ def _data_cost(config: Config, machine: Machine, work: Workload, size: float, ra
     units = max(1, int(work.tokens * TOKEN_BYTES / DRAFT_BYTES))
     driver = numbering_seconds(work.rows, work.tokens, rates)
     return StepCost(0.0, seconds, driver, size, units, rates.startup, each)
-
-
-def startup_seconds(config: Config, shape: ModelShape | None, rates: Rates) -> float:
-    """Return the seconds until a feature worker computes: Ray's, and those of reading the base."""
-    weights = 0 if shape is None or featurizer_reads(config.features.featurizer) == "records" else shape.parameters
-    return rates.startup + arithmetic.ITEM_BYTES[config.model.dtype] * weights / rates.load_bytes
 
 
 def _tuning(

@@ -6,7 +6,7 @@ Neither Ray nor a model is started: shapes come from the base's config.json.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config
@@ -141,10 +141,11 @@ def _planned(
     checkpoints: int,
     recorded: Mapping[str, Any],
 ) -> PlannedStep:
-    name, what, actual = step.name, step.describe(config), recorded.get(step.name, {})
+    name, actual = step.name, recorded.get(step.name, {})
     seconds = float(actual["seconds"]) if state == "done" and "seconds" in actual else None
-    if cost is None:
-        return PlannedStep(name, state, what, actual_seconds=seconds)
+    planned = PlannedStep(name, state, step.describe(config), actual_seconds=seconds)
+    if cost is None or any(one.uncounted for one in found.values()):
+        return planned
     pool, target, test = (found[split].work for split in ("pool", "target", "test"))
     work = {
         "data": pool.plus(target).plus(test),
@@ -152,19 +153,14 @@ def _planned(
         "score": pool,
         "select": pool,
     }.get(name)
-    if any(found[split].uncounted for split in ("pool", "target", "test")):
-        return PlannedStep(name, state, what, actual_seconds=seconds)
-    return PlannedStep(
-        name,
-        state,
-        what,
-        None if work is None else work.rows,
-        work.tokens if work is not None and name in ("data", "featurize") else None,
-        cost.operations,
-        None if cost.worker_seconds is None else cost.worker_seconds / 3600,
-        cost.seconds(machine.workers),
-        cost.bytes,
-        seconds,
+    return replace(
+        planned,
+        rows=None if work is None else work.rows,
+        tokens=work.tokens if work is not None and name in ("data", "featurize") else None,
+        operations=cost.operations,
+        worker_hours=None if cost.worker_seconds is None else cost.worker_seconds / 3600,
+        wall_seconds=cost.seconds(machine.workers),
+        bytes=cost.bytes,
     )
 
 

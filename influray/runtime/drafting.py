@@ -8,7 +8,7 @@ from typing import Any
 
 from influray.config import Config, parse_config
 from influray.data.chat import ChatEncoder, split_encoder
-from influray.data.jobs import DraftJob, Faults, PartJob, Unfit, carry_out
+from influray.data.jobs import DraftJob, Faults, PartJob, Unfit, run_job
 from influray.protocols import USER_ERRORS
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.process import logged, prepare_process
@@ -95,7 +95,7 @@ class DataWorker:
         """Carry out a job, commit what it makes and return its receipt; where it has one already, that."""
         job = task.job
         with logged((job.label, attempt)):
-            return carry_out(self._directory.data(job.split), job, self._encoder(job.split), self._config.data)
+            return run_job(self._directory.data(job.split), job, self._encoder(job.split), self._config.data)
 
     def _encoder(self, split: str) -> ChatEncoder:
         if split not in self._encoders:

@@ -153,13 +153,13 @@ def test_after_the_drivers_death_another_goes_on_from_its_drafts(
     process.wait()
     made = {path.name: path.stat().st_mtime_ns for path in before}
     kept: dict[str, int] = {}
-    number = PartsBuilder._number
+    number = PartsBuilder._part_jobs
 
     def look(*arguments: Any) -> Any:  # at what is there once all is drafted
         kept.update({p.name: p.stat().st_mtime_ns for p in (store.folder / "_receipts").glob("*.json")})
         return number(*arguments)
 
-    monkeypatch.setattr(PartsBuilder, "_number", look)
+    monkeypatch.setattr(PartsBuilder, "_part_jobs", look)
     influray.run(config(world, tmp_path), until="data")
     assert len(kept) > len(made)
     assert {name: kept[name] for name in made} == made
@@ -190,7 +190,7 @@ def test_a_worker_without_the_model_is_unfit(world, ray_cluster, tmp_path):
     crew = DataCrew(elsewhere.model_dump(mode="json"), str(tmp_path / "run"), ResolvedResources(1, 0.5, 0, 1, 1, 3))
     try:
         with pytest.raises(Unfit, match="absent"):
-            crew([DraftJob("k", "pool", 0, DataFile("a", "a", "jsonl"), 1, "a", "", "d", None)])
+            crew([DraftJob("pool", 0, DataFile("a", "a", "jsonl"), 1, "a", "", "d", None)])
     finally:
         crew.close()
 

@@ -16,7 +16,7 @@ from influray.data import drafts, identity, numbering
 from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.files import resolve_files
-from influray.data.identity import IdIndex, content_name
+from influray.data.identity import IdIndex, content_name, id_hashes
 from influray.data.quarantine import read_quarantine
 from influray.data.records import Record, Turn, parse_record
 from influray.protocols import DataError
@@ -316,27 +316,40 @@ def test_memory_does_not_grow_with_the_pool(tmp_path, monkeypatch):
     assert peaks[1] < 1.2 * peaks[0] < 800 * 4000, peaks
 
 
-def test_ids_of_one_hash_are_told_apart_and_old_ones_found(monkeypatch):
-    monkeypatch.setattr(identity, "id_hashes", lambda ids: np.array([len(name) % 3 for name in ids], np.int64))
-    names = [f"{'x' * (i % 17)}{i}" for i in range(500)]
-    index = IdIndex(lambda row: names[row])
-    for row, name in enumerate(names):
-        assert index.find(name) is None
-        index.add(name, row)
-        if row % 37 == 36:
+def test_ids_whose_hashes_share_a_half_are_told_apart_and_old_ones_found(monkeypatch):
+    def hashes(ids):
+        return np.array([(len(name) % 3, int(name.partition("#")[2])) for name in ids], np.int64).reshape(-1, 2)
+
+    def key(name):
+        return tuple(hashes([name])[0].tolist())
+
+    monkeypatch.setattr(identity, "id_hashes", hashes)
+    names = [f"{'x' * (i % 17)}#{i}" for i in range(500)]
+    index = IdIndex()
+    for place, name in enumerate(names):
+        assert index.find(key(name)) is None
+        index.recent[key(name)] = place
+        if place % 37 == 36:
             index.settle()
-    assert [index.find(name) for name in names] == list(range(500))
-    assert index.find("y") is None
+    assert [index.find(key(name)) for name in names] == list(range(500))
+    assert index.find(key("y#501")) is None
+
+
+def test_a_content_that_comes_again_has_another_name():
+    index = IdIndex()
     first = content_name(Record(None, "", (Turn("user", "q"),), None))
-    assert index.name_for(first) == first
-    index.add(first, 500)
-    assert index.name_for(first) == first[:-1] + "2"
+    for occurrence in (1, 2, 3):
+        name = index.name_for(first)
+        assert name == f"{first[:-1]}{occurrence}"
+        index.load(id_hashes([name]), np.array([occurrence]))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
 def test_settled_hashes_are_seen_and_no_others(count):
-    index = IdIndex(str)
-    hashes = np.random.default_rng(count).permutation(4 * count).astype(np.int64)
+    index = IdIndex()
+    hashes = np.random.default_rng(count).permutation(4 * count).astype(np.int64).repeat(2).reshape(-1, 2)
     for start in range(0, 2 * count, 7):
-        index.load(hashes[start : min(start + 7, 2 * count)], start)
+        stop = min(start + 7, 2 * count)
+        index.load(hashes[start:stop], np.arange(start, stop))
     assert index.seen(hashes).tolist() == [True] * (2 * count) + [False] * (2 * count)
+    assert [index.find(tuple(hashed)) for hashed in hashes.tolist()[: 2 * count]] == list(range(2 * count))

@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from influray.config import DataConfig
-from influray.data import drafts, jobs, numbering, parts, spans, streams
+from influray.data import drafts, jobs, numbering, parts, streams
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.files import DataFile, resolve_files
-from influray.data.jobs import DRAFTS, DraftJob, Faults, PartJob, Unfit, carry_out
+from influray.data.jobs import DRAFTS, DraftJob, Faults, PartJob, Unfit, run_job
+from influray.data.lines import find_spans
 from influray.data.readers import read_rows
 from influray.protocols import DamagedArtifact, DataError
 from influray.store.artifact import ShardStore
@@ -52,7 +53,7 @@ class Crew:
             if len(self.done) == self._stop_after:
                 raise KeyboardInterrupt
             self.done.append(job)
-            receipts[job.key] = carry_out(self.folder, job, self._encoder, self.config)
+            receipts[job.key] = run_job(self.folder, job, self._encoder, self.config)
             faults.note(job, receipts[job.key])
         return [receipts[job.key] for job in jobs]
 
@@ -279,7 +280,7 @@ def test_a_file_that_is_not_to_be_seen_is_no_fault_of_the_data(small, tmp_path):
     job = next(job for job in crew.done if isinstance(job, DraftJob))
     for wrong in (replace(job, address=str(tmp_path / "nowhere")), replace(job, size=job.size + 1)):
         with pytest.raises(Unfit, match="does not see this file"):
-            carry_out(tmp_path / "run" / "pool", wrong, encoder(), config_of(tmp_path))
+            run_job(tmp_path / "run" / "pool", wrong, encoder(), config_of(tmp_path))
 
 
 def test_a_damaged_draft_is_made_again(small, tmp_path):
@@ -291,7 +292,7 @@ def test_a_damaged_draft_is_made_again(small, tmp_path):
 
         def __call__(self, jobs):
             if isinstance(jobs[0], PartJob):
-                for file in {piece[0] for job in jobs for piece in job.pieces}:
+                for file in {piece.rows.file for job in jobs for piece in job.part.pieces}:
                     path = self.folder / DRAFTS / file
                     content = path.read_bytes()
                     path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
@@ -331,12 +332,11 @@ LINES = st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b""
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=LINES, ends=st.booleans(), bom=st.booleans(), size=st.integers(1, 60), chunk=st.integers(1, 30))
 def test_spans_hold_every_line_once(tmp_path, monkeypatch, lines, ends, bom, size, chunk):
-    monkeypatch.setattr(spans, "CHUNK", chunk)
     monkeypatch.setattr(streams, "CHUNK", chunk)
     path = tmp_path / "a.jsonl"
     path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + b"\n".join(lines) + (b"\n" if ends else b""))
     file = DataFile(str(path), "a.jsonl", "jsonl")
-    found = spans.find_spans(file, size, 10**6)
+    found = find_spans(file, size, 10**6)
     whole = list(map(repr, read_rows(file, 9, 10**6)))
     if found:
         assert [row for span in found for row in map(repr, read_rows(file, 9, 10**6, span))] == whole
@@ -361,7 +361,7 @@ def test_spans_hold_every_line_once(tmp_path, monkeypatch, lines, ends, bom, siz
 def test_what_has_to_be_read_from_its_start_has_no_spans(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     (file,) = resolve_files([name], tmp_path, "f")
-    assert spans.find_spans(file, 4, 11) == []
+    assert find_spans(file, 4, 11) == []
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in CORRUPT.glob("*.jsonl*")) or ["none"])

@@ -17,11 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from influray.config import load_config
 from influray.miniature import BASE, CONFIG, prepare
-from influray.miniature.pretraining import Recipe, batches, train_base
 from influray.miniature.skills import FACTS, SKILLS, TASKS, USUAL, people
-from influray.miniature.tokenizer import make_tokenizer
-from influray.miniature.world import LARGE, Limits, Size, make_world, pretraining_stream, split_of, write_world
+from influray.miniature.world import LARGE, Limits, Size, make_world, split_of, write_world
 from jobs.reproduce import Outcome, aggregate, arm_name, estimate, table
+from jobs.train_miniature_base import Recipe, batches, make_tokenizer, pretraining_stream, train_base
 
 SMALL = Size(pool=400, targets=12, test=20)
 ROOT = Path(__file__).parents[2]
