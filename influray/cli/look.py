@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from influray.cli.options import Given, of_config
-from influray.cli.printing import out, print_comparison, print_tables, table
+from influray.cli.printing import err, out, print_comparison, print_tables, table
 
 if TYPE_CHECKING:
     from influray.planning.plan import Plan
@@ -76,7 +76,7 @@ def compare(
         typer.Argument(metavar="RUN[/NAME] ...", help="Run directories (folders or URIs), or selections of them."),
     ],
     figure: Annotated[Path | None, typer.Option("--figure", help="Write it as .html, or its figures as .svg.")] = None,
-    numbers: Annotated[Path | None, typer.Option("--json", help="Write its numbers as JSON.")] = None,
+    numbers: Annotated[str | None, typer.Option("--json", help="Write its numbers as JSON; - prints them.")] = None,
 ) -> None:
     """Put selections side by side: balance, overlap, shares and results."""
     from influray.report.compare import compare as compare_runs
@@ -85,12 +85,15 @@ def compare(
     from influray.store.artifact import write_json
 
     drawn = None if figure is None else check_figure_path(figure, "--figure")
-    plain = None if numbers is None else check_output_path(numbers, "--json")
+    plain = None if numbers is None or numbers == "-" else check_output_path(numbers, "--json")
     result = compare_runs(runs)
-    print_comparison(result)
+    if numbers == "-":
+        typer.echo(json.dumps(result.as_plain()))
+    else:
+        print_comparison(result)
     if drawn is not None:
         write_sheet(drawn, compare_sheet(result))
-        out.print(f"figure: {escape(str(drawn))}")
+        (err if numbers == "-" else out).print(f"figure: {escape(str(drawn))}")
     if plain is not None:
         write_json(plain, result.as_plain())
         out.print(f"numbers: {escape(str(plain))}")

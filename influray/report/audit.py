@@ -21,7 +21,7 @@ from influray.evaluation.known_answer import task_scores
 from influray.evaluation.neighbours import Nearness, nearness
 from influray.protocols import ArtifactMismatch, DamagedArtifact
 from influray.report.sheet import Table
-from influray.report.terminal import GAP
+from influray.report.terminal import GAP, NARROWEST
 from influray.store.artifact import read_manifest, read_sealed, require_manifest, write_sealed
 from influray.store.attribution import Attribution
 from influray.store.checks import damage
@@ -35,7 +35,7 @@ KEPT = 1000  # entries of each list of audit.json
 TEXT = 4000  # characters of a text in audit.json
 SNIPPET = 100  # characters of a text in a table, and the least where the terminal is narrow
 SHORT = 28
-ENOUGH = 40  # with less room than this for the text the other columns go below
+ENOUGH = 16  # with less room than this for the text the other columns go below
 TEXTS_AT_ONCE = 4096
 
 
@@ -175,10 +175,12 @@ def _fitted(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], w
     flat = [tuple(_snippet(cell, SNIPPET) for cell in row) for row in rows]
     wide = [max((cell_len(row[c]) for row in flat), default=0) for c in range(len(columns))]
     wide = [max(w, cell_len(head)) for w, head in zip(wide, columns, strict=True)]
+    others = sum(w + GAP for w in wide[2:])
     first = min(wide[0], width // 2)
+    first = max(min(first, width - others - GAP - ENOUGH), min(first, NARROWEST))  # it folds
     beside = width - first - GAP
-    room = beside - sum(w + GAP for w in wide[2:])
-    longest = max(SHORT, min(SNIPPET, room if room >= ENOUGH else beside))
+    room = beside - others
+    longest = min(SNIPPET, room) if room >= ENOUGH else max(SHORT, min(SNIPPET, beside))
     return Table(title, columns, tuple((row[0], _snippet(row[1], longest), *row[2:]) for row in flat))
 
 

@@ -162,7 +162,7 @@ def test_rows_stand_in_order_of_choice_with_the_columns_asked_for(mixed, tmp_pat
     rows = [json.loads(line) for line in Path(made.path).read_bytes().splitlines()]
     chosen = [f"r{row}" for row in run.selection("few").rows]
     assert [row["id"] for row in rows] == chosen
-    assert [row["rank"] for row in rows] == [0, 1, 2]
+    assert [row["rank"] for row in rows] == [1, 2, 3]
     assert all(row["weight"] == 1 and row["merit"] is None and row["task"] is None for row in rows)
     assert len({tuple(row) for row in rows}) == 1, "every record has the same columns"
 
