@@ -121,7 +121,10 @@ class Run:
         """Return the k pool rows that would help and the k that would harm the answer to a prompt most.
 
         Args:
-            prompt, answer, system: the exchange, rendered as a target would be.
+            prompt: what is asked; with the next two an exchange, rendered as a target would be.
+            answer: the answer that is wanted.
+            k: how many rows at each end.
+            system: a system turn before it.
             messages: a record as JSON in place of the three.
             like: the id of a target or of a pool row whose stored vector asks, in place of text.
             tokens: whether to split the influence over the tokens of the answer.

@@ -11,12 +11,15 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from influray.config import parse_config
 from influray.config_data import ColumnsConfig
 from influray.data.entries import entry_files
 from influray.data.hub import PREFIX
 from influray.data.survey import Survey, survey
 from influray.formatting import visible
 from influray.protocols import ConfigError
+from influray.steps.subject import Subject
+from influray.store.run_directory import RunDirectory
 from influray.store.uri import is_uri
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a laptop trains it
@@ -70,11 +73,14 @@ def draft(files: Files, run_dir: str, base: str = BASE, columns: Mapping[str, st
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters["q"] = _quoted
-    numbers = {**_settings(found), **_places(files, found)}
     named = {name: key for name, key in mapped.model_dump(mode="json").items() if key}
-    text = environment.get_template(TEMPLATE).render(
-        run_dir=run_dir, base=base, columns=_quoted(named) if named else "", **numbers
-    )
+    values = {"run_dir": run_dir, "base": base, "columns": _quoted(named) if named else ""}
+    values |= {**_settings(found), **_places(files, found)}
+    template = environment.get_template(TEMPLATE)
+    text = template.render(values)
+    context = Subject(parse_config(yaml.safe_load(text)), RunDirectory(run_dir), ()).context_length
+    if context is not None and context < values["max_tokens"]:
+        text = template.render({**values, "max_tokens": context})
     return Draft(text, found)
 
 

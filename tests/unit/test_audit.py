@@ -202,6 +202,8 @@ def test_the_ids_that_it_writes_are_taken_by_a_constraint_and_id_stands_beside_t
     result = CliRunner().invoke(app, ["audit", str(run.path), "--exclude", str(path)], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     assert str(path) in result.output
+    assert "continued" not in result.output, "each table is whole at 80 columns"
+    assert max(map(len, result.output.splitlines()[: result.output.splitlines().index("")])) <= 80
     ids = path.read_text().splitlines()
     assert len(ids) == len(set(ids))
     assert {"harm-a", "harm-b", "copy", "test-copy", "leak"} <= set(ids)
