@@ -183,7 +183,9 @@ def _lost_row(run: RunDirectory) -> int:
 
 def test_the_command_prints_tables_writes_json_and_the_page_shows_it_escaped(planted, tmp_path):
     run, _ = planted
-    result = CliRunner().invoke(app, ["audit", str(run.path), "--json", str(tmp_path / "audit.json")])
+    result = CliRunner().invoke(
+        app, ["audit", str(run.path), "--json", str(tmp_path / "audit.json")], env={"COLUMNS": "200"}
+    )
     assert result.exit_code == 0, result.output
     assert "Rows harmful to most tasks" in result.output
     assert "[bold]" in result.output, "markup of the pool is text"
