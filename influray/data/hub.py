@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from influray.extras import install_command
 from influray.protocols import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -141,5 +142,5 @@ def _datasets(entry: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ConfigError(f"{entry}: hf:// needs the extra `hub`: pip install 'influray[hub]'") from error
+        raise ConfigError(f"{entry}: hf:// needs the extra `hub`: {install_command('hub')}") from error
     return datasets
