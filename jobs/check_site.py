@@ -12,7 +12,15 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "video": "src", "use": "href"}
+LOADED = {
+    "script": "src",
+    "link": "href",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "use": "href",
+}
 NOT_LOADED = {"canonical", "next", "prev", "alternate", "edit"}  # of a link's rel
 OUTSIDE = re.compile(r"^(https?:)?//", re.IGNORECASE)
 IN_STYLE = re.compile(r"""(?:url\(|@import)\s*['"]?((?:https?:)?//[^'")\s]+)""", re.IGNORECASE)

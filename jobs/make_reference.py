@@ -176,8 +176,9 @@ def commands() -> str:
         options = [one for one in command.params if one.param_type_name == "option" and not hidden & set(one.opts)]
         usage = " ".join(["influray", name, *(one.metavar or (one.name or "").upper() for one in arguments)])
         parts += ["", f"## {name}", "", f"    {usage}", "", inspect.cleandoc(command.help or "")]
-        if options:
-            parts += ["", "| option | |", "|---|---|"]
+        if options or arguments:
+            parts += ["", "| | |", "|---|---|"]
+        parts += [f"| `{one.metavar}` | {' '.join((one.help or '').split())} |" for one in arguments]
         for one in options:
             names = ", ".join(f"`{text}`" for text in (*one.opts, *one.secondary_opts))
             parts.append(f"| {names} | {' '.join((one.help or '').split())} |".replace("[default: ", "(default: "))
@@ -254,7 +255,8 @@ def _value(schema: dict[str, Any], field: dict[str, Any]) -> str:
         items = field.get("items", {})
         return f"list of {_value(schema, items)}" if items else "list"
     kinds = {"string": "text", "boolean": "true or false", "null": "none", "object": "object"}
-    return kinds.get(field.get("type", ""), field.get("type", "anything"))
+    kind: str = field.get("type", "anything")
+    return kinds.get(kind, kind)
 
 
 PAGES = {"configuration.md": configuration, "commands.md": commands, "http.md": service}

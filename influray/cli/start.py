@@ -26,10 +26,17 @@ def register(app: typer.Typer) -> None:
 
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where influray.yaml goes; the run will be DIR/run.")],
-    pool: Annotated[list[str], typer.Option("--pool", help="A file or folder to choose from, or an hf:// id.")],
+    pool: Annotated[
+        list[str],
+        typer.Option("--pool", help="A file or folder to choose from, or an hf:// id; several times for more."),
+    ],
     target: Annotated[
         list[str],
-        typer.Option("--target", metavar="[NAME=]FILE", help="Examples of a task; without a name, the file's."),
+        typer.Option(
+            "--target",
+            metavar="[NAME=]FILE",
+            help="Examples of a task; without a name, the file's. Once for each file.",
+        ),
     ],
     test: Annotated[
         list[str] | None, typer.Option("--test", metavar="[NAME=]FILE", help="Held-out examples of a task.")

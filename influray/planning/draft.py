@@ -74,7 +74,7 @@ def draft(files: Files, run_dir: str, base: str = BASE, columns: Mapping[str, st
     )
     environment.filters["q"] = _quoted
     named = {name: key for name, key in mapped.model_dump(mode="json").items() if key}
-    values = {"run_dir": run_dir, "base": base, "columns": _quoted(named) if named else ""}
+    values: dict[str, Any] = {"run_dir": run_dir, "base": base, "columns": _quoted(named) if named else ""}
     values |= {**_settings(found), **_places(files, found)}
     template = environment.get_template(TEMPLATE)
     text = template.render(values)
