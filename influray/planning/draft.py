@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from influray.config import parse_config
 from influray.config_data import ColumnsConfig
 from influray.data.entries import entry_files
+from influray.data.files import DataFile
 from influray.data.hub import PREFIX
 from influray.data.survey import Survey, survey
 from influray.formatting import visible
@@ -28,6 +29,7 @@ WARMUP_ROWS, WARMUP_STEPS = 1_000, 50  # at least, where the pool has them: Adam
 BATCHES = (128, 64, 32, 16, 8, 4, 2, 1)
 CHARACTERS = 3  # of a token, at least, in most languages and code
 LEAST_ROWS = 100  # of a selection
+ENOUGH_TARGETS = 100  # of a task: each takes a row of gradients, and a column of the matrix
 NAMES_SHOWN = 4
 
 
@@ -64,17 +66,25 @@ def draft(files: Files, run_dir: str, base: str = BASE, columns: Mapping[str, st
     if unknown := sorted(set(columns or {}) - set(ColumnsConfig.model_fields)):
         raise ConfigError(f"--column: no key is called {unknown[0]!r} (known: {', '.join(ColumnsConfig.model_fields)})")
     mapped = ColumnsConfig.model_validate(dict(columns or {}))
-    found = {"data.pool": _look(files.pool, "data.pool", mapped)}
+    named = {"data.pool": files.pool}
     for name, entries in files.targets.items():
-        found[f"data.targets.{name}"] = _look(entries, f"data.targets.{name}", mapped)
+        named[f"data.targets.{name}"] = entries
         if name in files.tests:
-            found[f"data.targets.{name}.test"] = _look(files.tests[name], f"data.targets.{name}.test", mapped)
+            named[f"data.targets.{name}.test"] = files.tests[name]
+    # All are looked for before any is read, which takes a while.
+    read = {key: entry_files(entries, Path.cwd(), key, mapped) for key, entries in named.items()}
+    found = {key: _look(data_files, key) for key, data_files in read.items()}
     environment = Environment(  # noqa: S701 - it writes YAML, of texts that are quoted
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters["q"] = _quoted
-    named = {name: key for name, key in mapped.model_dump(mode="json").items() if key}
-    values: dict[str, Any] = {"run_dir": run_dir, "base": base, "columns": _quoted(named) if named else ""}
+    columns = {name: key for name, key in mapped.model_dump(mode="json").items() if key}
+    values: dict[str, Any] = {
+        "enough": ENOUGH_TARGETS,
+        "run_dir": run_dir,
+        "base": base,
+        "columns": _quoted(columns) if columns else "",
+    }
     values |= {**_settings(found), **_places(files, found)}
     template = environment.get_template(TEMPLATE)
     text = template.render(values)
@@ -84,11 +94,13 @@ def draft(files: Files, run_dir: str, base: str = BASE, columns: Mapping[str, st
     return Draft(text, found)
 
 
-def _look(entries: Sequence[str], key: str, columns: ColumnsConfig) -> Survey:
-    found = survey(entry_files(entries, Path.cwd(), key, columns))
+def _look(files: Sequence[DataFile], key: str) -> Survey:
+    found = survey(files)
     if not found.usable:
         why = f"; {found.shown[0]}" if found.shown else ""
-        raise ConfigError(f"{key}: {', '.join(entries)}: none of {found.rows:,} rows can be read{why}")
+        raise ConfigError(
+            f"{key}: {', '.join(file.path for file in files)}: none of {found.rows:,} rows can be read{why}"
+        )
     return found
 
 
@@ -122,7 +134,7 @@ def _places(files: Files, found: Mapping[str, Survey]) -> dict[str, Any]:
         names = [entry if _remote(entry) else os.path.relpath(os.path.abspath(entry), root) for entry in entries]
         of = found[key]
         told = f"{of.usable:,} usable rows{' or more' if of.more else ''}: {_some(of.forms)}"
-        return {"files": names, "scoped": of.shared > 0, "told": told}
+        return {"files": names, "scoped": of.shared > 0, "told": told, "rows": of.usable}
 
     tasks = [
         {
@@ -139,7 +151,7 @@ def _places(files: Files, found: Mapping[str, Survey]) -> dict[str, Any]:
         "pool": place(files.pool, "data.pool"),
         "sources": _some(found["data.pool"].sources) if several else "",
         "tasks": tasks,
-        "mark": "" if files.tests else "#",
+        "mark": "" if files.tests else "# ",
     }
 
 

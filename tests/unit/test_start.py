@@ -69,9 +69,17 @@ def test_without_held_out_rows_nothing_is_tuned_and_the_config_says_how(tmp_path
     path = tmp_path / "c.yaml"
     path.write_text(made.text)
     assert load_config(path).tune is None
+    assert load_config(path).data.targets["t"].limit is None
     assert "# tune:" in made.text
     path.write_text(made.text.replace("# tune:", "tune:").replace("\n#  ", "\n  "))
     assert load_config(path).tune is not None, "what is commented out is a config too"
+
+
+def test_of_a_task_with_many_examples_a_hundred_are_taken(tmp_path):
+    pool = pairs(tmp_path / "pool.jsonl", 150)
+    path = tmp_path / "c.yaml"
+    path.write_text(draft(Files((str(pool),), {"t": (str(pool),)}, {}), "r").text)
+    assert load_config(path).data.targets["t"].limit == 100
 
 
 def test_files_that_number_alike_are_scoped_and_columns_are_mapped(tmp_path):
@@ -108,7 +116,7 @@ def test_what_cannot_be_read_is_said(tmp_path, monkeypatch, pool, columns, said)
 
 
 @given(st.text(min_size=1, max_size=30).filter(lambda text: text.strip() and "/" not in text and "\0" not in text))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_file_or_a_source_is_called_the_config_names_it(tmp_path, name):
     try:
         path = pairs(tmp_path / f"{name}.jsonl", 3, source=name)
