@@ -15,6 +15,7 @@ from influray.cli.printing import err, out, print_comparison, print_tables, tabl
 if TYPE_CHECKING:
     from influray.planning.plan import Plan
 
+WIDE = 100  # columns of a terminal that has room for all that a plan tells
 SHOWN_OF_A_TURN = 400  # characters; all of it stands in the text below
 
 
@@ -124,7 +125,7 @@ def _print_plan(plan: Plan) -> None:
     for step in plan.steps:
         took = "" if step.actual_seconds is None else seconds(step.actual_seconds)
         if step.ratio is not None:
-            took += f" ({step.ratio:.2g}x)" if step.ratio < 10 else f" ({step.ratio:.0f}x)"
+            took += f" {step.ratio:.2g}x" if step.ratio < 10 else f" {step.ratio:.0f}x"
         rows.append(
             (
                 step.name,
@@ -138,9 +139,11 @@ def _print_plan(plan: Plan) -> None:
                 large(step.bytes, "B"),
             )
         )
-    unit = "CPU hours" if plan.device == "CPU" else "GPU hours"
+    unit = "CPU h" if plan.device == "CPU" else "GPU h"
     columns = ("step", "state", "rows", "tokens", "FLOP", unit, "time", "took", "disk")
-    numbers = SheetTable("What it takes", columns, tuple(rows))
+    kept = [c for c, name in enumerate(columns) if out.width >= WIDE or name != "FLOP"]  # --json has it
+    cells = tuple(tuple(row[c] for c in kept) for row in rows)
+    numbers = SheetTable("What it takes", tuple(columns[c] for c in kept), cells)
     print_tables([numbers], [])
     for step in plan.steps:
         out.print(f"{step.name}: {escape(step.what)}")
