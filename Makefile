@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.7.1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test check lint pytest quick test-endurance test-cluster bench kernels reproduce clean
+.PHONY: demo test check lint pytest quick docs package test-endurance test-cluster bench kernels reproduce clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,30 @@ check: $(VENV)/.ready
 quick: $(VENV)/.ready
 	$(PYTEST) -n 2 -q tests/unit tests/contract tests/test_layering.py tests/test_configs_load.py -m "not endurance"
 
+# Pages and packages have an environment of their own: they need nothing of what is installed for the tests, and it is
+# there in seconds. The pages read the source and import none of it.
+DOCS := .venv-docs
+OF_DOCS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")
+
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c '$(OF_DOCS)' > $(DOCS)/docs.txt
+	$(DOCS)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -r $(DOCS)/docs.txt \
+	  build twine check-wheel-contents
+	touch $@
+
+# Strictly: a broken link, an anchor that is not there, a page that no menu names, or one that asks the network, ends it.
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+	$(DOCS)/bin/python jobs/check_site.py site
+
+# What pip will install: made in an empty environment, and looked at.
+package: $(DOCS)/.ready
+	rm -rf build dist
+	$(DOCS)/bin/python -m build --quiet --wheel --sdist
+	$(DOCS)/bin/twine check --strict dist/*
+	$(DOCS)/bin/check-wheel-contents dist/*.whl
+
 # Kills, failing storage, a loaded service.
 test-endurance: $(VENV)/.ready
 	$(PYTEST) -n 3 --ignore tests/cluster -m endurance
@@ -64,4 +88,4 @@ reproduce: $(VENV)/.ready
 	$(BIN)/python jobs/reproduce.py
 
 clean:
-	rm -rf $(VENV) .triton runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS) site build dist .triton runs .pytest_cache .ruff_cache

@@ -31,6 +31,20 @@ DRIVER_LOG = "driver.log"
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
+_shown = logging.INFO  # from which level on consoles show what is logged
+
+
+@contextlib.contextmanager
+def show_from(level: int) -> Iterator[None]:
+    """Let consoles show what is logged from this level on, while the block runs; above INFO they show no progress."""
+    global _shown
+    before, _shown = _shown, level
+    try:
+        yield
+    finally:
+        _shown = before
+
+
 class ShownFormatter(logging.Formatter):
     """Log lines in which characters that steer a terminal are shown: logs are read in one."""
 
@@ -219,7 +233,8 @@ def open_progress(
         follow(logs / name)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_logging(logs, console))
-        bars = stack.enter_context(_live_bars(console)) if console is not None and console.is_terminal else None
+        live = console is not None and console.is_terminal and _shown <= logging.INFO
+        bars = stack.enter_context(_live_bars(console)) if console is not None and live else None
         progress = Progress(logs, bars)
         stop = threading.Event()
         thread = threading.Thread(target=_report, args=(progress, bars is None, interval, stop), daemon=True)
@@ -255,7 +270,7 @@ def _logging(logs: Path, console: Console | None) -> Iterator[None]:
     if console is not None:
         handlers.append(_ConsoleHandler(console))
     level = ours.level
-    ours.setLevel(logging.INFO)
+    ours.setLevel(min(logging.INFO, _shown))
     for handler in handlers:
         ours.addHandler(handler)
     try:
@@ -271,7 +286,7 @@ class _ConsoleHandler(logging.Handler):
     """Log lines on the console, above the bars where there are any."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(logging.INFO)
+        super().__init__(_shown)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:

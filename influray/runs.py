@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config, load_config, parse_config
+from influray.config_messages import near
 from influray.config_yaml import set_dotted
 from influray.plugins import permit, trusting
 from influray.protocols import ArtifactMismatch, ConfigError, Selection
@@ -34,6 +35,10 @@ class Run:
     directory: RunDirectory
     config: Config
 
+    def __repr__(self) -> str:
+        names = ", ".join(selector.name for selector in self.config.selectors)
+        return f"<Run {self.directory.address}: {names}>"
+
     def attribution(self) -> Attribution:
         from influray.store.attribution import Attribution
 
@@ -45,9 +50,21 @@ class Run:
         return Datastore(self.directory.features(split, checkpoint))
 
     def selection(self, name: str) -> Selection:
-        """Return a committed selection by its name in the config."""
+        """Return a committed selection by its name in the config.
+
+        Raises:
+            ConfigError: the config has none of that name; it names those that there are.
+            ArtifactMismatch: it has not been made yet.
+        """
+        from influray.store.artifact import read_manifest
         from influray.store.selection import read_selection
 
+        known = [selector.name for selector in self.config.selectors]
+        if name not in known and read_manifest(self.directory.selection(name)) is None:
+            raise ConfigError(
+                f"selection: {self.directory.address} has none called {name!r}{near(name, known)} "
+                f"(known: {', '.join(known)})"
+            )
         return read_selection(self.directory.selection(name))
 
     def export(
@@ -104,7 +121,10 @@ class Run:
         """Return the k pool rows that would help and the k that would harm the answer to a prompt most.
 
         Args:
-            prompt, answer, system: the exchange, rendered as a target would be.
+            prompt: what is asked; with the next two an exchange, rendered as a target would be.
+            answer: the answer that is wanted.
+            k: how many rows at each end.
+            system: a system turn before it.
             messages: a record as JSON in place of the three.
             like: the id of a target or of a pool row whose stored vector asks, in place of text.
             tokens: whether to split the influence over the tokens of the answer.

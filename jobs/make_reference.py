@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that are made from the code: every key of a config, every verb of the command line.
+"""Write the pages of docs/ that are made from the code: keys of a config, verbs, routes of the service.
 
     python jobs/make_reference.py           a test sees that they are up to date
 
@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from influray.ask.http_app import build_app
 from influray.cli.app import app
 from influray.config import Config
 
@@ -156,27 +157,110 @@ def default(field: FieldInfo) -> str:
     return {"True": "`true`", "False": "`false`", "None": "none", "{}": "`{}`"}.get(str(value), f"`{value}`")
 
 
+LOUDNESS = """\
+Every verb takes `--quiet` (`-q`: results, warnings and errors alone) and `--log-level` (debug, info, warning or error).
+`--json -` of compare, audit and query prints the numbers to standard output and all else to standard error."""
+
+
 def commands() -> str:
     """Return docs/commands.md."""
     group: Any = typer.main.get_command(app)
     parts = ["# Command line: every verb", "", MADE]
     parts += ["", *((group.help or "").splitlines()), "", "Exit status: 0 done; 2 wrong config or data, one message; "]
     parts[-1] += "1 a bug, with its traceback, or object"
-    parts += ["storage that does not answer or a cluster that is gone; 130 interrupted."]
+    parts += ["storage that does not answer or a cluster that is gone; 130 interrupted.", ""]
+    parts += [LOUDNESS]
     for name, command in group.commands.items():
         arguments = [one for one in command.params if one.param_type_name == "argument"]
-        options = [one for one in command.params if one.param_type_name == "option" and "--help" not in one.opts]
+        hidden = {"--help", *OF_ALL}
+        options = [one for one in command.params if one.param_type_name == "option" and not hidden & set(one.opts)]
         usage = " ".join(["influray", name, *(one.metavar or (one.name or "").upper() for one in arguments)])
         parts += ["", f"## {name}", "", f"    {usage}", "", inspect.cleandoc(command.help or "")]
-        if options:
-            parts += ["", "| option | |", "|---|---|"]
+        if options or arguments:
+            parts += ["", "| | |", "|---|---|"]
+        parts += [f"| `{one.metavar}` | {' '.join((one.help or '').split())} |" for one in arguments]
         for one in options:
             names = ", ".join(f"`{text}`" for text in (*one.opts, *one.secondary_opts))
             parts.append(f"| {names} | {' '.join((one.help or '').split())} |".replace("[default: ", "(default: "))
     return "\n".join(parts) + "\n"
 
 
-PAGES = {"configuration.md": configuration, "commands.md": commands}
+SERVICE = """\
+`influray serve RUN` answers here, on http://127.0.0.1:8899 unless told otherwise; `/openapi.json` is this page for
+programs, and `/` a page to look around in. With `--token-file` every request needs the header
+`Authorization: Bearer TOKEN`. Bodies are JSON and declared so.
+
+```console
+$ curl -s http://127.0.0.1:8899/query -H 'content-type: application/json' \\
+    -d '{"prompt": "What is 21 + 43?", "answer": "64", "k": 5}'
+```
+
+Every error is `{"code": .., "detail": ..}`: 400 what cannot be asked, 401 without the token, 404 an id or a selection
+that is not there, 409 files that do not fit the run, 413 a body over 256 KiB, 415 one that is not JSON, 422 a field
+that does not fit, 503 too many queries wait (`retry-after` says how long), 504 no answer in time.
+"""
+
+
+def service() -> str:
+    """Return docs/http.md."""
+    nothing: Any = None  # what a run holds is read when it is asked for
+    schema = build_app(nothing, nothing, nothing).openapi()
+    parts = ["# HTTP: every route", "", MADE, "", SERVICE.rstrip()]
+    for path, methods in schema["paths"].items():
+        for method, route in methods.items():
+            parts += ["", f"## {method.upper()} {path}", "", route.get("description", "")]
+            body = route.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            rows = [(one["name"], one["schema"], one["in"]) for one in route.get("parameters", [])]
+            rows += [
+                (name, field, "body") for name, field in _resolved(schema, body or {}).get("properties", {}).items()
+            ]
+            if rows:
+                parts += ["", "| field | in | value | default | |", "|---|---|---|---|---|"]
+            parts += [_field(schema, *row) for row in rows]
+            answer = route["responses"]["200"].get("content", {}).get("application/json", {}).get("schema", {})
+            fields = _resolved(schema, answer).get("properties", {})
+            if fields:
+                parts += ["", "Answer:", "", "| field | value |", "|---|---|"]
+                parts += [f"| `{name}` | {_value(schema, field)} |" for name, field in fields.items()]
+    named = schema["components"]["schemas"]
+    for name in ("Hit", "TokenInfluence"):
+        parts += ["", f"## {name}", "", named[name].get("description", ""), "", "| field | value |", "|---|---|"]
+        parts += [f"| `{key}` | {_value(schema, field)} |" for key, field in named[name]["properties"].items()]
+    return "\n".join(parts) + "\n"
+
+
+def _resolved(schema: dict[str, Any], of: dict[str, Any]) -> dict[str, Any]:
+    name = of.get("$ref", "").rpartition("/")[2]
+    return schema["components"]["schemas"][name] if name else of
+
+
+def _field(schema: dict[str, Any], name: str, field: dict[str, Any], where: str) -> str:
+    bounds = {"minimum": ">= {}", "maximum": "<= {}", "maxLength": "at most {} characters"}
+    value = ", ".join(
+        [_value(schema, field), *(words.format(f"{field[key]:g}") for key, words in bounds.items() if key in field)]
+    )
+    default = (
+        "required" if "default" not in field else f"`{str(field['default']).lower()}`" if field["default"] != "" else ""
+    )
+    return f"| `{name}` | {where} | {value} | {default} | {field.get('description', '')} |"
+
+
+def _value(schema: dict[str, Any], field: dict[str, Any]) -> str:
+    if several := field.get("anyOf"):
+        return " or ".join(_value(schema, one) for one in several)
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if field.get("type") == "array":
+        items = field.get("items", {})
+        return f"list of {_value(schema, items)}" if items else "list"
+    kinds = {"string": "text", "boolean": "true or false", "null": "none", "object": "object"}
+    kind: str = field.get("type", "anything")
+    return kinds.get(kind, kind)
+
+
+PAGES = {"configuration.md": configuration, "commands.md": commands, "http.md": service}
+OF_ALL = ("--quiet", "--log-level")  # told once
 
 
 def main() -> None:

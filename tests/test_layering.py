@@ -15,7 +15,7 @@ LAYERS = [
     {"protocols"},
     {"config_messages"},
     {"plugins", "options"},
-    {"registry", "interrupts", "formatting"},
+    {"registry", "interrupts", "formatting", "extras"},
     {"config_yaml"},
     {"config_base"},
     {"config_data", "config_validate"},

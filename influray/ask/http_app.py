@@ -103,14 +103,17 @@ def build_app(directory: RunDirectory, config: Config, ask: Ask) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, str]:
+        """Whether the service stands, of which run and version. It asks for no model."""
         return {"status": "ok", "run": directory.path.name, "version": influray.__version__}
 
     @app.get("/overview")
     def numbers() -> dict[str, Any]:
+        """The figures of the explorer's first page: pool, tasks, selections, balance, results."""
         return pages.overview
 
     @app.get("/selection")
     def selections() -> list[dict[str, Any]]:
+        """Name, method, options, budget and counts of each selection."""
         return pages.selections()
 
     @app.get("/selection/{name}")
@@ -124,6 +127,7 @@ def build_app(directory: RunDirectory, config: Config, ask: Ask) -> FastAPI:
         limit: int = 50,
         budget: int = 0,
     ) -> dict[str, Any]:
+        """Rows of a selection in the order asked for; `text` is looked for in ids and conversations."""
         if name not in pages.explainer.names:
             raise UnknownId(f"selection: the run has none called {name[:80]!r}")
         filters: dict[str, Any] = {"text": text, "source": source, "task": task, "sort": sort}
@@ -131,18 +135,21 @@ def build_app(directory: RunDirectory, config: Config, ask: Ask) -> FastAPI:
 
     @app.get("/explain/{id:path}")
     def explain(id: str, selection: Annotated[str, Query(max_length=100)] = "") -> dict[str, Any]:
+        """Why a pool row was chosen or not: its influence on each task and target, its rank, its neighbours."""
         if selection and selection not in pages.explainer.names:
             raise UnknownId(f"selection: the run has none called {selection[:80]!r}")
         return pages.explainer.explain(id, selection)
 
     @app.post("/query", response_model=QueryAnswer)
     async def query(request: QueryRequest) -> JSONResponse:
+        """The pool rows that would help, and those that would harm, the answer to a question most."""
         async with asyncio.timeout(QUERY_SECONDS):
             found = await ask(request.asked())
         return JSONResponse(found.get("answer") or found["error"], status_code=found.get("status", 200))
 
     @app.get("/", response_class=HTMLResponse)
     def page(request: Request) -> HTMLResponse:
+        """A page to look around in."""
         nonce = request.state.nonce
         text = explorer_page(pages.overview, live=True, nonce=nonce)
         return HTMLResponse(text, headers={"content-security-policy": page_policy(nonce)})

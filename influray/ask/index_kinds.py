@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from influray.extras import install_command
 from influray.protocols import ConfigError
 
 OURS = ("exact", "flat", "ivf")
@@ -57,7 +58,7 @@ def faiss_module() -> Any:
         import faiss
     except ImportError as error:
         raise ConfigError(
-            "index: faiss is not installed; pip install influray[cpu], or influray[gpu] on a machine with CUDA"
+            f"index: faiss is not installed: {install_command('cpu')}, or gpu in place of cpu on a machine with CUDA"
         ) from error
     except RuntimeError as error:  # faiss for GPUs, without the libraries of CUDA that it names
         raise ConfigError(f"index: {error}") from error

@@ -21,6 +21,7 @@ from typing import Any
 from influray.ask.admission import MOST, Admission, Busy
 from influray.ask.query import Asked, QueryEngine
 from influray.config import Config, parse_config
+from influray.extras import install_command
 from influray.plugins import permit, permitted
 from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError
 from influray.runtime.cluster import connect, resolve_resources
@@ -204,7 +205,7 @@ def _require_serve() -> None:
         import fastapi  # noqa: F401
         import ray.serve  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f'influray serve: {error}; pip install "influray[serve]"') from error
+        raise ConfigError(f"influray serve: {error}: {install_command('serve')}") from error
 
 
 def _is_loopback(host: str) -> bool:

@@ -11,9 +11,11 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from typer.models import CommandInfo
 
 import influray
-from influray.cli import ask, export, look, run, validate
+from influray.cli import ask, export, look, run, start, validate
+from influray.cli.loudness import with_loudness
 from influray.cli.printing import err, guard_streams, out
 from influray.interrupts import interrupt_on_sigterm
 from influray.protocols import USER_ERRORS, RunStopped, StorageError
@@ -24,8 +26,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for topic in (run, look, validate, ask, export):
+for topic in (start, run, look, validate, ask, export):
     topic.register(app)
+# As they are used, one after the other: so the help lists them.
+ORDER = (
+    *("demo", "init", "configs", "methods", "plan", "inspect", "run"),
+    *("warmup", "featurize", "score", "select", "tune", "evaluate", "report"),
+    *("compare", "export", "query", "audit", "validate", "blame", "index", "serve"),
+)
+
+
+def _name(verb: CommandInfo) -> str:
+    return verb.name or getattr(verb.callback, "__name__", "")
+
+
+app.registered_commands.sort(key=lambda verb: ORDER.index(_name(verb)) if _name(verb) in ORDER else len(ORDER))
+for verb in app.registered_commands:
+    assert verb.callback is not None
+    verb.callback = with_loudness(verb.callback)
 
 
 def _print_version(asked: bool) -> None:

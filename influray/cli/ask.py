@@ -89,7 +89,7 @@ def query(
 
 def audit(
     run: RunPath,
-    numbers: Annotated[Path | None, typer.Option("--json", help="Write everything found as JSON.")] = None,
+    numbers: Annotated[str | None, typer.Option("--json", help="Write what was found as JSON; - prints it.")] = None,
     exclude: Annotated[
         Path | None, typer.Option("--exclude", help="Write the ids of harmful, repeated and contaminated rows.")
     ] = None,
@@ -100,25 +100,30 @@ def audit(
     from influray.report.sheet import check_output_path
     from influray.store.artifact import write_bytes, write_json
 
-    plain = None if numbers is None else check_output_path(numbers, "--json")
+    plain = None if numbers is None or numbers == "-" else check_output_path(numbers, "--json")
     listed = None if exclude is None else check_output_path(exclude, "--exclude")
     this, found = pipeline.audit(run)
-    print_tables(audit_tables(found, out.width), [])
+    told = out
+    if numbers == "-":
+        typer.echo(json.dumps(found))
+        told = err
+    else:
+        print_tables(audit_tables(found, out.width), [])
     for note in found["notes"]:
-        out.print(escape(note))
-    out.print(f"audit: {escape(str(audit_path(this.directory)))}")
+        told.print(escape(note))
+    told.print(f"audit: {escape(str(audit_path(this.directory)))}")
     if plain is not None:
         write_json(plain, found)
-        out.print(f"numbers: {escape(str(plain))}")
+        told.print(f"numbers: {escape(str(plain))}")
     ids, odd = exclusions(found)
     kinds = ", ".join(f"{len(of)} {kind}" for kind, of in found["exclude"].items())
     if listed is None:
-        out.print(f"ids for constraints.exclude ({kinds}): add --exclude FILE")
+        told.print(f"ids for constraints.exclude ({kinds}): add --exclude FILE")
         return
     write_bytes(listed, ids.encode())
-    out.print(f"constraints: {{ exclude: {escape(str(listed.resolve()))} }}  # {kinds}")
+    told.print(f"constraints: {{ exclude: {escape(str(listed.resolve()))} }}  # {kinds}")
     if odd:
-        out.print(f"{len(odd)} ids hold a line break or nothing, and are not in the file: {escape(repr(odd[:5]))}")
+        told.print(f"{len(odd)} ids hold a line break or nothing, and are not in the file: {escape(repr(odd[:5]))}")
 
 
 def serve(

@@ -10,11 +10,12 @@ import typer
 from rich.markup import escape
 
 from influray.cli.options import Given, of_config
-from influray.cli.printing import out, print_comparison, print_tables, table
+from influray.cli.printing import err, out, print_comparison, print_tables, table
 
 if TYPE_CHECKING:
     from influray.planning.plan import Plan
 
+WIDE = 100  # columns of a terminal that has room for all that a plan tells
 SHOWN_OF_A_TURN = 400  # characters; all of it stands in the text below
 
 
@@ -76,7 +77,7 @@ def compare(
         typer.Argument(metavar="RUN[/NAME] ...", help="Run directories (folders or URIs), or selections of them."),
     ],
     figure: Annotated[Path | None, typer.Option("--figure", help="Write it as .html, or its figures as .svg.")] = None,
-    numbers: Annotated[Path | None, typer.Option("--json", help="Write its numbers as JSON.")] = None,
+    numbers: Annotated[str | None, typer.Option("--json", help="Write its numbers as JSON; - prints them.")] = None,
 ) -> None:
     """Put selections side by side: balance, overlap, shares and results."""
     from influray.report.compare import compare as compare_runs
@@ -85,12 +86,15 @@ def compare(
     from influray.store.artifact import write_json
 
     drawn = None if figure is None else check_figure_path(figure, "--figure")
-    plain = None if numbers is None else check_output_path(numbers, "--json")
+    plain = None if numbers is None or numbers == "-" else check_output_path(numbers, "--json")
     result = compare_runs(runs)
-    print_comparison(result)
+    if numbers == "-":
+        typer.echo(json.dumps(result.as_plain()))
+    else:
+        print_comparison(result)
     if drawn is not None:
         write_sheet(drawn, compare_sheet(result))
-        out.print(f"figure: {escape(str(drawn))}")
+        (err if numbers == "-" else out).print(f"figure: {escape(str(drawn))}")
     if plain is not None:
         write_json(plain, result.as_plain())
         out.print(f"numbers: {escape(str(plain))}")
@@ -121,7 +125,7 @@ def _print_plan(plan: Plan) -> None:
     for step in (*plan.steps, plan.validation):
         took = "" if step.actual_seconds is None else seconds(step.actual_seconds)
         if step.ratio is not None:
-            took += f" ({step.ratio:.2g}x)" if step.ratio < 10 else f" ({step.ratio:.0f}x)"
+            took += f" {step.ratio:.2g}x" if step.ratio < 10 else f" {step.ratio:.0f}x"
         rows.append(
             (
                 step.name,
@@ -135,9 +139,11 @@ def _print_plan(plan: Plan) -> None:
                 large(step.bytes, "B"),
             )
         )
-    unit = "CPU hours" if plan.device == "CPU" else "GPU hours"
+    unit = "CPU h" if plan.device == "CPU" else "GPU h"
     columns = ("step", "state", "rows", "tokens", "FLOP", unit, "time", "took", "disk")
-    numbers = SheetTable("What it takes", columns, tuple(rows))
+    kept = [c for c, name in enumerate(columns) if out.width >= WIDE or name != "FLOP"]  # --json has it
+    cells = tuple(tuple(row[c] for c in kept) for row in rows)
+    numbers = SheetTable("What it takes", tuple(columns[c] for c in kept), cells)
     print_tables([numbers], [])
     for step in (*plan.steps, plan.validation):
         out.print(f"{step.name}: {escape(step.what)}")

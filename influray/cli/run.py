@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,9 +31,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command("run")(of_config(run))
     for step, summary in UP_TO.items():
-        verb = partial(_up_to, step=step)
-        verb.__doc__ = summary
-        app.command(step)(of_config(verb))
+        app.command(step)(of_config(_verb_of(step, summary)))
     app.command("select")(of_config(select))
     app.command("report")(of_config(report))
     app.command()(demo)
@@ -42,6 +40,14 @@ def register(app: typer.Typer) -> None:
 def run(given: Given) -> None:
     """Run every step, up to the report."""
     _print_outcome(given.run("report"))
+
+
+def _verb_of(step: str, summary: str) -> Callable[[Given], None]:
+    def verb(given: Given) -> None:
+        _up_to(given, step)
+
+    verb.__doc__ = summary
+    return verb
 
 
 def _up_to(given: Given, step: str) -> None:

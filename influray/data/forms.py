@@ -50,13 +50,11 @@ def conversation(tree: Mapping[str, Any], names: MessageKeys | None = None) -> t
 
 def _turns(tree: Mapping[str, Any], names: MessageKeys | None) -> tuple[str, tuple[Turn, ...]]:
     """Return (the key of the list of messages, "" where there is none, turns)."""
-    for key in LISTS:
-        value = tree.get(key)
-        if value is not None and (key in LISTS[:2] or isinstance(value, list) or _is_conversation(value)):
-            turns = turns_of(value, key, names)
-            if turns[-1].role in ("user", "tool") and (answer := _completion(tree)):  # the list is the prompt
-                return key, (*_untrained(turns), *_side(tree, answer, "assistant", names))
-            return key, turns
+    if key := _list_of(tree):
+        turns = turns_of(tree[key], key, names)
+        if turns[-1].role in ("user", "tool") and (answer := _completion(tree)):  # the list is the prompt
+            return key, (*_untrained(turns), *_side(tree, answer, "assistant", names))
+        return key, turns
     asked, answered = _pair(tree)
     prompt = _side(tree, asked, "user", names)
     if asked in ASKING:
@@ -69,6 +67,20 @@ def _turns(tree: Mapping[str, Any], names: MessageKeys | None) -> tuple[str, tup
         answer = (replace(answer[0], extra={**answer[0].extra, "reasoning_content": trace}),)
     _refuse_other_texts(tree, asked, answered, (*prompt, *answer))
     return "", (*_untrained(prompt), *answer)
+
+
+def form_of(tree: Mapping[str, Any]) -> str:
+    """Return the keys that hold the conversation of a row that `conversation` reads, such as "prompt, completion"."""
+    return _list_of(tree) or ", ".join(_pair(tree))
+
+
+def _list_of(tree: Mapping[str, Any]) -> str:
+    """Return the key of the list of messages, "" where there is none."""
+    for key in LISTS:
+        value = tree.get(key)
+        if value is not None and (key in LISTS[:2] or isinstance(value, list) or _is_conversation(value)):
+            return key
+    return ""
 
 
 def _completion(tree: Mapping[str, Any]) -> str:

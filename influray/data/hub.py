@@ -5,6 +5,7 @@ A local folder that `datasets` can load is `hf:///absolute/folder[:split]`.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from influray.extras import install_command
 from influray.protocols import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 PREFIX = "hf://"
 BATCH_ROWS = 256
 COUNT_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
 
 
 class HubId(NamedTuple):
@@ -40,6 +43,35 @@ def parse(entry: str, where: str = "") -> HubId:
     if not body.strip("/") or (not body.startswith("/") and (len(parts) > 3 or not all(parts))):
         raise ConfigError(f"{where or entry}: {entry!r} is no data set; expected hf://org/name[/config][:split]")
     return HubId(name, config, split or "train")
+
+
+@functools.cache
+def unreachable() -> bool:
+    """Return whether the hub gives no answer within `ANSWER_SECONDS`; asked once a process, and not when offline.
+
+    The libraries' own time-outs are per request and file, and retried: a minute goes by before they give up.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False  # they ask nothing then
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
+            answered.set()
+        except Exception as error:  # noqa: BLE001 - of whatever its transport is
+            log.info("%s: %s", constants.ENDPOINT, error)
+        finally:
+            over.set()
+
+    over = threading.Event()
+    threading.Thread(target=ask, daemon=True).start()  # a name that no server resolves has no time-out
+    over.wait(ANSWER_SECONDS)
+    if not answered.is_set():
+        log.warning("the hub (%s) does not answer: only what is on this machine is used", constants.ENDPOINT)
+    return not answered.is_set()
 
 
 def origin(entry: str) -> dict[str, Any]:
@@ -98,6 +130,8 @@ def own_errors(hub: bool) -> tuple[type[Exception], ...]:
 def _builder(entry: str) -> tuple[HubId, Any]:
     identity = parse(entry)
     datasets = _datasets(entry)
+    if not identity.name.startswith("/") and unreachable():
+        raise DataError(f"{entry}: the hub does not answer; where it cannot be reached, name files")
     try:
         return identity, datasets.load_dataset_builder(identity.name, identity.config)
     except (OSError, ValueError, *own_errors(True)) as error:
@@ -108,5 +142,5 @@ def _datasets(entry: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ConfigError(f"{entry}: hf:// needs the extra `hub`: pip install 'influray[hub]'") from error
+        raise ConfigError(f"{entry}: hf:// needs the extra `hub`: {install_command('hub')}") from error
     return datasets

@@ -14,7 +14,7 @@ from influray.protocols import ConfigError
 
 HOME = Path(__file__).parent
 BASE = HOME / "base"
-CONFIG = HOME / "demo.yaml"
+CONFIG = HOME.parent / "configs" / "demo.yaml"
 
 
 # Of the small world: every step once, so that a first look takes a minute.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from influray.data import hub
 from influray.model.adapter_files import read_adapter
 from influray.model.adapter_weights import lora_config, require_covered, require_finite, require_the_same
 from influray.protocols import ArtifactMismatch, ConfigError
@@ -44,7 +45,10 @@ def load_tokenizer(model_config: ModelConfig) -> PreTrainedTokenizerFast:
     require_base(model_config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            model_config.base, revision=model_config.revision, trust_remote_code=model_config.trust_remote_code
+            model_config.base,
+            revision=model_config.revision,
+            trust_remote_code=model_config.trust_remote_code,
+            local_files_only=_only_local(model_config),
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
@@ -111,6 +115,7 @@ def load_base(
             revision=model_config.revision,
             dtype=getattr(torch, model_config.dtype),
             trust_remote_code=model_config.trust_remote_code,
+            local_files_only=_only_local(model_config),
             use_safetensors=True,
             output_loading_info=True,
             **settings,
@@ -168,7 +173,12 @@ def check_lora_targets(model_config: ModelConfig) -> None:
     require_base(model_config)
     trust = model_config.trust_remote_code
     try:
-        shape = AutoConfig.from_pretrained(model_config.base, revision=model_config.revision, trust_remote_code=trust)
+        shape = AutoConfig.from_pretrained(
+            model_config.base,
+            revision=model_config.revision,
+            trust_remote_code=trust,
+            local_files_only=_only_local(model_config),
+        )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape, trust_remote_code=trust)
     except (OSError, ValueError, KeyError) as error:
@@ -281,7 +291,10 @@ def model_digest(model_config: ModelConfig) -> str:
 
     try:
         config = AutoConfig.from_pretrained(
-            model_config.base, revision=model_config.revision, trust_remote_code=model_config.trust_remote_code
+            model_config.base,
+            revision=model_config.revision,
+            trust_remote_code=model_config.trust_remote_code,
+            local_files_only=_only_local(model_config),
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
@@ -309,6 +322,10 @@ def writing_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     special = sorted(number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
     cleaned = getattr(tokenizer, "clean_up_tokenization_spaces", None)
     return fingerprint([tokenizer_digest(tokenizer), cleaned, special, sorted(tokenizer.all_special_ids)])
+
+
+def _only_local(model_config: ModelConfig) -> bool:
+    return not Path(model_config.base).is_dir() and hub.unreachable()
 
 
 def require_base(model_config: ModelConfig) -> None:

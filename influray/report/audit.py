@@ -21,7 +21,7 @@ from influray.evaluation.known_answer import task_scores
 from influray.evaluation.neighbours import Nearness, nearness
 from influray.protocols import ArtifactMismatch, DamagedArtifact
 from influray.report.sheet import Table
-from influray.report.terminal import GAP
+from influray.report.terminal import GAP, NARROWEST
 from influray.store.artifact import read_manifest, read_sealed, require_manifest, write_sealed
 from influray.store.attribution import Attribution
 from influray.store.checks import damage
@@ -35,7 +35,9 @@ KEPT = 1000  # entries of each list of audit.json
 TEXT = 4000  # characters of a text in audit.json
 SNIPPET = 100  # characters of a text in a table, and the least where the terminal is narrow
 SHORT = 28
-ENOUGH = 40  # with less room than this for the text the other columns go below
+WIDE = 120  # columns; in a narrower terminal names beside a text are cut to SIDE
+SIDE = 12
+ENOUGH = 12  # with less room than this for the text the other columns go below
 TEXTS_AT_ONCE = 4096
 
 
@@ -154,7 +156,7 @@ def _lines() -> dict[str, tuple[str, tuple[str, ...], Callable[[dict[str, Any]],
     return {
         "harmful": (
             "Rows harmful to most tasks",
-            ("tasks below -1", "tasks below 0", "mean z"),
+            ("tasks < -1", "tasks < 0", "mean z"),
             lambda one: (percent(one["below"], 0), percent(one["negative"], 0), number(one["mean"])),
         ),
         "mislabelled": (
@@ -172,13 +174,16 @@ def _lines() -> dict[str, tuple[str, tuple[str, ...], Callable[[dict[str, Any]],
 
 def _fitted(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], width: int) -> Table:
     """Return a table whose second column, the text, is as long as the terminal lets it be beside the first."""
-    flat = [tuple(_snippet(cell, SNIPPET) for cell in row) for row in rows]
+    most = SNIPPET if width >= WIDE else SIDE
+    flat = [tuple(_snippet(cell, SNIPPET if c < 2 else most) for c, cell in enumerate(row)) for row in rows]
     wide = [max((cell_len(row[c]) for row in flat), default=0) for c in range(len(columns))]
     wide = [max(w, cell_len(head)) for w, head in zip(wide, columns, strict=True)]
+    others = sum(w + GAP for w in wide[2:])
     first = min(wide[0], width // 2)
+    first = max(min(first, width - others - GAP - ENOUGH), min(first, NARROWEST))  # it folds
     beside = width - first - GAP
-    room = beside - sum(w + GAP for w in wide[2:])
-    longest = max(SHORT, min(SNIPPET, room if room >= ENOUGH else beside))
+    room = beside - others
+    longest = min(SNIPPET, room) if room >= ENOUGH else max(SHORT, min(SNIPPET, beside))
     return Table(title, columns, tuple((row[0], _snippet(row[1], longest), *row[2:]) for row in flat))
 
 

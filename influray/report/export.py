@@ -244,7 +244,7 @@ def _rows(
         row = {name: columns.get(name, EMPTY.get(name)) for name in survey.columns}
         row |= {"id": identity, "source": source}
         if "rank" in beside:
-            row["rank"] = place
+            row["rank"] = place + 1
         if "merit" in beside:
             row["merit"] = None if merits[place] != merits[place] else merits[place]
         if "task" in beside:

@@ -11,8 +11,10 @@ from influray import formatting
 from influray.report.sheet import Table
 
 COLUMNS = ("", "influence", "z", "norm", "id", "source", "in", "text")
+WIDE = 110  # cells; a narrower terminal has shorter names, and no norms
 MOST = {"id": 28, "source": 18, "in": 18}  # cells
-LEAST_TEXT, GAP = 20, 2
+NARROW = {"id": 20, "source": 10, "in": 8}
+LEAST_TEXT, GAP = 14, 2
 
 
 def query_tables(answer: Mapping[str, Any], width: int) -> list[Table]:
@@ -50,22 +52,24 @@ _FACTS = (("loss", "loss"), ("gradient norm", "grad_norm"))
 
 
 def _rows_table(title: str, hits: Sequence[Mapping[str, Any]], width: int) -> Table:
+    most = MOST if width >= WIDE else NARROW
     lines = [
         (
             str(rank),
             formatting.signed(hit["influence"], 4),
             formatting.signed(hit["z"]),
-            formatting.number(hit["norm"]),
-            _short(hit["id"], MOST["id"]),
-            _short(hit["source"], MOST["source"]),
-            _short(" ".join(hit["selections"]), MOST["in"]),
+            *([formatting.number(hit["norm"])] if width >= WIDE else []),
+            _short(hit["id"], most["id"]),
+            _short(hit["source"], most["source"]),
+            _short(" ".join(hit["selections"]), most["in"]),
         )
         for rank, hit in enumerate(hits, start=1)
     ]
-    used = sum(max(map(cell_len, column)) + GAP for column in zip(COLUMNS[:-1], *lines, strict=True))
+    columns = tuple(name for name in COLUMNS if name != "norm" or width >= WIDE)
+    used = sum(max(map(cell_len, column)) + GAP for column in zip(columns[:-1], *lines, strict=True))
     room = max(LEAST_TEXT, width - used)
     texts = [_short(hit["text"], room) for hit in hits]
-    return Table(title, COLUMNS, tuple((*line, text) for line, text in zip(lines, texts, strict=True)))
+    return Table(title, columns, tuple((*line, text) for line, text in zip(lines, texts, strict=True)))
 
 
 def _short(text: str, most: int) -> str:

@@ -11,6 +11,7 @@ from influray.report.sheet import Table
 
 SHORTEST = 12  # letters to which a name is shortened at most: cells of AID are as wide
 GAP = 2  # between two columns
+NARROWEST = 16  # of a first column that folds to keep a table whole
 _JOINT = re.compile(r"([-_/. ]+)")
 
 
@@ -73,8 +74,13 @@ def _widths(table: Table, width: int) -> list[int]:
 
 
 def _cut(table: Table, width: int) -> list[Table]:
-    """Return the table in parts of whole columns; a part holds one at least."""
+    """Return the table in parts of whole columns; a part holds one at least.
+
+    It stays whole where the first column can fold to `NARROWEST` for it.
+    """
     first, *others = _widths(table, width)
+    room = width - sum(GAP + wide for wide in others)
+    first = room if NARROWEST <= room < first else first
     parts: list[list[int]] = [[]]
     used = first
     for column, wide in enumerate(others, start=1):

@@ -121,6 +121,7 @@ def _trl(written: Written, config: Config, stem: str) -> dict[str, str]:
         "gradient_accumulation_steps": max(1, tune.batch_size // tune.device_batch_size),
     }
     settings = "".join(f"    {key}={value!r},\n" for key, value in wanted.items())
+    settings += "    bf16=ON_GPU,\n    use_cpu=not ON_GPU,\n"
     if not completes or written.several:
         settings += (
             "    # The loss covers answers only. TRL knows the templates of many models; one that it does not know\n"
@@ -132,10 +133,12 @@ def _trl(written: Written, config: Config, stem: str) -> dict[str, str]:
 
 from pathlib import Path
 
+import torch
 from datasets import load_dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
+ON_GPU = torch.cuda.is_available()
 FILE = Path(__file__).parent / {written.file!r}
 dataset = load_dataset("{kind}", data_files=str(FILE), split="train")
 {rows}

@@ -81,7 +81,7 @@ def _table(attribution: Attribution, selection: Selection, chosen: Mapping[str, 
 
     return pa.table(
         {
-            "rank": pa.array(np.arange(len(selection.rows))),
+            "rank": pa.array(np.arange(1, len(selection.rows) + 1)),
             "row": pa.array(selection.rows),
             "id": pa.array(chosen["id"], pa.string()),
             "source": pa.array(chosen["source"], pa.string()),

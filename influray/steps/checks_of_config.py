@@ -9,6 +9,7 @@ from pathlib import Path
 from influray.config import DataConfig
 from influray.config_data import Entry
 from influray.data.hub import PREFIX
+from influray.extras import install_command
 from influray.protocols import ConfigError
 from influray.registry import PROJECTORS, check, make, resolve, resolve_method
 from influray.scorers.options import expected_stores, make_scorer
@@ -91,14 +92,18 @@ def packages(subject: Subject) -> None:
     config = subject.config
     needed: list[tuple[str, str, str]] = []
     if subject.loads_model and config.model.quantization != "none":
-        needed.append((f"model.quantization: {config.model.quantization!r}", "bitsandbytes", '"bitsandbytes>=0.46"'))
+        needed.append(
+            (f"model.quantization: {config.model.quantization!r}", "bitsandbytes", 'pip install "bitsandbytes>=0.46"')
+        )
     if subject.loads_model and config.model.attention == "flash_attention_2":
-        needed.append(("model.attention: 'flash_attention_2'", "flash_attn", "flash-attn --no-build-isolation"))
+        needed.append(
+            ("model.attention: 'flash_attention_2'", "flash_attn", "pip install flash-attn --no-build-isolation")
+        )
     hub = [(key, entry) for key, entry in _entries(subject) if entry.startswith(PREFIX)]
-    needed += [(f"{key}: {entry!r}", "datasets", "'influray[hub]'") for key, entry in hub]
+    needed += [(f"{key}: {entry!r}", "datasets", install_command("hub")) for key, entry in hub]
     for what, module, install in needed:
         if importlib.util.find_spec(module) is None:
-            raise ConfigError(f"{what} needs the package {module}, which is not installed: pip install {install}")
+            raise ConfigError(f"{what} needs the package {module}, which is not installed: {install}")
 
 
 def numbers_of_the_model(subject: Subject) -> None:

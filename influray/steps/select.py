@@ -79,7 +79,7 @@ def fingerprints(config: Config, directory: RunDirectory) -> dict[str, str]:
         files = [root / ids for ids in (limits.include, limits.exclude) if isinstance(ids, str)]
         read = [hash_file(file) for file in files if file.is_file()]  # one that is not there the selection refuses
         plain = selector.model_dump(mode="json")
-        facts = {"step": "select", "matrix": matrix, "pool": pool, "selector": plain, "ids": read}
+        facts = {"step": "select", "ranks_from": 1, "matrix": matrix, "pool": pool, "selector": plain, "ids": read}
         made[selector.name] = fingerprint(facts)
     return made
 

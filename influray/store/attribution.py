@@ -78,6 +78,17 @@ class Attribution:
     def _rows(self) -> np.ndarray:
         return np.concatenate([np.zeros(0, np.int64), *(part.row_numbers(0, part.rows) for part in self._parts)])
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return the whole matrix in memory, [N, T] float32, in the order of `rows`: what `np.asarray` gives."""
+        if copy is False:
+            raise ValueError("the matrix lies in several files; np.asarray reads it into a copy")
+        found_NT = np.empty(self.shape, dtype or np.float32)
+        start = 0
+        for row_B, score_BT in self.blocks():
+            found_NT[start : start + len(row_B)] = score_BT
+            start += len(row_B)
+        return found_NT
+
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (row_B int64, A_BT float32), some MiB each, rows ascending; memory does not grow with the matrix."""
         return self.range_blocks(0, self.shape[0])

@@ -183,7 +183,9 @@ def _lost_row(run: RunDirectory) -> int:
 
 def test_the_command_prints_tables_writes_json_and_the_page_shows_it_escaped(planted, tmp_path):
     run, _ = planted
-    result = CliRunner().invoke(app, ["audit", str(run.path), "--json", str(tmp_path / "audit.json")])
+    result = CliRunner().invoke(
+        app, ["audit", str(run.path), "--json", str(tmp_path / "audit.json")], env={"COLUMNS": "200"}
+    )
     assert result.exit_code == 0, result.output
     assert "Rows harmful to most tasks" in result.output
     assert "[bold]" in result.output, "markup of the pool is text"
@@ -202,6 +204,8 @@ def test_the_ids_that_it_writes_are_taken_by_a_constraint_and_id_stands_beside_t
     result = CliRunner().invoke(app, ["audit", str(run.path), "--exclude", str(path)], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     assert str(path) in result.output
+    assert "continued" not in result.output, "each table is whole at 80 columns"
+    assert max(map(len, result.output.splitlines()[: result.output.splitlines().index("")])) <= 80
     ids = path.read_text().splitlines()
     assert len(ids) == len(set(ids))
     assert {"harm-a", "harm-b", "copy", "test-copy", "leak"} <= set(ids)

@@ -100,7 +100,7 @@ def slow_page(run, name, text="", source="", task="", sort="rank", offset=0, lim
         whole = "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
         row = {key: line[key] or "" for key in ("id", "source", "task", "target_id")}
         merit = None if np.isnan(line["merit"]) else line["merit"]
-        row |= {"rank": line["rank"] + 1, "row": line["row"], "merit": merit, "text": whole[:4000]}
+        row |= {"rank": line["rank"], "row": line["row"], "merit": merit, "text": whole[:4000]}
         row["cut"] = len(whole) > 4000
         if budget and row["rank"] > budget:
             continue
@@ -275,7 +275,7 @@ def large_run(folder: Path, rows: int) -> RunDirectory:
     row_n = generator.permutation(rows)
     table = pa.table(
         {
-            "rank": np.arange(rows),
+            "rank": np.arange(1, rows + 1),
             "row": row_n,
             "id": [f"r{i}" for i in row_n],
             "source": [f"source-{i % 7}" for i in row_n],

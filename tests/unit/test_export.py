@@ -162,7 +162,7 @@ def test_rows_stand_in_order_of_choice_with_the_columns_asked_for(mixed, tmp_pat
     rows = [json.loads(line) for line in Path(made.path).read_bytes().splitlines()]
     chosen = [f"r{row}" for row in run.selection("few").rows]
     assert [row["id"] for row in rows] == chosen
-    assert [row["rank"] for row in rows] == [0, 1, 2]
+    assert [row["rank"] for row in rows] == [1, 2, 3]
     assert all(row["weight"] == 1 and row["merit"] is None and row["task"] is None for row in rows)
     assert len({tuple(row) for row in rows}) == 1, "every record has the same columns"
 
@@ -391,7 +391,7 @@ def test_trl_trains_a_step_with_the_settings_and_on_the_answers_alone(tmp_path, 
     run = make_run(tmp_path / "run", rows)
     made = run.export(tmp_path / "out", "all", format=form, parquet=form == "messages")
     code = Path(made.trainers["trl"][0]).read_text()
-    code = code.replace("args = SFTConfig(", "args = SFTConfig(use_cpu=True, bf16=False, max_steps=1, report_to=[],")
+    code = code.replace("args = SFTConfig(", "args = SFTConfig(max_steps=1, report_to=[],")
     names: dict[str, Any] = {"__file__": made.trainers["trl"][0], "__name__": "snippet"}
     exec(compile(code, "trl.py", "exec"), names)
     assert names["trainer"].train().global_step == 1

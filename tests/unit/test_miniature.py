@@ -240,10 +240,6 @@ def test_prepare_writes_a_config_that_stands_by_itself(tmp_path, monkeypatch):
     assert prepare(tmp_path / "world", seed=3).read_bytes() == before
 
 
-def test_the_config_that_stands_in_configs_is_the_packaged_one():
-    assert (ROOT / "configs" / "demo.yaml").read_bytes() == CONFIG.read_bytes()
-
-
 def test_tuning_takes_eight_epochs_of_a_selection_and_as_many_steps_of_the_full_pool():
     for path, size in ((CONFIG, Size()), (ROOT / "configs" / "miniature_large.yaml", LARGE)):
         config = load_config(path)

@@ -29,6 +29,7 @@ COLOUR = re.compile("\x1b\\[[0-9;]*m")  # what the consoles themselves write on 
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\U000e0000-\U000e007f]")
 # What makes a verb quote something hostile without starting anything; "" is a file that is not there, the default.
 ARGUMENTS = {
+    "init": ["", "--pool", "", "--target", ""],
     "methods": [],
     "demo": ["--size", HOSTILE],
     "inspect": ["", "--row", "0"],

@@ -69,7 +69,7 @@ def test_the_table_tells_of_every_pick(run):
     expected = select(run.attribution, None, 0.5)
     table = pq.read_table(run.selection("even") / "selection.parquet")
     records = [json.loads(lines_of(run)[row]) for row in expected.rows]
-    assert table["rank"].to_pylist() == list(range(11))
+    assert table["rank"].to_pylist() == list(range(1, 12))
     assert table["row"].to_pylist() == expected.rows.tolist()
     assert table["id"].to_pylist() == [record["id"] for record in records]
     assert table["source"].to_pylist() == [record["source"] for record in records]

@@ -1,0 +1,179 @@
+"""A config for a user's own files, drafted from what they hold, with a comment beside what is worth a thought."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from influray.config import parse_config
+from influray.config_data import ColumnsConfig
+from influray.data.entries import entry_files
+from influray.data.files import DataFile
+from influray.data.hub import PREFIX
+from influray.data.survey import Survey, survey
+from influray.formatting import visible
+from influray.protocols import ConfigError
+from influray.steps.subject import Subject
+from influray.store.run_directory import RunDirectory
+from influray.store.uri import is_uri
+
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a laptop trains it
+TEMPLATE = "draft.yaml.j2"
+WARMUP_ROWS, WARMUP_STEPS = 1_000, 50  # at least, where the pool has them: Adam's moments need steps
+BATCHES = (128, 64, 32, 16, 8, 4, 2, 1)
+CHARACTERS = 3  # of a token, at least, in most languages and code
+LEAST_ROWS = 100  # of a selection
+ENOUGH_TARGETS = 100  # of a task: each takes a row of gradients, and a column of the matrix
+NAMES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Files:
+    """The entries of the pool, and of each task those for gradients and those held out."""
+
+    pool: tuple[str, ...]
+    targets: Mapping[str, tuple[str, ...]]
+    tests: Mapping[str, tuple[str, ...]]
+
+    @property
+    def all(self) -> list[str]:
+        return [*self.pool, *(file for kind in (self.targets, self.tests) for files in kind.values() for file in files)]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The text of a config, and what its files were found to hold, by the key that names them."""
+
+    text: str
+    found: Mapping[str, Survey]
+
+
+def draft(files: Files, run_dir: str, base: str = BASE, columns: Mapping[str, str] | None = None) -> Draft:
+    """Return a config for these files. Relative ones start at the working directory.
+
+    Raises:
+        ConfigError: a held-out file of a task that has no other; a split without a usable row; columns that do not fit.
+        DataError: a file that is not there or of a kind that is not read.
+    """
+    if lonely := sorted(set(files.tests) - set(files.targets)):
+        raise ConfigError(f"--test: the task {lonely[0]!r} has no --target (known: {', '.join(files.targets)})")
+    if unknown := sorted(set(columns or {}) - set(ColumnsConfig.model_fields)):
+        raise ConfigError(f"--column: no key is called {unknown[0]!r} (known: {', '.join(ColumnsConfig.model_fields)})")
+    mapped = ColumnsConfig.model_validate(dict(columns or {}))
+    named = {"data.pool": files.pool}
+    for name, entries in files.targets.items():
+        named[f"data.targets.{name}"] = entries
+        if name in files.tests:
+            named[f"data.targets.{name}.test"] = files.tests[name]
+    # All are looked for before any is read, which takes a while.
+    read = {key: entry_files(entries, Path.cwd(), key, mapped) for key, entries in named.items()}
+    found = {key: _look(data_files, key) for key, data_files in read.items()}
+    environment = Environment(  # noqa: S701 - it writes YAML, of texts that are quoted
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters["q"] = _quoted
+    columns = {name: key for name, key in mapped.model_dump(mode="json").items() if key}
+    values: dict[str, Any] = {
+        "enough": ENOUGH_TARGETS,
+        "run_dir": run_dir,
+        "base": base,
+        "columns": _quoted(columns) if columns else "",
+    }
+    values |= {**_settings(found), **_places(files, found)}
+    template = environment.get_template(TEMPLATE)
+    text = template.render(values)
+    context = Subject(parse_config(yaml.safe_load(text)), RunDirectory(run_dir), ()).context_length
+    if context is not None and context < values["max_tokens"]:
+        text = template.render({**values, "max_tokens": context})
+    return Draft(text, found)
+
+
+def _look(files: Sequence[DataFile], key: str) -> Survey:
+    found = survey(files)
+    if not found.usable:
+        why = f"; {found.shown[0]}" if found.shown else ""
+        raise ConfigError(
+            f"{key}: {', '.join(file.path for file in files)}: none of {found.rows:,} rows can be read{why}"
+        )
+    return found
+
+
+def _settings(found: Mapping[str, Survey]) -> dict[str, Any]:
+    """Return the numbers that depend on how many rows there are and how long they are."""
+    rows = found["data.pool"].usable
+    fraction = 1.0 if rows <= WARMUP_ROWS else max(0.05, round(WARMUP_ROWS / rows, 2))
+    seen = 4 * rows * fraction  # in four epochs
+    batch = next((size for size in BATCHES if seen / size >= WARMUP_STEPS), 1)
+    longest = max(one.quantile(0.99) for one in found.values()) / CHARACTERS
+    budget = min(1.0, max(0.05, round(LEAST_ROWS / rows, 2)))
+    worst = max(one.bad / one.rows for one in found.values())
+    return {
+        "fraction": fraction,
+        "batch_size": batch,
+        "warmup_steps": round(seen / batch),
+        "max_tokens": next((size for size in (512, 1024, 2048, 4096) if longest <= size), 8192),
+        "budget": f"{budget:g}",
+        "tune_steps": max(20, round(2 * rows * budget / 8)),
+        "worst": worst,
+        "allowed": min(1.0, round(1.5 * worst + 0.005, 2)),
+    }
+
+
+def _places(files: Files, found: Mapping[str, Survey]) -> dict[str, Any]:
+    """Return what names files: the root, and for pool and tasks the entries with what was found in them."""
+    local = [os.path.abspath(entry) for entry in files.all if not _remote(entry)]
+    root = os.path.commonpath([os.path.dirname(path) for path in local]) if local else "."
+
+    def place(entries: Sequence[str], key: str) -> dict[str, Any]:
+        names = [entry if _remote(entry) else os.path.relpath(os.path.abspath(entry), root) for entry in entries]
+        of = found[key]
+        told = f"{of.usable:,} usable rows{' or more' if of.more else ''}: {_some(of.forms)}"
+        return {"files": names, "scoped": of.shared > 0, "told": told, "rows": of.usable}
+
+    tasks = [
+        {
+            "name": name,
+            "target": place(entries, f"data.targets.{name}"),
+            "sources": [source for source in found["data.pool"].sources if _alike(name, source)],
+            "test": place(files.tests[name], f"data.targets.{name}.test") if name in files.tests else None,
+        }
+        for name, entries in files.targets.items()
+    ]
+    several = len(found["data.pool"].sources) > 1
+    return {
+        "root": root,
+        "pool": place(files.pool, "data.pool"),
+        "sources": _some(found["data.pool"].sources) if several else "",
+        "tasks": tasks,
+        "mark": "" if files.tests else "# ",
+    }
+
+
+def _alike(task: str, source: str) -> bool:
+    """Return whether one name begins with the other: gsm8k and gsm8k_train."""
+    a, b = task.casefold(), source.casefold()
+    return bool(b) and (a.startswith(b) or b.startswith(a))
+
+
+def _some(counts: Mapping[str, int]) -> str:
+    """Return the most frequent names on one line."""
+    names = sorted(counts, key=lambda name: -counts[name])
+    shown = [visible(" ".join(name.split()), lines=False)[:60] for name in names[:NAMES_SHOWN]]
+    return "; ".join([*shown, *([f"{len(names) - NAMES_SHOWN} more"] if len(names) > NAMES_SHOWN else [])])
+
+
+def _remote(entry: str) -> bool:
+    return is_uri(entry) or entry.startswith(PREFIX)
+
+
+def _quoted(value: Any) -> str:
+    """Return a value as YAML on one line, as it stands in a list: a text stays that text whatever it holds."""
+    plain = str(value).isprintable()  # else every odd character is written as an escape
+    style = {"allow_unicode": plain, "default_style": None if plain else '"'}
+    return yaml.safe_dump([value], default_flow_style=True, width=2**20, **style).strip()[1:-1]

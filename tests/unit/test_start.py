@@ -1,0 +1,137 @@
+"""`influray init` and `influray configs`: what they write loads, says what the files hold, and names what cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from influray.cli.app import app
+from influray.config import load_config
+from influray.data.entries import pool_files, target_files
+from influray.planning.draft import Files, draft
+from influray.protocols import ConfigError, DataError
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(path: Path, *lines: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def pairs(path: Path, count: int = 30, **more: object) -> Path:
+    return rows(path, *({"prompt": f"What is {i} + 1?", "completion": str(i + 1), **more} for i in range(count)))
+
+
+def asked(*arguments: object):
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "80"})
+
+
+def test_a_config_for_ones_own_files_loads_and_reads_those_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs(tmp_path / "pool" / "a.jsonl", 40, source="math_train")
+    rows(tmp_path / "pool" / "b.jsonl", {"instruction": "Add.", "input": "2, 3", "output": "5"}, "not json")
+    pairs(tmp_path / "t" / "math.jsonl")
+    pairs(tmp_path / "t" / "held out.jsonl")
+    result = asked(
+        *("init", "new", "--pool", "pool", "--target", "t/math.jsonl", "--target", "code=t/math.jsonl"),
+        *("--test", "math=t/held out.jsonl", "--model", "some/base"),
+    )
+    assert result.exit_code == 0, result.output
+    config = load_config(tmp_path / "new" / "influray.yaml")
+    assert Path(config.run_dir) == tmp_path / "new" / "run"
+    assert config.model.base == "some/base"
+    assert [Path(file.path).name for file in pool_files(config.data)] == ["a.jsonl", "b.jsonl"]
+    assert list(config.data.targets) == ["math", "code"]
+    assert [Path(file.path).name for file in target_files(config.data, "math", test=True)] == ["held out.jsonl"]
+    assert config.data.targets["math"].expected_sources == ("math_train",)
+    assert config.data.max_bad_fraction >= 1 / 42, "or the run would stop"
+    assert config.tune is not None, "there are held-out rows"
+    assert "41 usable" in result.output
+    assert "form prompt, completion: 40" in result.output
+    assert "form instruction, output: 1" in result.output
+    assert "pool/b.jsonl:2: " in result.output, "the row that cannot be read, by place"
+    text = (tmp_path / "new" / "influray.yaml").read_text()
+    again = asked("init", "new", "--pool", "pool", "--target", "t/math.jsonl")
+    assert again.exit_code == 2 or isinstance(again.exception, ConfigError), "nothing is overwritten"
+    assert (tmp_path / "new" / "influray.yaml").read_text() == text
+
+
+def test_without_held_out_rows_nothing_is_tuned_and_the_config_says_how(tmp_path):
+    pool = pairs(tmp_path / "pool.jsonl")
+    made = draft(Files((str(pool),), {"t": (str(pool),)}, {}), str(tmp_path / "run"))
+    path = tmp_path / "c.yaml"
+    path.write_text(made.text)
+    assert load_config(path).tune is None
+    assert load_config(path).data.targets["t"].limit is None
+    assert "# tune:" in made.text
+    path.write_text(made.text.replace("# tune:", "tune:").replace("\n#  ", "\n  "))
+    assert load_config(path).tune is not None, "what is commented out is a config too"
+
+
+def test_of_a_task_with_many_examples_a_hundred_are_taken(tmp_path):
+    pool = pairs(tmp_path / "pool.jsonl", 150)
+    path = tmp_path / "c.yaml"
+    path.write_text(draft(Files((str(pool),), {"t": (str(pool),)}, {}), "r").text)
+    assert load_config(path).data.targets["t"].limit == 100
+
+
+def test_files_that_number_alike_are_scoped_and_columns_are_mapped(tmp_path):
+    files = [
+        rows(tmp_path / f"{name}.jsonl", *({"id": i, "q": f"{name}{i}", "a": "x"} for i in range(5))) for name in "ab"
+    ]
+    made = draft(
+        Files(tuple(map(str, files)), {"t": (str(files[0]),)}, {}), "r", columns={"prompt": "q", "completion": "a"}
+    )
+    path = tmp_path / "c.yaml"
+    path.write_text(made.text)
+    data = load_config(path).data
+    assert data.pool[0].ids == "scoped"
+    assert data.columns.prompt == "q"
+    assert made.found["data.pool"].usable == 10
+    assert made.found["data.pool"].shared == 5
+
+
+@pytest.mark.parametrize(
+    ("pool", "columns", "said"),
+    [
+        ([{"text": "plain"}], {}, "none of 1 rows can be read; pool.jsonl:1: no known form"),
+        (None, {}, "no such file"),
+        ([{"prompt": "a", "completion": "b"}], {"promt": "a"}, "no key is called 'promt'"),
+    ],
+)
+def test_what_cannot_be_read_is_said(tmp_path, monkeypatch, pool, columns, said):
+    monkeypatch.chdir(tmp_path)
+    if pool is not None:
+        rows(Path("pool.jsonl"), *pool)
+    pairs(Path("t.jsonl"))
+    with pytest.raises((ConfigError, DataError), match=said.replace("(", r"\(")):
+        draft(Files(("pool.jsonl",), {"t": ("t.jsonl",)}, {}), "r", columns=columns)
+
+
+@given(st.text(min_size=1, max_size=30).filter(lambda text: text.strip() and "/" not in text and "\0" not in text))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_file_or_a_source_is_called_the_config_names_it(tmp_path, name):
+    try:
+        path = pairs(tmp_path / f"{name}.jsonl", 3, source=name)
+    except (OSError, UnicodeEncodeError):
+        return  # no file can be called so
+    made = draft(Files((str(path),), {"t": (str(path),)}, {}), "r")
+    config = tmp_path / "config.yaml"
+    config.write_text(made.text, encoding="utf-8")
+    (file,) = pool_files(load_config(config).data)
+    assert Path(file.path) == path
+
+
+def test_every_config_that_comes_along_is_listed_and_printed_as_it_is():
+    listed = asked("configs").output
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        assert path.stem in listed
+        assert asked("configs", path.stem).output == path.read_text(encoding="utf-8")
+    assert "did you mean 'less'" in str(asked("configs", "lees").exception)
