@@ -233,8 +233,7 @@ def costs(
     seconds = None if total is None else total / machine.rate
     if reads == "records":
         seconds = rates.data_row * every.rows
-    weights = 0 if shape is None or reads == "records" else shape.parameters
-    startup = rates.startup + arithmetic.ITEM_BYTES[config.model.dtype] * weights / rates.load_bytes
+    startup = startup_seconds(config, None if reads == "records" else shape, rates)
     made["featurize"] = StepCost(total, seconds, driver, float(size), max(1, units), startup)
     score = arithmetic.scoring(N, T, vectors or 1, checkpoints)
     reading = N * checkpoints * arithmetic.feature_row_bytes(vectors, config.features.store) / rates.store_bytes
@@ -284,6 +283,12 @@ def _tuning(
         return tune, StepCost(None, None, 0.0, 0.0)
     judged = arithmetic.forward(shape, test) * (count + 1)
     return tune, StepCost(judged, judged / machine.rate, 0.0, 2000.0 * (count + 1), count + 1)
+
+
+def startup_seconds(config: Config, shape: ModelShape | None, rates: Rates) -> float:
+    """Return the seconds until a worker works, with a model where it loads one."""
+    weights = 0 if shape is None else shape.parameters
+    return rates.startup + arithmetic.ITEM_BYTES[config.model.dtype] * weights / rates.load_bytes
 
 
 def retraining_cost(

@@ -134,9 +134,7 @@ def check_method(method: str) -> None:
         raise ConfigError(f"method: found {method!r}, expected the name of a method, such as 'bids'")
     if method not in SELECTORS and method not in METHODS and outside_code("selectors", method) is None:
         known = sorted({*METHODS, *SELECTORS, *offered("selectors")})
-        raise ConfigError(
-            f"method: no method is called {method!r}{near(method, known)} (known: {', '.join(known)})"
-        )
+        raise ConfigError(f"method: no method is called {method!r}{near(method, known)} (known: {', '.join(known)})")
 
 
 def make_selector(name: str, options: Mapping[str, Any]) -> Selector:
