@@ -10,17 +10,19 @@ from markupsafe import Markup
 from influray import formatting
 
 
-def environment() -> Environment:
-    """Return the engine over the package's templates: everything is escaped, an unknown name is an error."""
+def environment(escape: bool = True) -> Environment:
+    """Return the engine over the package's templates: everything is escaped for HTML, an unknown name is an error."""
     found = Environment(
         loader=PackageLoader("influray.report"),
-        autoescape=True,
+        autoescape=escape,  # noqa: S701 - not what goes into a page
+        keep_trailing_newline=not escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     for name in ("number", "signed", "count", "percent", "seconds", "tokens", "moment"):
         found.filters[name] = getattr(formatting, name)
+    found.filters["repr"] = repr
     return found
 
 

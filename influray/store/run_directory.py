@@ -24,7 +24,7 @@ from influray.store.sealed import read_sealed
 FILE_ENDINGS = {".json", ".jsonl", ".yaml", ".arrow", ".parquet", ".html", ".safetensors", ".faiss", ".npy", ".sha256"}
 FILE_ENDINGS |= {".log"}  # of RUN/logs
 CHOSEN = ("selection", "tune", "evaluation")  # folders of a folder for each selection
-FOLDERS = ("pool", "target", "test", "adapter", "_receipts", "texts")
+FOLDERS = ("pool", "target", "test", "adapter", "_receipts")
 VERSIONED = ("influray", "torch", "transformers", "peft", "ray", "pyarrow", "numpy", "tokenizers")
 
 
