@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from influray.features.blocks import feature_block
 from influray.features.fused_step import FusedStep, fused_step
 from influray.features.inner_step import InnerStep, TorchStep
 from influray.features.module_blocks import ModuleBlocks
@@ -294,17 +295,20 @@ class _Begun:
         """Return the rows when they are there; those that are not usable have failed."""
         if self.results is None:
             none = np.zeros(0)
-            return _block([], np.zeros((0, self.dimension)), none, none, none, self.failures)
+            empty_BD = np.zeros((0, self.dimension))
+            return feature_block([], self.failures, unit_BD=empty_BD, norm=none, grad_norm=none, loss=none)
         unit_BD, norm_B, grad_norm_B, loss_B = self.results.wait()
-        failures, good = dict(self.failures), []
-        for b, example in enumerate(self.examples):
-            reason = _failure(loss_B[b], grad_norm_B[b], norm_B[b])
-            if reason:
-                failures[example.row] = reason
-            else:
-                good.append(b)
-        kept = [self.examples[b] for b in good]
-        return _block(kept, unit_BD[good], norm_B[good], grad_norm_B[good], loss_B[good], failures)
+        reasons = [_failure(*numbers) for numbers in zip(loss_B, grad_norm_B, norm_B, strict=True)]
+        failures = self.failures | {e.row: why for e, why in zip(self.examples, reasons, strict=True) if why}
+        good = [b for b, why in enumerate(reasons) if not why]
+        return feature_block(
+            [self.examples[b] for b in good],
+            failures,
+            unit_BD=unit_BD[good],
+            norm=norm_B[good],
+            grad_norm=grad_norm_B[good],
+            loss=loss_B[good],
+        )
 
 
 def squared_norm(grad_BSo: Tensor, x_BSi: Tensor) -> Tensor:
@@ -346,22 +350,3 @@ def _failure(loss: float, grad_norm: float, norm: float) -> str:
     if not np.isfinite(norm):
         return "non-finite feature"
     return "" if norm > 0 else "zero gradient"
-
-
-def _block(
-    examples: Sequence[TokenizedExample],
-    unit_BD: np.ndarray,
-    norm_B: np.ndarray,
-    grad_norm_B: np.ndarray,
-    loss_B: np.ndarray,
-    failures: dict[int, str],
-) -> FeatureBlock:
-    return FeatureBlock(
-        row_B=np.array([e.row for e in examples], dtype=np.int64),
-        feature_BD=unit_BD.astype(np.float16, copy=False),
-        norm_B=norm_B.astype(np.float32),
-        grad_norm_B=grad_norm_B.astype(np.float32),
-        loss_B=loss_B.astype(np.float32),
-        loss_tokens_B=np.array([e.loss_tokens for e in examples], dtype=np.int32),
-        failures=failures,
-    )

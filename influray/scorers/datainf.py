@@ -14,7 +14,7 @@ from pydantic import Field
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
 from influray.scorers.options import require_blocks, require_plain_gradients
-from influray.scorers.products import add_products, plain_rows
+from influray.scorers.products import fitted_products, plain_rows
 
 
 class DataInf(Scorer):
@@ -73,11 +73,7 @@ class DataInf(Scorer):
 
     def score(self, pool: FeatureRows, target: FeatureRows, state: Arrays) -> np.ndarray:
         """Return A [B, T] float32."""
-        score_BT = np.zeros((len(pool), len(target)), np.float32)
-        for k, weight in enumerate(self._weights):
-            target_TD = state[f"target_{k}"] * np.float32(weight)
-            add_products(score_BT, pool.feature_KBD[k], target_TD, pool.facts_KB[k]["norm"])
-        return score_BT
+        return fitted_products(pool, state, self._weights)
 
     def _modules(self, checkpoint: int) -> Iterator[slice]:
         bounds = self._bounds_K[checkpoint]
