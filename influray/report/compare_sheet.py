@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from markupsafe import Markup
+
 from influray.formatting import ABSENT, count, number, percent, signed, visible
 from influray.report.compare import Comparison, Entry
-from influray.report.data import SelectionFacts, TaskBalance, Tuned
-from influray.report.drawings import over_seeds, overlap_map
+from influray.report.data import Over, SelectionFacts, TaskBalance, Tuned
+from influray.report.evaluations import BASE
 from influray.report.figures import Series, dots, heat_map
 from influray.report.sheet import Figure, Section, Sheet, Table
 
@@ -180,18 +182,47 @@ def _overlap_figures(found: Comparison) -> tuple[Figure, ...]:
 
 
 def _result_figures(found: Comparison) -> tuple[Figure, ...]:
-    tuned = [(entry.label, entry.tuned) for entry in found.entries if entry.tuned is not None]
+    loss, exact = result_dots([(entry.label, entry.tuned) for entry in found.entries if entry.tuned is not None])
+    return (
+        Figure("Answer loss on the test records of each task (lower is better).", loss),
+        Figure("Exact match on the test records of each task (higher is better).", exact),
+    )
+
+
+def overlap_map(labels: Sequence[str], values: Sequence[Sequence[float]], ident: str, title: str) -> Markup:
+    """Return the heat map of a matrix of likeness; that a selection equals itself needs no shade."""
+    return heat_map(
+        labels,
+        labels,
+        [[None if i == j else value for j, value in enumerate(line)] for i, line in enumerate(values)],
+        [[number(value) for value in line] for line in values],
+        ident=ident,
+        title=title,
+        full=1.0,
+    )
+
+
+def result_dots(tuned: Sequence[tuple[str, Tuned]]) -> tuple[Markup, Markup]:
+    """Return the answer loss and the exact match of every task, of models by their labels."""
     tasks = list(dict.fromkeys(task for _, one in tuned for task in one.loss))
     scored = [task for task in tasks if any(task in one.exact for _, one in tuned)]
-    loss = [over_seeds(label, one, one.loss, tasks, 1.0) for label, one in tuned]
-    exact = [over_seeds(label, one, one.exact, scored, 100.0) for label, one in tuned]
+    loss = [_over_seeds(label, one, one.loss, tasks, 1.0) for label, one in tuned]
+    exact = [_over_seeds(label, one, one.exact, scored, 100.0) for label, one in tuned]
     return (
-        Figure(
-            "Answer loss on the test records of each task (lower is better).",
-            dots(tasks, loss, ident="loss", title="Answer loss by task", axis="answer loss (nats)"),
-        ),
-        Figure(
-            "Exact match on the test records of each task (higher is better).",
-            dots(scored, exact, ident="exact", title="Exact match by task", axis="exact match (%)"),
-        ),
+        dots(tasks, loss, ident="loss", title="Answer loss by task", axis="answer loss (nats)"),
+        dots(scored, exact, ident="exact", title="Exact match by task", axis="exact match (%)"),
+    )
+
+
+def _over_seeds(label: str, one: Tuned, values: Mapping[str, Over], tasks: Sequence[str], scale: float) -> Series:
+    """Return one number a task, times `scale`: the mean over seeds, and the ends where there are several."""
+    found = [values.get(task) for task in tasks]
+    several = len(one.seeds) > 1
+    return Series(
+        label,
+        one.style,
+        [None if v is None else v.mean * scale for v in found],
+        [None if v is None else v.low * scale for v in found] if several else (),
+        [None if v is None else v.high * scale for v in found] if several else (),
+        hollow=one.name == BASE,
     )

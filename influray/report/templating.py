@@ -1,8 +1,10 @@
-"""What every page shares: the template engine with its number formats, and the style sheet."""
+"""What every page shares: the template engine with its number formats, the style sheet, and JSON inside a page."""
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -29,3 +31,9 @@ def environment(escape: bool = True) -> Environment:
 def style_sheet() -> Markup:
     """Return style.css, to stand inside a page or a drawing."""
     return Markup(files("influray.report").joinpath("style.css").read_text(encoding="utf-8"))  # noqa: S704
+
+
+def inline_json(value: Any) -> str:
+    """Return JSON that may stand inside a script element: no "<", ">" or "&", and ASCII only."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

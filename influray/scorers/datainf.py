@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import require_blocks, require_plain_gradients
+from influray.scorers.options import require
 from influray.scorers.products import fitted_products, plain_rows
 
 
@@ -33,8 +33,7 @@ class DataInf(Scorer):
     passes = 2
 
     def __init__(self, stores: Stores, damping: Annotated[float, Field(gt=0)] = 0.1) -> None:
-        require_plain_gradients("datainf", stores)
-        require_blocks("datainf", stores)
+        require("datainf", stores, gradients="plain", blocks=True)
         self._weights = stores.weights
         self._bounds_K = stores.bounds_K
         self._damping = damping

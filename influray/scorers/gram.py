@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import require_plain_gradients
+from influray.scorers.options import require
 from influray.scorers.products import fitted_products, plain_rows
 
 
@@ -34,7 +34,7 @@ class Gram(Scorer):
     passes = 1
 
     def __init__(self, stores: Stores, ridge: Annotated[float, Field(gt=0)] = 0.01) -> None:
-        require_plain_gradients("gram", stores)
+        require("gram", stores, gradients="plain")
         self._weights = stores.weights
         self._ridge = ridge
 

@@ -12,8 +12,7 @@ import numpy as np
 from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission
 from influray.selectors.heads import Heads
-from influray.selectors.normalisers import NormaliserName, normalise
-from influray.selectors.options import TaskWeights
+from influray.selectors.normalisers import NormaliserName, TaskWeights, normalise
 
 PROGRESS_ROWS = 64  # chosen between two reports
 

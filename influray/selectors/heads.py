@@ -102,6 +102,9 @@ class Heads:
             most = most if taken else self.left
             self._place_N[self._position_U], self._line_UT = -1, self._line_UT[:0]
         self._gathered = self.left, wanted
+        dtype = self._source.gather(self._source.rows[:1]).dtype
+        whole = (-np.inf, dtype), (rows, np.int64), (False, bool)
+        floor = everything = Floor(*(np.full(len(column_C), value, kind) for value, kind in whole))
         want, found = min(math.ceil(self._spare * wanted), most), None
         while found is None and 1 <= want < self.left and rows > SAMPLE_ROWS:
             size = min(MOST_SAMPLE_ROWS, max(SAMPLE_ROWS, min(SAMPLE_PICKS * self.left // want, self.left // 16)))
@@ -110,8 +113,7 @@ class Heads:
             found = gather(self._source, column_C, floor, self._out_N, min(2 * most, self.left))
             want //= 2
         if found is None:
-            lowest_C = np.full(len(column_C), -np.inf, self._source.gather(self._source.rows[:1]).dtype)
-            floor = Floor(lowest_C, np.full(len(column_C), rows), np.zeros(len(column_C), bool))
+            floor = everything
             found = gather(self._source, column_C, floor, self._out_N, self.left)
             assert found is not None, "there are no more rows than are left"
         self._position_U, self._line_UT, under_C = found

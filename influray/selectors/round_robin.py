@@ -85,13 +85,8 @@ def _over_tasks(problem: SelectionProblem, normalised: Normalised, task_score: s
     groups = [problem.groups[j] for j in normalised.column_C]
     admission = Admission(problem)
     turns = TaskTurns(source, normalised, groups, task_score)
-    for position in admission.forced.tolist():
-        admission.take(position)
-        turns.credit(position)
-    while not admission.full and admission.open_N.any():
-        for task in turns.tasks:
-            turns.take_best(task, admission)
-    admission.finish()
+    turns.force(admission)
+    turns.fill(admission)
     chosen = admission.chosen
     column_N = np.full(len(rows), -1)
     if task_score == "max":

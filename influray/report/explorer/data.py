@@ -113,25 +113,14 @@ def chosen_rows(
 
 
 def _selection(one: SelectionFacts) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "method": one.method,
-        "options": {name: str(value) for name, value in one.options.items()},
-        "seed": one.seed,
-        "style": one.style,
-        "examples": one.examples,
-        "tokens": one.tokens,
-        "duplicates": one.duplicates,
-        "sources": dict(one.sources),
-        "winners": dict(one.winners),
-    }
+    names = ("name", "method", "options", "seed", "style", "examples", "tokens", "duplicates", "sources", "winners")
+    options = {name: str(value) for name, value in one.options.items()}
+    return {name: getattr(one, name) for name in names} | {"options": options}
 
 
 def _tuned(one: Tuned) -> dict[str, float | None]:
-    return {
-        "loss": short(one.macro_loss.mean),
-        "exact": None if one.macro_exact is None else short(one.macro_exact.mean),
-    }
+    exact = None if one.macro_exact is None else short(one.macro_exact.mean)
+    return {"loss": short(one.macro_loss.mean), "exact": exact}
 
 
 def _counts(facts: Mapping[str, Any]) -> dict[str, Any]:
