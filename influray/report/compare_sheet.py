@@ -11,6 +11,7 @@ from influray.report.compare import Comparison, Entry
 from influray.report.data import Over, SelectionFacts, TaskBalance, Tuned
 from influray.report.evaluations import BASE
 from influray.report.figures import Series, dots, heat_map
+from influray.report.selections import largest_sources
 from influray.report.sheet import Figure, Section, Sheet, Table
 
 SOURCES = 40  # rows of the table of sources; the rest is summed up
@@ -88,28 +89,18 @@ def _overlap_tables(found: Comparison) -> tuple[Table, ...]:
 
 def _sources(found: Comparison) -> Table:
     """Shares of the sources, those with the largest share in any selection or the pool first."""
-    pool = found.pool
-    shares: list[Mapping[str, float]] = [_shares(one.sources, one.examples) for _, one in found.chosen]
-    whole = [] if pool is None else [_shares(pool.sources, pool.rows)]
-    most: dict[str, float] = {}
-    for share in (*shares, *whole):
-        for source, value in share.items():
-            most[source] = max(value, most.get(source, 0.0))
-    ordered = sorted(most, key=lambda source: (-most[source], source))
-    shown, rest = (ordered, []) if len(ordered) <= SOURCES else (ordered[: SOURCES - 1], ordered[SOURCES - 1 :])
-    columns = [*whole, *shares]
+    sides = [(one.sources, one.examples) for _, one in found.chosen]
+    sides = [*([] if found.pool is None else [(found.pool.sources, found.pool.rows)]), *sides]
+    shown, rest = largest_sources(sides, SOURCES)
     rows = [
-        (visible(source) or "(no source)", *(percent(share.get(source, 0.0)) for share in columns)) for source in shown
+        (visible(source) or "(no source)", *(percent(counts.get(source, 0) / total) for counts, total in sides))
+        for source in shown
     ]
     if rest:
-        sums = [sum(share.get(source, 0.0) for source in rest) for share in columns]
+        sums = [sum(counts.get(source, 0) for source in rest) / total for counts, total in sides]
         rows.append((f"{len(rest)} more sources", *(percent(value) for value in sums)))
-    heads = ("source", *(["pool"] if whole else []), *(label for label, _ in found.chosen))
+    heads = ("source", *([] if found.pool is None else ["pool"]), *(label for label, _ in found.chosen))
     return Table("Share of each source", heads, tuple(rows))
-
-
-def _shares(counts: Mapping[str, int], total: int) -> dict[str, float]:
-    return {source: rows / total for source, rows in counts.items()}
 
 
 def _results(found: Comparison) -> tuple[Table, ...]:

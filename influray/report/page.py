@@ -22,6 +22,7 @@ from influray.report.data import Example, Quantiles, ReportData, Step, TaskExamp
 from influray.report.evaluations import BASE
 from influray.report.explorer.page import write_explorer
 from influray.report.figures import Interval, Series, bullet, dots, heat_map, intervals
+from influray.report.selections import largest_sources
 from influray.report.templating import environment, style_sheet
 from influray.store.artifact import write_bytes
 from influray.store.run_directory import RunDirectory
@@ -67,11 +68,11 @@ def _sources(data: ReportData) -> list[dict[str, Any]]:
     if data.pool is None or not data.selections:
         return []
     pool = data.pool
-    named = list(pool.sources.items())
-    shown, rest = (named, []) if len(named) <= SOURCES else (named[: SOURCES - 1], named[SOURCES - 1 :])
-    lines = [(source, {source}, rows) for source, rows in shown]
+    sides = [(pool.sources, pool.rows), *((one.sources, one.examples) for one in data.selections)]
+    rest = set(largest_sources(sides, SOURCES)[1])
+    lines = [(source, {source}, rows) for source, rows in pool.sources.items() if source not in rest]
     if rest:
-        lines.append((f"{len(rest)} more sources", {s for s, _ in rest}, sum(rows for _, rows in rest)))
+        lines.append((f"{len(rest)} more sources", rest, sum(pool.sources[source] for source in rest)))
     shares = [
         [sum(s.sources.get(source, 0) for source in members) / s.examples for s in data.selections]
         for _, members, _ in lines
