@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from influray.features.inner_step import InnerStep, TorchStep
+from influray.features.inner_step import TorchStep
 from influray.features.preconditioners import AdamDirections, Direction, plain_direction, sign_direction
 from influray.features.projectors.hashing import hash_key
 from influray.features.projectors.sparse_jl import SparseJLProjector
@@ -136,7 +136,7 @@ def _error(step: FusedStep, reference: TorchStep, weight: TrackedWeight) -> floa
     device, D, B = weight.module.weight.device, step.dimension, 2
     grad_Bp = torch.linspace(-1e-3, 1e-3, B * weight.size, device=device).view(B, weight.size)
 
-    def result(one: InnerStep) -> tuple[Tensor, Tensor]:
+    def result(one: FusedStep | TorchStep) -> tuple[Tensor, Tensor]:
         out_BD = torch.zeros(B, D, device=device)
         square_Bt = torch.zeros(B, one.parts, dtype=torch.float64, device=device)
         one.add(out_BD, square_Bt, weight, grad_Bp)

@@ -11,17 +11,18 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from influray.features.blocks import feature_block
 from influray.features.fused_step import FusedStep, fused_step
-from influray.features.inner_step import InnerStep, TorchStep
+from influray.features.inner_step import TorchStep
 from influray.features.module_blocks import ModuleBlocks
 from influray.features.preconditioners import Direction, epsilon_share, make_direction
 from influray.model.batch import Batch, make_batch
@@ -151,7 +152,7 @@ class GradientFeaturizer(Featurizer):
 
         With more than one, the model must be one that can pack.
         """
-        return self._begin(self._send(stacks)).block()
+        return self._begin(*self._send(stacks))()
 
     def compute_all(self, batches: Iterable[Sequence[TokenizedExample]]) -> Iterator[FeatureBlock]:
         """Yield what `compute` returns for each of the batches, with the device busy all the time.
@@ -162,15 +163,15 @@ class GradientFeaturizer(Featurizer):
 
     def compute_all_packed(self, batches: Iterable[Stacks]) -> Iterator[FeatureBlock]:
         """Yield what `compute_packed` returns for each of the batches, in the way of `compute_all`."""
-        begun: _Begun | None = None
+        begun: Callable[[], FeatureBlock] | None = None
         for sent in one_ahead(self._send, batches):
-            before, begun = begun, self._begin(sent)
+            before, begun = begun, self._begin(*sent)
             del sent  # else three batches would be there while the next but one is made
             if before is not None:
-                yield before.block()
+                yield before()
                 del before
         if begun is not None:
-            yield begun.block()
+            yield begun()
 
     def projected(self, examples: Sequence[TokenizedExample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return each example's mean loss [B], projected direction [B, D] and squared gradient norm [B], float64.
@@ -181,23 +182,27 @@ class GradientFeaturizer(Featurizer):
         loss_B, feature_BD, square_B = self._run(make_batch(examples, self.device))
         return loss_B.cpu().numpy(), feature_BD.cpu().numpy(), square_B.cpu().numpy()
 
-    def _send(self, stacks: Stacks) -> _Sent:
+    def _send(self, stacks: Stacks) -> tuple[list[TokenizedExample], dict[int, str], SentBatch | None]:
         """Return the usable ones of the examples as a batch on its way, and why the others are not."""
         failures = {e.row: "no trained token" for stack in stacks for e in stack if not e.loss_tokens}
         trained = [kept for stack in stacks if (kept := [e for e in stack if e.loss_tokens])]
         examples = [e for stack in trained for e in stack]
         if len(trained) > 1:
-            return _Sent(examples, failures, self._sender.send_packed(trained))
-        return _Sent(examples, failures, self._sender.send(examples) if examples else None)
+            return examples, failures, self._sender.send_packed(trained)
+        return examples, failures, self._sender.send(examples) if examples else None
 
-    def _begin(self, sent: _Sent) -> _Begun:
-        """Compute a batch and send its results back; on a GPU, neither is waited for."""
-        if sent.batch is None:
-            return _Begun(sent.examples, sent.failures, self.dimension, None)
-        loss_B, feature_BD, square_B = self._run(sent.batch.arrive())
+    def _begin(
+        self, examples: Sequence[TokenizedExample], failures: Mapping[int, str], batch: SentBatch | None
+    ) -> Callable[[], FeatureBlock]:
+        """Compute a batch and send its results back; on a GPU, neither is waited for but by what is returned."""
+        if batch is None:
+            none = np.zeros((0, self.dimension)), *[np.zeros(0)] * 3
+            return partial(_block, examples, failures, lambda: none)
+        loss_B, feature_BD, square_B = self._run(batch.arrive())
         norm_B = torch.linalg.vector_norm(feature_BD, dim=1)
         unit_BD = feature_BD.div_(norm_B[:, None]).half()
-        return _Begun(sent.examples, sent.failures, self.dimension, Results(unit_BD, norm_B, square_B.sqrt(), loss_B))
+        results = Results(unit_BD, norm_B, square_B.sqrt(), loss_B)
+        return partial(_block, examples, failures, results.wait)
 
     def _run(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean losses [B], projected directions [B, D] and squared gradient norms [B], float64."""
@@ -221,7 +226,7 @@ def _make_step(
     direction: Direction,
     projector: Projector,
     device: torch.device,
-) -> tuple[StepName, InnerStep]:
+) -> tuple[StepName, FusedStep | TorchStep]:
     if asked == "fused" or (asked == "auto" and device.type == "cuda"):
         made = fused_step(weights, direction, projector)
         if isinstance(made, FusedStep):
@@ -272,39 +277,22 @@ class _Sums:
         return feature_BD, square_B
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A batch on its way to the device; None where none of its examples is usable."""
-
-    examples: list[TokenizedExample]
-    failures: dict[int, str]
-    batch: SentBatch | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """A batch whose unit rows, norms, gradient norms and losses are on their way back."""
-
-    examples: list[TokenizedExample]
-    failures: dict[int, str]
-    dimension: int
-    results: Results | None
-
-    def block(self) -> FeatureBlock:
-        """Return the rows when they are there; those that are not usable have failed."""
-        if self.results is None:
-            none = np.zeros(0)
-            return _block([], np.zeros((0, self.dimension)), none, none, none, self.failures)
-        unit_BD, norm_B, grad_norm_B, loss_B = self.results.wait()
-        failures, good = dict(self.failures), []
-        for b, example in enumerate(self.examples):
-            reason = _failure(loss_B[b], grad_norm_B[b], norm_B[b])
-            if reason:
-                failures[example.row] = reason
-            else:
-                good.append(b)
-        kept = [self.examples[b] for b in good]
-        return _block(kept, unit_BD[good], norm_B[good], grad_norm_B[good], loss_B[good], failures)
+def _block(
+    examples: Sequence[TokenizedExample], failures: Mapping[int, str], wait: Callable[[], Sequence[np.ndarray]]
+) -> FeatureBlock:
+    """Return the rows of a batch when `wait` has their unit rows, norms, gradient norms and losses."""
+    unit_BD, norm_B, grad_norm_B, loss_B = wait()
+    reasons = [_failure(*numbers) for numbers in zip(loss_B, grad_norm_B, norm_B, strict=True)]
+    failed = {example.row: why for example, why in zip(examples, reasons, strict=True) if why}
+    good = [b for b, why in enumerate(reasons) if not why]
+    return feature_block(
+        [examples[b] for b in good],
+        {**failures, **failed},
+        unit_BD=unit_BD[good],
+        norm=norm_B[good],
+        grad_norm=grad_norm_B[good],
+        loss=loss_B[good],
+    )
 
 
 def squared_norm(grad_BSo: Tensor, x_BSi: Tensor) -> Tensor:
@@ -346,22 +334,3 @@ def _failure(loss: float, grad_norm: float, norm: float) -> str:
     if not np.isfinite(norm):
         return "non-finite feature"
     return "" if norm > 0 else "zero gradient"
-
-
-def _block(
-    examples: Sequence[TokenizedExample],
-    unit_BD: np.ndarray,
-    norm_B: np.ndarray,
-    grad_norm_B: np.ndarray,
-    loss_B: np.ndarray,
-    failures: dict[int, str],
-) -> FeatureBlock:
-    return FeatureBlock(
-        row_B=np.array([e.row for e in examples], dtype=np.int64),
-        feature_BD=unit_BD.astype(np.float16, copy=False),
-        norm_B=norm_B.astype(np.float32),
-        grad_norm_B=grad_norm_B.astype(np.float32),
-        loss_B=loss_B.astype(np.float32),
-        loss_tokens_B=np.array([e.loss_tokens for e in examples], dtype=np.int32),
-        failures=failures,
-    )

@@ -5,7 +5,7 @@ Shape suffixes: B batch, D feature, p coordinates of one weight, t parts of a su
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,18 +16,11 @@ if TYPE_CHECKING:
     from influray.protocols import Projector
 
 
-class InnerStep(Protocol):
-    """Adds one weight after the other to the rows of a batch. The sums of squares come in `parts` parts."""
-
-    parts: int
-
-    def add(self, out_BD: Tensor, square_Bt: Tensor, weight: TrackedWeight, block_Bp: Tensor) -> None:
-        """Add the projected direction to `out_BD` and the squares to `square_Bt` float64, both in place."""
-        ...
-
-
 class TorchStep:
-    """The step in PyTorch's own operations: any direction and projector, on any device."""
+    """The step in PyTorch's own operations: any direction and projector, on any device.
+
+    Weights are added one after the other to the rows of a batch. The sums of squares come in `parts` parts.
+    """
 
     parts = 1
 
@@ -35,6 +28,7 @@ class TorchStep:
         self.direction, self.projector = direction, projector
 
     def add(self, out_BD: Tensor, square_Bt: Tensor, weight: TrackedWeight, block_Bp: Tensor) -> None:
+        """Add the projected direction to `out_BD` and the squares to `square_Bt` float64, both in place."""
         self.add_square(square_Bt, block_Bp)
         self.projector.add_slice(out_BD, self.direction(weight, block_Bp), weight.offset)
 

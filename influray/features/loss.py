@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from influray.features.blocks import feature_block, tokens_of
 from influray.model.batch import make_batch
 from influray.model.example_losses import by_example
 from influray.model.piecewise_head import PiecewiseHead
@@ -52,19 +53,9 @@ class LossFeaturizer(Featurizer):
         usable_B = np.isfinite(loss_B) & np.isfinite(el2n_B)
         failures |= {examples[b].row: "non-finite loss" for b in np.flatnonzero(~usable_B)}
         kept = [examples[b] for b in np.flatnonzero(usable_B)]
-        return FeatureBlock(
-            row_B=np.array([e.row for e in kept], np.int64),
-            feature_BD=None,
-            norm_B=None,
-            grad_norm_B=None,
-            loss_B=loss_B[usable_B].astype(np.float32),
-            loss_tokens_B=np.array([e.loss_tokens for e in kept], np.int32),
-            extra={
-                "el2n": el2n_B[usable_B].astype(np.float32),
-                "tokens": np.array([e.tokens for e in kept], np.int32),
-            },
-            failures=failures,
-        )
+        el2n = el2n_B[usable_B].astype(np.float32)
+        extra = {"el2n": el2n, "tokens": tokens_of(kept)}
+        return feature_block(kept, failures, loss=loss_B[usable_B], extra=extra)
 
 
 def token_scores(logits_pV: Tensor, label_p: Tensor) -> tuple[Tensor, Tensor]:

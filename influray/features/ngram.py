@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from influray.data.words import words_and_points
+from influray.features.blocks import feature_block, tokens_of
 from influray.protocols import FeatureBlock, Featurizer, SparseRows, TextExample
 
 
@@ -39,20 +40,12 @@ class NgramFeaturizer(Featurizer):
         """Return the counts of the rows, in their order. None fails: a usable record has something visible."""
         rows = [self._counts(example.text) for example in examples]
         empty = np.zeros(0, np.int32)
-        return FeatureBlock(
-            row_B=np.array([e.row for e in examples], np.int64),
-            feature_BD=None,
-            norm_B=None,
-            grad_norm_B=None,
-            loss_B=None,
-            loss_tokens_B=np.array([e.loss_tokens for e in examples], np.int32),
-            extra={"tokens": np.array([e.tokens for e in examples], np.int32)},
-            counts=SparseRows(
-                offset=np.cumsum([0, *(len(bucket) for bucket, _ in rows)]).astype(np.int32),
-                bucket=np.concatenate([empty, *(bucket for bucket, _ in rows)]),
-                count=np.concatenate([empty, *(count for _, count in rows)]),
-            ),
+        counts = SparseRows(
+            offset=np.cumsum([0, *(len(bucket) for bucket, _ in rows)]).astype(np.int32),
+            bucket=np.concatenate([empty, *(bucket for bucket, _ in rows)]),
+            count=np.concatenate([empty, *(count for _, count in rows)]),
         )
+        return feature_block(examples, {}, counts=counts, extra={"tokens": tokens_of(examples)})
 
     def _counts(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         words = words_and_points(text.lower())

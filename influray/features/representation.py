@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from influray.features.blocks import feature_block, tokens_of
 from influray.model.batch import make_batch
 from influray.protocols import ConfigError, FeatureBlock, Featurizer, TokenizedExample
 
@@ -73,17 +74,8 @@ class RepresentationFeaturizer(Featurizer):
         for b in np.flatnonzero(~usable_B):
             failures[examples[b].row] = "zero feature" if norm_B[b] == 0 else "non-finite feature"
         kept = [examples[b] for b in np.flatnonzero(usable_B)]
-        unit_BD = pooled_BD[usable_B] / norm_B[usable_B, None]
-        return FeatureBlock(
-            row_B=np.array([e.row for e in kept], np.int64),
-            feature_BD=unit_BD.astype(np.float16),
-            norm_B=norm_B[usable_B].astype(np.float32),
-            grad_norm_B=None,
-            loss_B=None,
-            loss_tokens_B=np.array([e.loss_tokens for e in kept], np.int32),
-            extra={"tokens": np.array([e.tokens for e in kept], np.int32)},
-            failures=failures,
-        )
+        unit_BD, extra = pooled_BD[usable_B] / norm_B[usable_B, None], {"tokens": tokens_of(kept)}
+        return feature_block(kept, failures, unit_BD=unit_BD, norm=norm_B[usable_B], extra=extra)
 
     def _pool(self, hidden_LH: Tensor) -> Tensor:
         """Return one row's pooled state, [H] float64; only its own tokens are looked at."""

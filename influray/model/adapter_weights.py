@@ -24,22 +24,10 @@ def lora_config(facts: LoraFacts) -> LoraConfig:
     """Return peft's config of a saved adapter, to be filled with its matrices."""
     import peft
 
-    return peft.LoraConfig(
-        r=facts.r,
-        lora_alpha=facts.lora_alpha,  # pyright: ignore[reportArgumentType]  peft divides it by r; a float is as good
-        lora_dropout=facts.lora_dropout,
-        target_modules=facts.target_modules,
-        exclude_modules=facts.exclude_modules,
-        use_rslora=facts.use_rslora,
-        fan_in_fan_out=facts.fan_in_fan_out,
-        rank_pattern=facts.rank_pattern or {},
-        alpha_pattern=facts.alpha_pattern or {},
-        layers_to_transform=facts.layers_to_transform,
-        layers_pattern=facts.layers_pattern,
-        bias="none",
-        task_type="CAUSAL_LM",  # pyright: ignore[reportArgumentType]  as text, which peft looks up
-        inference_mode=True,
-    )
+    alike = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "fan_in_fan_out")
+    alike += ("rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern")
+    given = {name: value for name in alike if (value := getattr(facts, name)) is not None}
+    return peft.LoraConfig(**given, bias="none", task_type="CAUSAL_LM", inference_mode=True)
 
 
 @torch.no_grad()

@@ -40,16 +40,6 @@ from influray.store.mirror import local, present_folder
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "AdamMoments",
-    "Checkpoint",
-    "import_checkpoint",
-    "load_checkpoint",
-    "save_adapter",
-    "save_checkpoint",
-    "trained_parameters",
-]
-
 ADAPTER = "adapter"
 MOMENTS_FILE = "moments.safetensors"
 STATE = "state.json"
@@ -246,9 +236,7 @@ def _state(
         "epoch": epoch,
         "step": moments.step if moments else None,
         "mean_learning_rate": mean_learning_rate,
-        "beta1": moments.beta1 if moments else None,
-        "beta2": moments.beta2 if moments else None,
-        "epsilon": moments.epsilon if moments else None,
+        **{name: getattr(moments, name, None) for name in ("beta1", "beta2", "epsilon")},
         "parameters": [[name, list(shape)] for name, shape in parameters],
     }
 

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -32,28 +32,20 @@ class FinetuneResult:
     checkpoints: tuple[Checkpoint, ...]
 
 
+@dataclass
 class History:
     """One training, as rank 0 writes it and every rank reads it."""
 
-    def __init__(
-        self,
-        folder: Path,
-        training: str,
-        rank: int,
-        keep: Literal["all", "last", "none"],
-        seconds_between: float,
-        on_checkpoint: Callable[[Checkpoint], None] | None,
-    ) -> None:
-        self.folder = folder
-        self.training = training
-        self.writes = rank == 0
-        self.keep = keep
-        self.seconds_between = seconds_between
-        self.on_checkpoint = on_checkpoint
-        self.losses: list[float] = []
-        self.learning_rates: list[float] = []
-        self.mean_learning_rates: list[float] = []
-        self._written = time.monotonic()
+    folder: Path
+    training: str
+    rank: int
+    keep: Literal["all", "last", "none"]
+    seconds_between: float
+    on_checkpoint: Callable[[Checkpoint], None] | None
+    losses: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    mean_learning_rates: list[float] = field(default_factory=list)
+    _written: float = field(default_factory=time.monotonic)
 
     def find(self) -> Checkpoint | None:
         """Return the latest checkpoint of this training and take over its course."""
@@ -76,7 +68,7 @@ class History:
 
     def clear(self, keep: Checkpoint | None) -> None:
         """Delete what is not of this training, and what a killed writer left."""
-        if not self.writes:
+        if self.rank != 0:
             return
         latest = keep.state["epoch"] if keep is not None else 0
         kept = {f"checkpoint-{k}" for k in range(1, latest + 1)}
@@ -89,7 +81,7 @@ class History:
         rates = self.learning_rates[first_step:]
         self.mean_learning_rates.append(math.fsum(rates) / len(rates))
         due = ended or time.monotonic() - self._written >= self.seconds_between
-        if not (self.writes and due) or self.keep == "none":
+        if self.rank != 0 or not due or self.keep == "none":
             return
         checkpoint = save(
             self.folder / f"checkpoint-{epoch}",

@@ -123,10 +123,7 @@ def load_base(
     except ImportError as error:
         raise ConfigError(f"model.attention: {model_config.attention!r} cannot be used ({_line(error)})") from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ConfigError(
-            f"model.base: {model_config.base!r} cannot be loaded ({_line(error)}); it must be a folder with "
-            "config.json and safetensors weights, or the hub id of a causal language model"
-        ) from error
+        raise no_model(model_config, error) from error
     model, info = loaded
     if info["missing_keys"]:
         # transformers would fill them with random numbers and only warn.
@@ -168,7 +165,7 @@ def check_lora_targets(model_config: ModelConfig) -> None:
     Raises:
         ConfigError: no such model, or a name of `model.lora.targets` ends the name of no linear layer.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     require_base(model_config)
     trust = model_config.trust_remote_code
@@ -179,14 +176,28 @@ def check_lora_targets(model_config: ModelConfig) -> None:
             trust_remote_code=trust,
             local_files_only=_only_local(model_config),
         )
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(shape, trust_remote_code=trust)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"model.base: {model_config.base!r} cannot be loaded ({_line(error)}); it must be a folder with "
-            "config.json and safetensors weights, or the hub id of a causal language model"
-        ) from error
-    _require_targets(model, tuple(model_config.lora.targets))
+        raise no_model(model_config, error) from error
+    _require_targets(empty_model(model_config, shape), tuple(model_config.lora.targets))
+
+
+def empty_model(model_config: ModelConfig, shape: Any) -> PreTrainedModel:
+    """Return the causal LM of a transformers config without its weights. Raises ConfigError where there is none."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(shape, trust_remote_code=model_config.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise no_model(model_config, error) from error
+
+
+def no_model(model_config: ModelConfig, error: Exception) -> ConfigError:
+    """Return the error for a base that transformers cannot load."""
+    return ConfigError(
+        f"model.base: {model_config.base!r} cannot be loaded ({_line(error)}); it must be a folder with config.json "
+        "and safetensors weights, or the hub id of a causal language model"
+    )
 
 
 def attach_new_adapter(model: PreTrainedModel, lora_config: LoraConfig, seed: int) -> PeftModel:

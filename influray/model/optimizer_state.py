@@ -64,12 +64,7 @@ def write_moments(path: Path, moments: AdamMoments) -> None:
     """Write safetensors with keys "exp_avg/<name>" and "exp_avg_sq/<name>"; the constants are its metadata."""
     from safetensors.torch import save_file
 
-    constants = {
-        "beta1": moments.beta1,
-        "beta2": moments.beta2,
-        "epsilon": moments.epsilon,
-        "step": moments.step,
-    }
+    constants = {name: getattr(moments, name) for name in ("beta1", "beta2", "epsilon", "step")}
     tensors = {
         f"{kind}/{name}": tensor.detach().cpu().contiguous()
         for kind in MOMENTS

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,8 @@ from influray.model.optimizer_state import AdamMoments
 from influray.model.step_plan import StepPlan, barrier, process_group
 from influray.protocols import DataError, TokenizedExample
 
-BATCH = (
-    "input_ids",
-    "attention_mask",
-    "position",
-    "label",
-    "loss_tokens",
-)  # the fields of Batch, as collate names them
+# The first fields of Batch, as collate names them: under "input_ids" Trainer counts the tokens.
+BATCH = ("input_ids", "attention_mask", "position", "label", "loss_tokens")
 
 
 def run_training_loop(
@@ -124,11 +120,7 @@ def collate(items: Sequence[tuple[TokenizedExample, float]]) -> dict[str, Tensor
     examples = [example for example, _ in items]
     batch = make_batch(examples, "cpu")
     return {
-        "input_ids": batch.input_ids_BS,  # under this name Trainer counts the tokens
-        "attention_mask": batch.attention_mask_BS,
-        "position": batch.position_n,
-        "label": batch.label_n,
-        "loss_tokens": batch.loss_tokens_B,
+        **{name: getattr(batch, field.name) for name, field in zip(BATCH, fields(Batch), strict=False)},
         "weight": torch.tensor([weight for _, weight in items], dtype=torch.float64),
         "row": torch.tensor([example.row for example in examples]),
     }
@@ -167,27 +159,20 @@ class SftTrainer(Trainer):
         return loss.detach()
 
 
+@dataclass(eq=False)
 class Course(TrainerCallback):
     """Seeds each epoch, and records each step's loss and learning rate and each epoch's checkpoint."""
 
-    trainer: SftTrainer
+    optimizer: torch.optim.Optimizer
+    trained: dict[str, nn.Parameter]
+    batches: EpochBatches
+    config: FinetuneConfig
+    history: History
+    total: int
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        trained: dict[str, nn.Parameter],
-        batches: EpochBatches,
-        config: FinetuneConfig,
-        history: History,
-        total: int,
-    ) -> None:
-        self.optimizer = optimizer
-        self.trained = trained
-        self.batches = batches
-        self.config = config
-        self.history = history
-        self.total = total
-        self._next_epoch = batches.epoch
+    def __post_init__(self) -> None:
+        self.trainer: SftTrainer  # set when there is one
+        self._next_epoch = self.batches.epoch
         self._passes: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, row_B: Tensor, loss_B: Tensor, weight_B: Tensor) -> None:

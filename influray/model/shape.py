@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from influray.config import ModelConfig
-from influray.model.loading import ALL_LINEAR
-from influray.protocols import ConfigError
+from influray.model.loading import ALL_LINEAR, empty_model, no_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ def model_shape(model_config: ModelConfig) -> ModelShape | None:
     A tied head counts among the parameters once, and multiplies like any other. Code of the model's author is run
     only where `model.trust_remote_code` says so.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     trust = model_config.trust_remote_code
     where = {"revision": model_config.revision, "trust_remote_code": trust, "local_files_only": True}
@@ -39,13 +37,9 @@ def model_shape(model_config: ModelConfig) -> ModelShape | None:
         settings = AutoConfig.from_pretrained(model_config.base, **where)
     except (OSError, ValueError, KeyError) as error:
         if Path(model_config.base).is_dir():
-            raise _no_model(model_config, error) from error
+            raise no_model(model_config, error) from error
         return None
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _no_model(model_config, error) from error
+    model = empty_model(model_config, settings)
     head = model.get_output_embeddings()
     lora = model_config.lora
     body = outputs = adapter = 0
@@ -67,12 +61,4 @@ def model_shape(model_config: ModelConfig) -> ModelShape | None:
         attention=text.num_hidden_layers * heads * width,
         lora=adapter,
         outputs=outputs + (head.out_features if isinstance(head, nn.Linear) else 0),
-    )
-
-
-def _no_model(model_config: ModelConfig, error: Exception) -> ConfigError:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    return ConfigError(
-        f"model.base: {model_config.base!r} cannot be loaded ({text}); it must be a folder with config.json and "
-        "safetensors weights, or the hub id of a causal language model"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,28 +219,17 @@ def _plain_entry(entry: Entry) -> dict[str, Any]:
 def _plain_selection(one: SelectionFacts) -> dict[str, Any]:
     balance = one.balance
     found: dict[str, Any] = {name: getattr(one, name) for name in ("name", "method", "seed", "examples", "tokens")}
-    found |= {"options": dict(one.options), "duplicates": one.duplicates, "sources": dict(one.sources)}
-    if balance is None:
-        return {**found, "balance": None}
-    names = ("macro", "worst", "worst_task", "spread", "entropy")
-    return {
-        **found,
-        "balance": {
-            **{name: getattr(balance, name) for name in names},
+    found |= {"options": dict(one.options), "duplicates": one.duplicates, "sources": dict(one.sources), "balance": None}
+    if balance is not None:
+        found["balance"] = {
+            **{name: getattr(balance, name) for name in ("macro", "worst", "worst_task", "spread", "entropy")},
             "aid": {task: {"mean": mean, "std": balance.aid_std[task]} for task, mean in balance.aid.items()},
             "thi_task": dict(balance.thi_task),
             "thi_instance": dict(balance.thi_instance),
-        },
-    }
+        }
+    return found
 
 
 def _plain_tuned(one: Tuned) -> dict[str, Any]:
-    exact = one.macro_exact
-    return {
-        "seeds": list(one.seeds),
-        "macro_loss": vars(one.macro_loss),
-        "loss": {task: vars(value) for task, value in one.loss.items()},
-        "exact_metric": one.exact_metric,
-        "macro_exact": None if exact is None else vars(exact),
-        "exact": {task: vars(value) for task, value in one.exact.items()},
-    }
+    plain = {**asdict(one), "seeds": list(one.seeds)}
+    return {name: plain[name] for name in ("seeds", "macro_loss", "loss", "exact_metric", "macro_exact", "exact")}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from markupsafe import Markup
+
 from influray.formatting import ABSENT, count, number, percent, signed, visible
 from influray.report.compare import Comparison, Entry
-from influray.report.data import SelectionFacts, TaskBalance, Tuned
-from influray.report.drawings import over_seeds, overlap_map
+from influray.report.data import Over, SelectionFacts, TaskBalance, Tuned
+from influray.report.evaluations import BASE
 from influray.report.figures import Series, dots, heat_map
+from influray.report.selections import largest_sources
 from influray.report.sheet import Figure, Section, Sheet, Table
 
 SOURCES = 40  # rows of the table of sources; the rest is summed up
@@ -86,28 +89,18 @@ def _overlap_tables(found: Comparison) -> tuple[Table, ...]:
 
 def _sources(found: Comparison) -> Table:
     """Shares of the sources, those with the largest share in any selection or the pool first."""
-    pool = found.pool
-    shares: list[Mapping[str, float]] = [_shares(one.sources, one.examples) for _, one in found.chosen]
-    whole = [] if pool is None else [_shares(pool.sources, pool.rows)]
-    most: dict[str, float] = {}
-    for share in (*shares, *whole):
-        for source, value in share.items():
-            most[source] = max(value, most.get(source, 0.0))
-    ordered = sorted(most, key=lambda source: (-most[source], source))
-    shown, rest = (ordered, []) if len(ordered) <= SOURCES else (ordered[: SOURCES - 1], ordered[SOURCES - 1 :])
-    columns = [*whole, *shares]
+    sides = [(one.sources, one.examples) for _, one in found.chosen]
+    sides = [*([] if found.pool is None else [(found.pool.sources, found.pool.rows)]), *sides]
+    shown, rest = largest_sources(sides, SOURCES)
     rows = [
-        (visible(source) or "(no source)", *(percent(share.get(source, 0.0)) for share in columns)) for source in shown
+        (visible(source) or "(no source)", *(percent(counts.get(source, 0) / total) for counts, total in sides))
+        for source in shown
     ]
     if rest:
-        sums = [sum(share.get(source, 0.0) for source in rest) for share in columns]
+        sums = [sum(counts.get(source, 0) for source in rest) / total for counts, total in sides]
         rows.append((f"{len(rest)} more sources", *(percent(value) for value in sums)))
-    heads = ("source", *(["pool"] if whole else []), *(label for label, _ in found.chosen))
+    heads = ("source", *([] if found.pool is None else ["pool"]), *(label for label, _ in found.chosen))
     return Table("Share of each source", heads, tuple(rows))
-
-
-def _shares(counts: Mapping[str, int], total: int) -> dict[str, float]:
-    return {source: rows / total for source, rows in counts.items()}
 
 
 def _results(found: Comparison) -> tuple[Table, ...]:
@@ -180,18 +173,47 @@ def _overlap_figures(found: Comparison) -> tuple[Figure, ...]:
 
 
 def _result_figures(found: Comparison) -> tuple[Figure, ...]:
-    tuned = [(entry.label, entry.tuned) for entry in found.entries if entry.tuned is not None]
+    loss, exact = result_dots([(entry.label, entry.tuned) for entry in found.entries if entry.tuned is not None])
+    return (
+        Figure("Answer loss on the test records of each task (lower is better).", loss),
+        Figure("Exact match on the test records of each task (higher is better).", exact),
+    )
+
+
+def overlap_map(labels: Sequence[str], values: Sequence[Sequence[float]], ident: str, title: str) -> Markup:
+    """Return the heat map of a matrix of likeness; that a selection equals itself needs no shade."""
+    return heat_map(
+        labels,
+        labels,
+        [[None if i == j else value for j, value in enumerate(line)] for i, line in enumerate(values)],
+        [[number(value) for value in line] for line in values],
+        ident=ident,
+        title=title,
+        full=1.0,
+    )
+
+
+def result_dots(tuned: Sequence[tuple[str, Tuned]]) -> tuple[Markup, Markup]:
+    """Return the answer loss and the exact match of every task, of models by their labels."""
     tasks = list(dict.fromkeys(task for _, one in tuned for task in one.loss))
     scored = [task for task in tasks if any(task in one.exact for _, one in tuned)]
-    loss = [over_seeds(label, one, one.loss, tasks, 1.0) for label, one in tuned]
-    exact = [over_seeds(label, one, one.exact, scored, 100.0) for label, one in tuned]
+    loss = [_over_seeds(label, one, one.loss, tasks, 1.0) for label, one in tuned]
+    exact = [_over_seeds(label, one, one.exact, scored, 100.0) for label, one in tuned]
     return (
-        Figure(
-            "Answer loss on the test records of each task (lower is better).",
-            dots(tasks, loss, ident="loss", title="Answer loss by task", axis="answer loss (nats)"),
-        ),
-        Figure(
-            "Exact match on the test records of each task (higher is better).",
-            dots(scored, exact, ident="exact", title="Exact match by task", axis="exact match (%)"),
-        ),
+        dots(tasks, loss, ident="loss", title="Answer loss by task", axis="answer loss (nats)"),
+        dots(scored, exact, ident="exact", title="Exact match by task", axis="exact match (%)"),
+    )
+
+
+def _over_seeds(label: str, one: Tuned, values: Mapping[str, Over], tasks: Sequence[str], scale: float) -> Series:
+    """Return one number a task, times `scale`: the mean over seeds, and the ends where there are several."""
+    found = [values.get(task) for task in tasks]
+    several = len(one.seeds) > 1
+    return Series(
+        label,
+        one.style,
+        [None if v is None else v.mean * scale for v in found],
+        [None if v is None else v.low * scale for v in found] if several else (),
+        [None if v is None else v.high * scale for v in found] if several else (),
+        hollow=one.name == BASE,
     )

@@ -15,12 +15,14 @@ from markupsafe import Markup
 from influray import formatting
 from influray.report.audit import audit_tables
 from influray.report.collect import collect
+from influray.report.compare import Entry
+from influray.report.compare_sheet import overlap_map, result_dots
 from influray.report.curve_sheet import curve_figures, knees, numbers_of
-from influray.report.data import Example, Quantiles, ReportData, Step, TaskExamples, Tuned
-from influray.report.drawings import over_seeds, overlap_map
+from influray.report.data import Example, Quantiles, ReportData, Step, TaskExamples
 from influray.report.evaluations import BASE
 from influray.report.explorer.page import write_explorer
 from influray.report.figures import Interval, Series, bullet, dots, heat_map, intervals
+from influray.report.selections import largest_sources
 from influray.report.templating import environment, style_sheet
 from influray.store.artifact import write_bytes
 from influray.store.run_directory import RunDirectory
@@ -66,11 +68,11 @@ def _sources(data: ReportData) -> list[dict[str, Any]]:
     if data.pool is None or not data.selections:
         return []
     pool = data.pool
-    named = list(pool.sources.items())
-    shown, rest = (named, []) if len(named) <= SOURCES else (named[: SOURCES - 1], named[SOURCES - 1 :])
-    lines = [(source, {source}, rows) for source, rows in shown]
+    sides = [(pool.sources, pool.rows), *((one.sources, one.examples) for one in data.selections)]
+    rest = set(largest_sources(sides, SOURCES)[1])
+    lines = [(source, {source}, rows) for source, rows in pool.sources.items() if source not in rest]
     if rest:
-        lines.append((f"{len(rest)} more sources", {s for s, _ in rest}, sum(rows for _, rows in rest)))
+        lines.append((f"{len(rest)} more sources", rest, sum(pool.sources[source] for source in rest)))
     shares = [
         [sum(s.sources.get(source, 0) for source in members) / s.examples for s in data.selections]
         for _, members, _ in lines
@@ -99,7 +101,7 @@ def _lengths(data: ReportData) -> Markup:
         return Markup("")
 
     def row(label: str, style: str, q: Quantiles) -> Interval:
-        return Interval(label, style, q.p10, q.p25, q.median, q.p75, q.p90)
+        return Interval(label, style, *vars(q).values())
 
     rows = [row("pool", "cg", data.pool.lengths), *(row(s.name, s.style, s.lengths) for s in data.selections)]
     return intervals(
@@ -170,41 +172,14 @@ def _tuned(data: ReportData) -> dict[str, Any] | None:
     if not data.tuned:
         return None
     base = next((one for one in data.tuned if one.name == BASE), None)
-    tasks = list(data.tuned[0].loss)
-    scored = [task for task in tasks if any(task in one.exact for one in data.tuned)]
-
-    def series(kind: str, of: Sequence[str], scale: float) -> list[Series]:
-        return [over_seeds(one.name, one, getattr(one, kind), of, scale) for one in data.tuned]
-
+    loss, exact = result_dots([(one.name, one) for one in data.tuned])
     return {
         "forced": data.tuned[0].exact_metric == "teacher_forced",
-        "rows": [_result(one, base) for one in data.tuned],
-        "tasks": tasks,
+        "rows": [Entry(one.name, None, one, base) for one in data.tuned],
+        "tasks": list(data.tuned[0].loss),
         "seeds": sorted({seed for one in data.tuned for seed in one.seeds if one.name != BASE}),
-        "loss": dots(
-            tasks, series("loss", tasks, 1.0), ident="loss", title="Answer loss by task", axis="answer loss (nats)"
-        ),
-        "exact": dots(
-            scored,
-            series("exact", scored, 100.0),
-            ident="exact",
-            title="Exact match by task",
-            axis="exact match (%)",
-        ),
-    }
-
-
-def _result(one: Tuned, base: Tuned | None) -> dict[str, Any]:
-    """One line of the table of results; gains over the base are positive where tuning helped."""
-    compared = base is not None and one is not base
-    exact = one.macro_exact
-    before = base.macro_exact if base is not None and compared else None
-    return {
-        "one": one,
-        "loss_gain": base.macro_loss.mean - one.macro_loss.mean if base is not None and compared else None,
-        "exact_gain": 100 * (exact.mean - before.mean) if exact and before else None,
-        "worst_loss": one.loss[one.worst_loss_task].mean,
-        "worst_exact": one.exact[one.worst_exact_task].mean if one.worst_exact_task else None,
+        "loss": loss,
+        "exact": exact,
     }
 
 

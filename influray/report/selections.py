@@ -6,7 +6,7 @@ Shape suffixes: n chosen rows, N rows of the catalogue.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -79,6 +79,20 @@ def quantiles(values: np.ndarray) -> Quantiles:
     """Return five quantiles that are values of the data: lengths are whole tokens."""
     found = np.quantile(values, (0.1, 0.25, 0.5, 0.75, 0.9), method="inverted_cdf")
     return Quantiles(*(float(value) for value in found))
+
+
+def largest_sources(sides: Iterable[tuple[Mapping[str, int], int]], most: int) -> tuple[list[str], list[str]]:
+    """Return the sources by their largest share on any side, and those of them that are one too many to be told apart.
+
+    A side is its rows by source and their number, the pool's or a selection's. With more than `most` sources the last
+    of them are left to be summed up in one line.
+    """
+    share: dict[str, float] = {}
+    for rows, total in sides:
+        for name, count in rows.items():
+            share[name] = max(share.get(name, 0.0), count / total)
+    ordered = sorted(share, key=lambda name: (-share[name], name))
+    return (ordered, []) if len(ordered) <= most else (ordered[: most - 1], ordered[most - 1 :])
 
 
 def _counted(values: np.ndarray) -> dict[str, int]:

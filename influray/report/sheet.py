@@ -6,10 +6,10 @@ The files need no network and run no script; texts of the pool are escaped as on
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import wrap
 
 from markupsafe import Markup, escape
 
@@ -112,7 +112,7 @@ def as_svg(sheet: Sheet) -> str:
     for figure in sheet.figures:
         size = _SIZE.search(figure.drawing)
         assert size is not None, "a figure has a view box"
-        lines = _wrapped(figure.caption, 130)
+        lines = wrap(figure.caption, 130, break_long_words=False, break_on_hyphens=False)
         parts += [_label(MARGIN, y + 18 + 17 * n, line, 13) for n, line in enumerate(lines)]
         y += CAPTION + 17 * (len(lines) - 1)
         place = Markup('<svg x="{}" y="{}" ').format(MARGIN, f"{y:.1f}")
@@ -129,13 +129,3 @@ def _label(x: float, y: float, text: str, size: int) -> Markup:
     return Markup('<text x="{}" y="{}" style="fill: var(--ink); font: {}px system-ui, sans-serif">{}</text>').format(
         x, f"{y:.1f}", size, escape(text)
     )
-
-
-def _wrapped(text: str, most: int) -> Sequence[str]:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > most:
-            lines.append(word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}".lstrip()
-    return lines

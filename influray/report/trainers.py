@@ -10,7 +10,7 @@ and src/llamafactory/data/converter.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import yaml
 
 from influray.config import Config, FinetuneConfig, TuneConfig
 from influray.data.records import Record
+from influray.report.templating import environment
 
 NAMES = {"trl": "TRL", "axolotl": "axolotl", "llamafactory": "LLaMA-Factory"}
 
@@ -98,105 +99,21 @@ def _untrained(record: Record) -> bool:
 
 def snippet(trainer: str, written: Written, config: Config, stem: str) -> dict[str, str]:
     """Return the files of a trainer for an exported file: ending of the name (or whole name) -> text."""
-    make: Callable[[Written, Config, str], dict[str, str]] = {
-        "trl": _trl,
-        "axolotl": _axolotl,
-        "llamafactory": _llamafactory,
-    }[trainer]
-    return make(written, config, stem)
+    return {"trl": _trl, "axolotl": _axolotl, "llamafactory": _llamafactory}[trainer](written, config, stem)
 
 
 def _trl(written: Written, config: Config, stem: str) -> dict[str, str]:
-    tune, lora = _tune(config), config.model.lora
-    kind = "parquet" if written.parquet else "json"
-    rows, completes = _trl_rows(written)
-    wanted = {
-        "output_dir": f"{stem}-trl",
-        "max_length": config.data.max_tokens,
-        "learning_rate": tune.learning_rate,
-        "lr_scheduler_type": tune.schedule,
-        "num_train_epochs": tune.epochs,
-        **({"max_steps": tune.steps} if tune.steps else {}),
-        "per_device_train_batch_size": min(tune.device_batch_size, tune.batch_size),
-        "gradient_accumulation_steps": max(1, tune.batch_size // tune.device_batch_size),
-    }
-    settings = "".join(f"    {key}={value!r},\n" for key, value in wanted.items())
-    settings += "    bf16=ON_GPU,\n    use_cpu=not ON_GPU,\n"
-    if not completes or written.several:
-        settings += (
-            "    # The loss covers answers only. TRL knows the templates of many models; one that it does not know\n"
-            "    # needs {% generation %} marks, or records of one answer each and --format prompt-completion.\n"
-            "    assistant_only_loss=True,\n"
-        )
-    return {
-        "trl.py": f'''"""TRL's SFTTrainer on {written.file}; written by `influray export`, to be changed as you like."""
-
-from pathlib import Path
-
-import torch
-from datasets import load_dataset
-from peft import LoraConfig
-from trl import SFTConfig, SFTTrainer
-
-ON_GPU = torch.cuda.is_available()
-FILE = Path(__file__).parent / {written.file!r}
-dataset = load_dataset("{kind}", data_files=str(FILE), split="train")
-{rows}
-args = SFTConfig(
-{settings})
-lora = LoraConfig(
-    r={lora.r},
-    lora_alpha={lora.alpha:g},
-    lora_dropout={lora.dropout!r},
-    target_modules={list(lora.targets)!r},
-    task_type="CAUSAL_LM",
-)
-trainer = SFTTrainer(model={_base(config)!r}, args=args, train_dataset=dataset, peft_config=lora)
-if __name__ == "__main__":
-    trainer.train()
-'''
-    }
-
-
-def _trl_rows(written: Written) -> tuple[str, bool]:
-    """Return the code that makes a file's rows TRL's, and whether they have a prompt and a completion then."""
-    if written.form == "sharegpt":
-        return (
-            """
-ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
-
-
-def as_messages(row):
-    return {"messages": [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]}
-
-
-dataset = dataset.map(as_messages, remove_columns=["conversations"])
-""",
-            False,
-        )
-    if written.form == "alpaca":
-        return (
-            """
-
-def as_messages(row):
-    turns = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    for question, answer in row.get("history") or []:
-        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    turns += [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
-    return """
-            + ('{"messages": turns}' if written.several else '{"prompt": turns[:-1], "completion": turns[-1:]}')
-            + """
-
-
-dataset = dataset.map(as_messages, remove_columns=[c for c in dataset.column_names if c != "tools"])
-""",
-            not written.several,
-        )
-    return "", written.form == "prompt-completion"
+    tune = _tune(config)
+    batch, accumulated = _batches(tune)
+    template = environment(escape=False).get_template("trl.py.j2")
+    kind, settings = "parquet" if written.parquet else "json", {"tune": tune, "lora": config.model.lora, "stem": stem}
+    settings |= {"batch": batch, "accumulated": accumulated, "base": _base(config), "config": config}
+    return {"trl.py": template.render(written=written, kind=kind, **settings)}
 
 
 def _axolotl(written: Written, config: Config, stem: str) -> dict[str, str]:
     tune, lora = _tune(config), config.model.lora
+    batch, accumulated = _batches(tune)
     data: dict[str, Any] = {"path": written.file, "ds_type": "parquet" if written.parquet else "json"}
     note = ""
     if written.form == "alpaca":
@@ -233,8 +150,8 @@ def _axolotl(written: Written, config: Config, stem: str) -> dict[str, str]:
         "lora_target_modules": list(lora.targets),
         "num_epochs": tune.epochs,
         **({"max_steps": tune.steps} if tune.steps else {}),
-        "micro_batch_size": min(tune.device_batch_size, tune.batch_size),
-        "gradient_accumulation_steps": max(1, tune.batch_size // tune.device_batch_size),
+        "micro_batch_size": batch,
+        "gradient_accumulation_steps": accumulated,
         "optimizer": "adamw_torch",
         "learning_rate": tune.learning_rate,
         "lr_scheduler": tune.schedule,
@@ -251,6 +168,7 @@ def _axolotl(written: Written, config: Config, stem: str) -> dict[str, str]:
 
 def _llamafactory(written: Written, config: Config, stem: str) -> dict[str, str]:
     tune, lora = _tune(config), config.model.lora
+    batch, accumulated = _batches(tune)
     # Where columns are given at all, each that is not named counts as absent.
     optional = {name: name for name in ("system", "history", "tools") if name in written.columns}
     entry: dict[str, Any] = {"file_name": written.file}
@@ -285,8 +203,8 @@ def _llamafactory(written: Written, config: Config, stem: str) -> dict[str, str]
         "dataset": stem,
         "cutoff_len": config.data.max_tokens,
         "output_dir": f"{stem}-llamafactory",
-        "per_device_train_batch_size": min(tune.device_batch_size, tune.batch_size),
-        "gradient_accumulation_steps": max(1, tune.batch_size // tune.device_batch_size),
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulated,
         "learning_rate": tune.learning_rate,
         "num_train_epochs": float(tune.epochs),
         **({"max_steps": tune.steps} if tune.steps else {}),
@@ -307,6 +225,11 @@ def _llamafactory(written: Written, config: Config, stem: str) -> dict[str, str]
 
 def _tune(config: Config) -> FinetuneConfig:
     return config.tune or TuneConfig()
+
+
+def _batches(tune: FinetuneConfig) -> tuple[int, int]:
+    """Return (examples of one forward pass, passes of a step)."""
+    return min(tune.device_batch_size, tune.batch_size), max(1, tune.batch_size // tune.device_batch_size)
 
 
 def _base(config: Config) -> str:

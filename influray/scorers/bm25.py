@@ -12,7 +12,7 @@ from pydantic import Field
 
 from influray.protocols import Arrays, FeatureRows, Scorer, SparseRows, Stores
 from influray.scorers.counts import counts_of, row_totals, weighted_sums
-from influray.scorers.options import require_counts
+from influray.scorers.options import require
 
 
 class BM25(Scorer):
@@ -32,7 +32,7 @@ class BM25(Scorer):
     def __init__(
         self, stores: Stores, k1: Annotated[float, Field(ge=0)] = 1.5, b: Annotated[float, Field(ge=0, le=1)] = 0.75
     ) -> None:
-        require_counts("bm25", stores)
+        require("bm25", stores, makes="counts")
         self._k1, self._b = k1, b
 
     def sums(self, number: int, pool: FeatureRows, target: FeatureRows, state: Arrays) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ _PIECE = 2**22  # numbers that are gathered at once: 32 MiB
 
 def counts_of(rows: FeatureRows) -> SparseRows:
     """Return the counts of rows that have some."""
-    assert rows.counts is not None, "require_counts comes first"
+    assert rows.counts is not None, "required when the scorer is made"
     return rows.counts
 
 

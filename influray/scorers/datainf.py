@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import Field
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import require_blocks, require_plain_gradients
-from influray.scorers.products import add_products, plain_rows
+from influray.scorers.options import require
+from influray.scorers.products import fitted_products, plain_rows
 
 
 class DataInf(Scorer):
@@ -33,8 +33,7 @@ class DataInf(Scorer):
     passes = 2
 
     def __init__(self, stores: Stores, damping: Annotated[float, Field(gt=0)] = 0.1) -> None:
-        require_plain_gradients("datainf", stores)
-        require_blocks("datainf", stores)
+        require("datainf", stores, gradients="plain", blocks=True)
         self._weights = stores.weights
         self._bounds_K = stores.bounds_K
         self._damping = damping
@@ -73,11 +72,7 @@ class DataInf(Scorer):
 
     def score(self, pool: FeatureRows, target: FeatureRows, state: Arrays) -> np.ndarray:
         """Return A [B, T] float32."""
-        score_BT = np.zeros((len(pool), len(target)), np.float32)
-        for k, weight in enumerate(self._weights):
-            target_TD = state[f"target_{k}"] * np.float32(weight)
-            add_products(score_BT, pool.feature_KBD[k], target_TD, pool.facts_KB[k]["norm"])
-        return score_BT
+        return fitted_products(pool, state, self._weights)
 
     def _modules(self, checkpoint: int) -> Iterator[slice]:
         bounds = self._bounds_K[checkpoint]

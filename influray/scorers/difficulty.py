@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from influray.protocols import Arrays, Columns, FeatureRows, Scorer, Stores
-from influray.scorers.options import require_column
+from influray.scorers.options import require
 
 Prefer = Literal["high", "low"]
 
@@ -23,7 +23,7 @@ class _OneColumn(Scorer):
     name: ClassVar[str]
 
     def __init__(self, stores: Stores, column: str, prefer: Prefer) -> None:
-        require_column(self.name, stores, column)
+        require(self.name, stores, column=column)
         self._column, self._weights, self._sign = column, stores.weights, 1 if prefer == "high" else -1
 
     def columns(self, targets: Columns) -> Columns:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from influray.protocols import Arrays, Columns, FeatureRows, Scorer, Stores
 from influray.scorers.counts import counts_of, row_totals, weighted_sums
-from influray.scorers.options import require_counts
+from influray.scorers.options import require
 
 _FLOOR = 1e-8  # added to both probabilities, as the code of the paper has it
 
@@ -31,7 +31,7 @@ class DSIR(Scorer):
     passes = 1
 
     def __init__(self, stores: Stores, smoothing: Annotated[float, Field(ge=0)] = 0.0, per_token: bool = False) -> None:
-        require_counts("dsir", stores)
+        require("dsir", stores, makes="counts")
         self._smoothing, self._per_token = smoothing, per_token
         self._buckets = stores.bounds_K[0][-1] if stores.bounds_K else 0
 

@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import Field
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import require_plain_gradients
-from influray.scorers.products import add_products, plain_rows
+from influray.scorers.options import require
+from influray.scorers.products import fitted_products, plain_rows
 
 
 class Gram(Scorer):
@@ -34,7 +34,7 @@ class Gram(Scorer):
     passes = 1
 
     def __init__(self, stores: Stores, ridge: Annotated[float, Field(gt=0)] = 0.01) -> None:
-        require_plain_gradients("gram", stores)
+        require("gram", stores, gradients="plain")
         self._weights = stores.weights
         self._ridge = ridge
 
@@ -58,8 +58,4 @@ class Gram(Scorer):
 
     def score(self, pool: FeatureRows, target: FeatureRows, state: Arrays) -> np.ndarray:
         """Return A [B, T] float32."""
-        score_BT = np.zeros((len(pool), len(target)), np.float32)
-        for k, weight in enumerate(self._weights):
-            target_TD = state[f"target_{k}"] * np.float32(weight)
-            add_products(score_BT, pool.feature_KBD[k], target_TD, pool.facts_KB[k]["norm"])
-        return score_BT
+        return fitted_products(pool, state, self._weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from influray.protocols import Arrays, Columns, FeatureRows, Scorer, Stores
-from influray.scorers.options import require_gradients
+from influray.scorers.options import require
 
 
 class GraNd(Scorer):
@@ -18,7 +18,7 @@ class GraNd(Scorer):
     """
 
     def __init__(self, stores: Stores) -> None:
-        require_gradients("grand", stores)
+        require("grand", stores, gradients="any")
         self._weights = stores.weights
 
     def columns(self, targets: Columns) -> Columns:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import require_vectors
+from influray.scorers.options import require
 from influray.scorers.products import add_products
 
 
@@ -26,7 +26,7 @@ class InnerProduct(Scorer):
     """
 
     def __init__(self, stores: Stores, similarity: Literal["cosine", "dot"] = "cosine") -> None:
-        require_vectors("inner_product", stores)
+        require("inner_product", stores, makes="vectors")
         self._weights = stores.weights
         self._similarity = similarity
 

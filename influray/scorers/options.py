@@ -6,7 +6,7 @@ Stores that cannot carry a scorer are an ArtifactMismatch that says which config
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from influray.protocols import ArtifactMismatch, Scorer, Stores
 from influray.registry import FEATURIZERS, featurizer_traits, make
@@ -38,28 +38,43 @@ def expected_stores(config: Config) -> Stores:
     return Stores(weights, *made, features.direction, features.blocks)
 
 
-def require_vectors(scorer: str, stores: Stores) -> None:
-    """Raise ArtifactMismatch where rows have no feature vector."""
-    if stores.makes != "vectors":
-        raise _mismatch(scorer, "feature vectors", stores, "makes", "vectors")
+def require(
+    scorer: str,
+    stores: Stores,
+    *,
+    makes: Literal["vectors", "counts"] | None = None,
+    column: str | None = None,
+    gradients: Literal["any", "plain"] | None = None,
+    blocks: bool = False,
+    checkpoints: int = 0,
+) -> None:
+    """Raise ArtifactMismatch where the stores have not what a scorer needs, with the config that makes it.
 
-
-def require_counts(scorer: str, stores: Stores) -> None:
-    """Raise ArtifactMismatch where the datastores hold no counts of n-grams."""
-    if stores.makes != "counts":
-        raise _mismatch(scorer, "counts of n-grams", stores, "makes", "counts")
-
-
-def require_gradients(scorer: str, stores: Stores) -> None:
-    """Raise ArtifactMismatch where the rows are not gradients, whose plain norm they have."""
-    if "grad_norm" not in stores.columns:
-        raise _mismatch(scorer, "gradients", stores, "columns", "grad_norm")
-
-
-def require_column(scorer: str, stores: Stores, column: str) -> None:
-    """Raise ArtifactMismatch where rows do not have a plain column."""
-    if column not in (*stores.columns, "loss_tokens"):
+    `makes` is what stands for a row, `column` a plain column; `gradients` come with the norm of the plain one, and
+    "plain" ones are pool rows of that direction. `blocks`: the D numbers are split over the modules of the model.
+    """
+    kinds = {"vectors": "feature vectors", "counts": "counts of n-grams"}
+    if makes is not None and stores.makes != makes:
+        raise _mismatch(scorer, kinds[makes], stores, "makes", makes)
+    if column is not None and column not in (*stores.columns, "loss_tokens"):
         raise _mismatch(scorer, f"the column {column!r}", stores, "columns", column)
+    if gradients is not None and "grad_norm" not in stores.columns:
+        raise _mismatch(scorer, "gradients", stores, "columns", "grad_norm")
+    if gradients == "plain" and stores.direction != "sgd":
+        raise ArtifactMismatch(
+            f"attribution.scorer: {scorer!r} needs plain gradients of the pool, and these datastores hold the "
+            f"{stores.direction!r} direction; set features.direction: sgd"
+        )
+    if blocks and stores.blocks != "module":
+        raise ArtifactMismatch(
+            f"attribution.scorer: {scorer!r} needs a block of features for each LoRA module, and these datastores "
+            "hold one for the whole model; set features.blocks: module"
+        )
+    if stores.weights and len(stores.weights) < checkpoints:
+        raise ArtifactMismatch(
+            f"attribution.scorer: {scorer!r} needs datastores of {checkpoints} checkpoints or more, and there are "
+            f"{len(stores.weights)}; set warmup.epochs (or warmup.checkpoints) accordingly"
+        )
 
 
 def _mismatch(scorer: str, needed: str, stores: Stores, trait: str, wanted: str) -> ArtifactMismatch:
@@ -68,31 +83,3 @@ def _mismatch(scorer: str, needed: str, stores: Stores, trait: str, wanted: str)
         f"attribution.scorer: {scorer!r} needs {needed}, and these datastores hold {stores.featurizer!r} features, "
         f"which have none; set features.featurizer: {' or '.join(able)}"
     )
-
-
-def require_plain_gradients(scorer: str, stores: Stores) -> None:
-    """Raise ArtifactMismatch where pool rows are not plain gradients, with their norms."""
-    require_gradients(scorer, stores)
-    if stores.direction != "sgd":
-        raise ArtifactMismatch(
-            f"attribution.scorer: {scorer!r} needs plain gradients of the pool, and these datastores hold the "
-            f"{stores.direction!r} direction; set features.direction: sgd"
-        )
-
-
-def require_blocks(scorer: str, stores: Stores) -> None:
-    """Raise ArtifactMismatch where the D numbers are not split over the modules of the model."""
-    if stores.blocks != "module":
-        raise ArtifactMismatch(
-            f"attribution.scorer: {scorer!r} needs a block of features for each LoRA module, and these datastores "
-            "hold one for the whole model; set features.blocks: module"
-        )
-
-
-def require_checkpoints(scorer: str, stores: Stores, least: int) -> None:
-    """Raise ArtifactMismatch where there are fewer than `least` checkpoints."""
-    if stores.weights and len(stores.weights) < least:
-        raise ArtifactMismatch(
-            f"attribution.scorer: {scorer!r} needs datastores of {least} checkpoints or more, and there are "
-            f"{len(stores.weights)}; set warmup.epochs (or warmup.checkpoints) accordingly"
-        )

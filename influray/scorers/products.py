@@ -5,9 +5,11 @@ Shape suffixes: B pool rows of a block, T target columns, D feature.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from influray.protocols import FeatureRows
+from influray.protocols import Arrays, FeatureRows
 from influray.store.encodings import widen, widened
 
 BLOCK_ROWS = 1024  # converted to float32 at a time: 32 MiB at D = 8192
@@ -28,6 +30,15 @@ def add_products(
             block_bD = space_bD[: len(block_bD)]
         block_bT = block_bD @ target_DT
         out_BT[here] += block_bT if norm_B is None else block_bT * norm_B[here, None]
+
+
+def fitted_products(pool: FeatureRows, state: Arrays, weights: Sequence[float]) -> np.ndarray:
+    """Return the sum over checkpoints of w_k * plain pool rows times the fitted targets `target_k`, float32 [B, T]."""
+    score_BT = np.zeros((len(pool), len(state["target_0"])), np.float32)
+    for k, weight in enumerate(weights):
+        target_TD = state[f"target_{k}"] * np.float32(weight)
+        add_products(score_BT, pool.feature_KBD[k], target_TD, pool.facts_KB[k]["norm"])
+    return score_BT
 
 
 def plain_rows(rows: FeatureRows, checkpoint: int) -> np.ndarray:

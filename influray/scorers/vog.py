@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from influray.protocols import Arrays, Columns, FeatureRows, Scorer, Stores
-from influray.scorers.options import require_checkpoints, require_plain_gradients
+from influray.scorers.options import require
 from influray.scorers.products import plain_rows
 
 CHECKPOINTS = 3  # the spread of two says no more than their distance
@@ -30,8 +30,7 @@ class VoG(Scorer):
     passes = 1
 
     def __init__(self, stores: Stores) -> None:
-        require_plain_gradients("vog", stores)
-        require_checkpoints("vog", stores, CHECKPOINTS)
+        require("vog", stores, gradients="plain", checkpoints=CHECKPOINTS)
 
     def columns(self, targets: Columns) -> Columns:
         """Return the one column, "vog"."""

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from influray.protocols import Arrays, FeatureRows, Scorer, Stores
-from influray.scorers.options import require_vectors
+from influray.scorers.options import require
 from influray.scorers.products import add_products
 from influray.store.encodings import widened
 
@@ -37,7 +37,7 @@ class Whitened(Scorer):
     passes = 1
 
     def __init__(self, stores: Stores, ridge: Annotated[float, Field(gt=0)] = 1e-5) -> None:
-        require_vectors("whitened", stores)
+        require("whitened", stores, makes="vectors")
         self._weights = stores.weights
         self._ridge = ridge
 

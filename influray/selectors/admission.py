@@ -11,6 +11,7 @@ Shape suffixes: N rows of the matrix.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -18,8 +19,8 @@ import numpy as np
 from influray.config_messages import near
 from influray.protocols import ConfigError, Selection, SelectionProblem
 from influray.selectors.duplicates import NearDuplicates
+from influray.selectors.normalisers import row_tasks
 from influray.selectors.quotas import Quotas
-from influray.selectors.row_tasks import row_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +49,18 @@ class Admission:
         limits, rows = problem.limits, problem.attribution.shape[0]
         self._budget, self._rows_N = problem.budget, problem.attribution.rows
         self._tokens_left = limits.tokens
-        self._names = _Names(problem)
         self.open_N = np.ones(rows, bool)
         self.left = rows  # rows that are open
         self._chosen: list[int] = []
         self._barred: list[np.ndarray] = []
         self._reasons: dict[str, int] = {}  # limit -> rows it barred
-        self.forced = self._names.positions(limits.include, "constraints.include", required=True)
+        self.forced = _positions(problem, limits.include, "constraints.include", required=True)
         self._token_N: np.ndarray | None = None
         self._duplicates: NearDuplicates | None = None
         self._quotas: Quotas | None = None
         self._check_forced(problem)
-        self._bar(self._names.positions(limits.exclude, "constraints.exclude", required=False), "constraints.exclude")
+        excluded = _positions(problem, limits.exclude, "constraints.exclude", required=False)
+        self._bar(excluded, "constraints.exclude")
         passed = np.array(problem.passed_over, np.int64)
         self._bar(passed[self.open_N[passed]], "constraints.near_duplicates")
         if limits.tokens is not None:
@@ -216,38 +217,29 @@ class Admission:
         return Quotas(source_N, task_N, limits.sources, limits.tasks, left, self.open_N, self.forced)
 
 
-class _Names:
-    """The positions of ids; read only where there are ids to look for."""
+def _positions(problem: SelectionProblem, ids: Sequence[str], key: str, *, required: bool) -> np.ndarray:
+    """Return the positions of all rows with these ids, ascending.
 
-    def __init__(self, problem: SelectionProblem) -> None:
-        self._problem = problem
-        self._position: dict[str, list[int]] | None = None
-
-    def positions(self, ids: Sequence[str], key: str, *, required: bool) -> np.ndarray:
-        """Return the positions of all rows with these ids, ascending.
-
-        Raises:
-            ConfigError: they are required, and one is not there or is that of several rows.
-        """
-        if not ids:
-            return np.zeros(0, np.int64)
-        if self._position is None:
-            known = _fact(self._problem, "id", key)
-            self._position = {}
-            for place, name in enumerate(known):
-                self._position.setdefault(str(name), []).append(place)
-        missing = [name for name in ids if name not in self._position]
-        if missing and required:
-            raise ConfigError(
-                f"{key}: the id {missing[0]!r} is not among the rows of the matrix{near(missing[0], self._position)} "
-                "(no such record, or it is in the quarantine)"
-            )
-        if missing:
-            logger.warning("%s: %d of %d ids are not among the rows of the matrix", key, len(missing), len(ids))
-        found = [self._position[name] for name in ids if name in self._position]
-        if required and (twice := [name for name, places in zip(ids, found, strict=True) if len(places) > 1]):
-            raise ConfigError(f"{key}: the id {twice[0]!r} is that of {len(self._position[twice[0]])} rows; which one?")
-        return np.unique(np.array([place for places in found for place in places], np.int64))
+    Raises:
+        ConfigError: they are required, and one is not there or is that of several rows.
+    """
+    if not ids:
+        return np.zeros(0, np.int64)
+    position: dict[str, list[int]] = {}
+    for place, name in enumerate(_fact(problem, "id", key)):
+        position.setdefault(str(name), []).append(place)
+    missing = [name for name in ids if name not in position]
+    if missing and required:
+        raise ConfigError(
+            f"{key}: the id {missing[0]!r} is not among the rows of the matrix{near(missing[0], position)} "
+            "(no such record, or it is in the quarantine)"
+        )
+    if missing:
+        logger.warning("%s: %d of %d ids are not among the rows of the matrix", key, len(missing), len(ids))
+    found = {name: position[name] for name in ids if name in position}
+    if required and (twice := [name for name, places in found.items() if len(places) > 1]):
+        raise ConfigError(f"{key}: the id {twice[0]!r} is that of {len(position[twice[0]])} rows; which one?")
+    return np.unique(np.array([place for places in found.values() for place in places], np.int64))
 
 
 def _fact(problem: SelectionProblem, name: str, what: str) -> Sequence[str]:
@@ -266,13 +258,20 @@ def take_in_order(admission: Admission, order: Iterable[int] | np.ndarray) -> np
     if isinstance(order, np.ndarray):
         likely = order[: LOOK_AHEAD * admission.expected]
         admission.expect(np.unique(likely[admission.open_N[likely]]))
-    for position in order.tolist() if isinstance(order, np.ndarray) else order:
-        if admission.full:
-            break
-        if admission.open_N[position]:
-            admission.take(position)
+    take_open(admission, order.tolist() if isinstance(order, np.ndarray) else order)
     admission.finish()
     return admission.chosen
+
+
+def take_open(admission: Admission, positions: Iterable[int], most: float = math.inf) -> int:
+    """Take up to `most` of the rows that are open, in this order, and return how many were taken."""
+    taken = 0
+    for position in positions:
+        if admission.full or taken >= most:
+            break
+        if admission.open_N[position]:
+            taken += admission.take(position)
+    return taken
 
 
 def as_selection(

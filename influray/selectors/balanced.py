@@ -11,9 +11,8 @@ import numpy as np
 
 from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission
-from influray.selectors.candidates import CandidateHeads
-from influray.selectors.normalisers import NormaliserName, normalise
-from influray.selectors.options import TaskWeights
+from influray.selectors.heads import Heads
+from influray.selectors.normalisers import NormaliserName, TaskWeights, normalise
 
 PROGRESS_ROWS = 64  # chosen between two reports
 
@@ -46,7 +45,7 @@ class Balanced(Selector):
         source, rows = problem.attribution, problem.attribution.rows
         normalised = normalise(self._normaliser, source, problem.groups, self._task_weights)
         admission = Admission(problem)
-        heads = CandidateHeads(source, normalised, self._iterate, admission.expect)
+        heads = Heads(source, normalised, "balance" if self._iterate else "height", admission.expect)
         merit: list[float] = []
         place: list[int] = []
         sum_C = np.zeros(len(normalised.column_C))

@@ -9,8 +9,7 @@ import numpy as np
 
 from influray.protocols import AttributionSource, Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission
-from influray.selectors.normalisers import Normalised, NormaliserName, normalise
-from influray.selectors.options import TaskWeights
+from influray.selectors.normalisers import Normalised, NormaliserName, TaskWeights, normalise
 
 WIDTH = 256  # rows of one block of bounds
 PATIENCE = 4  # a pass over all N rows takes as long as N / PATIENCE rows looked up, or less

@@ -13,8 +13,7 @@ from pydantic import Field
 
 from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection, take_in_order
-from influray.selectors.normalisers import NormaliserName
-from influray.selectors.options import TaskWeights
+from influray.selectors.normalisers import NormaliserName, TaskWeights
 from influray.selectors.reductions import ReductionName, RowMerit
 from influray.store.moments import column_moments, column_stats
 

@@ -1,204 +1,167 @@
-"""The best remaining row of every column, from lists of each column's highest rows that refill exactly.
+"""The best remaining row of every column, over the rows that a selection can possibly touch.
 
 max_i max_j (Z_ij - m_j) = max_j (max_i Z_ij - m_j): a penalty per column does not change a column's order, so a
-selection needs the heads of sorted columns and never the whole of the matrix. Lists are short; a column that
-reaches the end of its own is listed anew over the rows that are left.
+selection needs the heads of sorted columns and never the whole of the matrix. How far down it will go in each column
+is guessed from a sample; the rows above that are gathered in one pass, little more than it will choose, and it walks
+over them alone. What is chosen does not depend on the guess: a selection that comes to the floor of a column gathers
+anew.
 
-Shape suffixes: N rows, C columns in use, B rows of one block, E entries of lists.
+Shape suffixes: N rows, T target columns, C columns in use, S rows of the sample, U candidates.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 from influray.protocols import AttributionSource
+from influray.selectors.candidates import Floor, floor_at, gather, sample
+from influray.selectors.held_heads import FloorReached, HeldHeads
 from influray.selectors.normalisers import Normalised
-from influray.selectors.top_lists import TopList, top_lists
-from influray.store.ranges import Blocks, map_ranges
 
-MIN_DEPTH = 64
-MAX_ENTRIES = 2**22  # over all lists, about 32 bytes each: deeper lists are read in several passes instead
-GROWTH = 4
-
-
-@dataclass
-class _List:
-    """A column's highest rows by falling z, then ascending position.
-
-    `rest` bounds the z of every free row outside; `below` of those whose score is strictly under the list's
-    limit, and where `settled` it has been looked up.
-    """
-
-    z_E: np.ndarray
-    position_E: np.ndarray
-    limit: np.floating
-    rest: float
-    below: float
-    settled: bool = False
+SAMPLE_ROWS = 8192
+MOST_SAMPLE_ROWS = 65536
+SAMPLE_PICKS = 1000  # that a sample should be large enough for: their means have to be near the real ones
+MIN_RANK = 8  # in the sample: fewer, and what a column holds is a matter of luck
+SPARE = 1.5  # times the rows that are still to be chosen
+GROWTH = 4  # of the spare where less than half of them came from what was gathered
+MARGIN = 2.0  # standard errors of a mean over the picks of the sample
+MAX_HELD = 2**30  # bytes of candidates; a selection of more is made in several passes
+BISECTIONS = 48
 
 
-class ColumnHeads:
+class Heads:
     """For every column in use its best row that is not taken out yet; `best` and `remove` walk down.
 
-    Rows are positions 0..N-1 in the order of the source's blocks. `depth`, the first length of the lists, decides
-    the number of passes over the source and no result. Memory: columns x depth, except where more scores than that
-    are distinct before a mean is subtracted and equal after it, by rounding. Rows of `out_N` are out from the start.
+    Rows are positions 0..N-1 in the order of the source's blocks. `picks` says what will be subtracted, which helps
+    the guess alone: "balance" the means of what was chosen, "height" nothing, "turns" all but one column in turn.
+    `on_gathered` is told the candidates, positions in ascending order.
     """
 
     def __init__(
-        self, source: AttributionSource, normalised: Normalised, depth: int, out_N: np.ndarray | None = None
+        self,
+        source: AttributionSource,
+        normalised: Normalised,
+        picks: Literal["balance", "height", "turns"],
+        on_gathered: Callable[[np.ndarray], None] = lambda positions: None,
     ) -> None:
-        self._source = source
-        self._normalised = normalised
-        self._rows = source.shape[0]
-        self._out = np.zeros(self._rows + 1, bool)  # the last one stands for the end of a list: never chosen
-        if out_N is not None:
-            self._out[: self._rows] = out_N
-        self.left = self._rows - int(self._out.sum())  # rows that are still in
-        columns = len(normalised.column_C)
-        self._cap = max(MIN_DEPTH, MAX_ENTRIES // columns)
-        self._depth_C = np.full(columns, min(self._cap, max(MIN_DEPTH, depth)))
-        self._lists = self._listed(np.arange(columns), int(self._depth_C[0]))
-        self._lay_out()
+        self._source, self._normalised, self._picks, self._on_gathered = source, normalised, picks, on_gathered
+        self._threads = getattr(getattr(source, "mapper", None), "threads", 1)
+        self._out_N = np.zeros(source.shape[0], bool)
+        self.left = source.shape[0]  # rows that are still in
+        self._held: HeldHeads | None = None
+        self._position_U, self._line_UT = np.zeros(0, np.int64), np.zeros((0, source.shape[1]))
+        self._place_N = np.full(source.shape[0], -1, np.int32)  # of a row among the candidates
+        self._spare = SPARE
+        self._gathered: tuple[int, int] | None = None  # (rows that were left then, rows that were wanted)
 
-    def best(self, mean_C: np.ndarray) -> tuple[int, int, float]:
-        """Return (position, column, utility) of the largest z - mean over the rows not chosen.
+    def best(self, mean_C: np.ndarray, done: int, wanted: int) -> tuple[int, int, float]:
+        """Return (position, column, utility) of the largest z - mean over the rows not taken out.
 
-        Ties go to the lowest position, then to the lowest column.
+        Ties go to the lowest position, then to the lowest column. `done` rows make the mean, and about `wanted` more
+        will be asked for.
         """
         while True:
-            utility_C = self._head_C - mean_C
-            top = utility_C.max()
-            found = (self._rows, 0)
-            for column in (utility_C == top).nonzero()[0].tolist():
-                # A head is the lowest tied row of its column unless a lower z becomes equal in the subtraction.
-                if self._next_C[column] - mean_C[column] < top:
-                    position = int(self._position_C[column])
-                else:
-                    position = self._lowest_tied(column, float(mean_C[column]), float(top))
-                    if position < 0:
-                        break  # the lists have changed: look again
-                found = min(found, (position, column))
+            if self._held is None:
+                self._held = self._gather(mean_C, done, wanted)
+            try:
+                place, column, utility = self._held.best(mean_C)
+            except FloorReached:
+                self._held = None
             else:
-                return *found, float(top)
+                return int(self._position_U[place]), column, utility
 
     def remove(self, positions: np.ndarray) -> None:
         """Take rows out of every column; none of them may be out already."""
         if not len(positions):
             return
-        self._out[positions] = True
+        self._out_N[positions] = True
         self.left -= len(positions)
-        if len(positions) == 1:
-            moved_C = (self._position_C == positions[0]).nonzero()[0]
-        else:
-            moved_C = self._out[self._position_C].nonzero()[0]
-        pointer = self._pointer_C[moved_C] + 1
-        self._pointer_C[moved_C] = pointer
-        stale_C = moved_C
-        chosen = self._out[self._flat_position[pointer]]
-        # Correlated columns walk over each other's picks: look further ahead each time, not one by one.
-        width = 8
-        while chosen.any():
-            stale_C = stale_C[chosen]
-            ahead = self._pointer_C[stale_C, None] + np.arange(1, width + 1)
-            ahead = np.minimum(ahead, self._end_C[stale_C, None])  # the end counts as free
-            chosen_ahead = self._out[self._flat_position[ahead]]
-            chosen = chosen_ahead.all(axis=1)
-            step = np.where(chosen, width - 1, chosen_ahead.argmin(axis=1))
-            self._pointer_C[stale_C] = ahead[np.arange(len(stale_C)), step]
-            width *= 8
-        self._point(moved_C)
+        place = self._place_N[positions]
+        place = place[place >= 0]
+        if self._held is not None and len(place):
+            self._held.remove(place)
 
-    def _lowest_tied(self, column: int, mean: float, top: float) -> int:
-        """Return the lowest free row of a column with utility `top`, or -1 once its list reaches further."""
-        here, end = int(self._pointer_C[column]), int(self._end_C[column])
-        listed = self._lists[column]
-        if here == end:
-            self._refill(column)
-            return -1
-        tied = here + int(np.searchsorted(mean - self._flat_z[here:end], -top, side="right"))
-        if tied == end and listed.below - mean >= top:
-            if listed.settled:
-                self._replace(np.array([column]), GROWTH * int(self._depth_C[column]))
-            else:
-                self._settle(column)
-            return -1
-        position_E = self._flat_position[here:tied]
-        return int(position_E[~self._out[position_E]].min())
+    def line(self, position: int) -> np.ndarray:
+        """Return z of a row, [C] float64."""
+        place = int(self._place_N[position])
+        if place >= 0:
+            return self._normalised.lines(self._line_UT[place : place + 1])[0]
+        return self._normalised.lines(self._source.gather(self._source.rows[position : position + 1]))[0]
 
-    def _refill(self, column: int) -> None:
-        """List anew a column that is at its end, and in the same pass all that are more than half used up."""
-        unfinished_C = np.array([listed.rest > -np.inf for listed in self._lists])
-        low_C = unfinished_C & (2 * (self._end_C - self._pointer_C) < self._depth_C)
-        low_C[column] = True
-        self._replace(np.flatnonzero(low_C), min(self._cap, GROWTH * int(self._depth_C[low_C].max())))
+    def _gather(self, mean_C: np.ndarray, done: int, wanted: int) -> HeldHeads:
+        """Gather candidates for what is still wanted; where that is nearly all, or a sample misleads, take all rows."""
+        rows, width = self._source.shape
+        most, column_C = MAX_HELD // (8 * width), self._normalised.column_C
+        if self._gathered is not None:
+            taken, hoped = self._gathered[0] - self.left, self._gathered[1]
+            self._spare *= GROWTH if 2 * taken < hoped else 1
+            most = most if taken else self.left
+            self._place_N[self._position_U], self._line_UT = -1, self._line_UT[:0]
+        self._gathered = self.left, wanted
+        dtype = self._source.gather(self._source.rows[:1]).dtype
+        whole = (-np.inf, dtype), (rows, np.int64), (False, bool)
+        floor = everything = Floor(*(np.full(len(column_C), value, kind) for value, kind in whole))
+        want, found = min(math.ceil(self._spare * wanted), most), None
+        while found is None and 1 <= want < self.left and rows > SAMPLE_ROWS:
+            size = min(MOST_SAMPLE_ROWS, max(SAMPLE_ROWS, min(SAMPLE_PICKS * self.left // want, self.left // 16)))
+            position_S, line_ST = sample(self._source, self._out_N, size)
+            floor = self._guess(position_S, line_ST, mean_C, done, want)
+            found = gather(self._source, column_C, floor, self._out_N, min(2 * most, self.left))
+            want //= 2
+        if found is None:
+            floor = everything
+            found = gather(self._source, column_C, floor, self._out_N, self.left)
+            assert found is not None, "there are no more rows than are left"
+        self._position_U, self._line_UT, under_C = found
+        self._place_N[self._position_U] = np.arange(len(self._position_U))
+        self._on_gathered(self._position_U)
+        last_C = np.searchsorted(self._position_U, floor.last_C, side="right")
+        return HeldHeads(self._line_UT, self._normalised, floor.score_C, last_C, under_C, self._threads)
 
-    def _replace(self, columns: np.ndarray, depth: int) -> None:
-        self._depth_C[columns] = depth
-        for column, listed in zip(columns, self._listed(columns, depth), strict=True):
-            self._lists[column] = listed
-        self._lay_out()
-
-    def _listed(self, columns: np.ndarray, depth: int) -> list[_List]:
-        found = top_lists(self._source, self._normalised.column_C[columns], depth, self._out[: self._rows])
-        return [self._sorted(int(column), top) for column, top in zip(columns, found, strict=True)]
-
-    def _sorted(self, column: int, top: TopList) -> _List:
-        z_E = self._normalised.values(top.score_E, column)
-        order_E = np.argsort(-z_E, kind="stable")
-        under = np.nextafter(top.limit, -np.inf, dtype=top.limit.dtype)
-        rest, below = self._normalised.values(np.array([top.limit, under]), column)
-        # Different scores of one z, and the limit lies between them: a row outside may stand before one of the list.
-        torn = bool(((z_E == rest) & (top.score_E > top.limit)).any())
-        below = rest if torn else below
-        return _List(z_E[order_E], top.position_E[order_E], top.limit, float(rest), float(below), settled=torn)
-
-    def _settle(self, column: int) -> None:
-        """Look up the highest free score under the limit of a list: one pass over one column."""
-        listed = self._lists[column]
-        target = int(self._normalised.column_C[column])
-        parts = map_ranges(self._source, highest_under, target, listed.limit, by_row=(self._out[: self._rows],))
-        listed.below = float(self._normalised.values(np.array(max(parts)), column))
-        listed.settled = True
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        """Lay the free rows of all lists end to end, each list closed by one entry for what is outside it."""
-        zs, positions, nexts, lengths = [], [], [], []
-        for listed in self._lists:
-            free_E = ~self._out[listed.position_E]
-            listed.z_E, listed.position_E = listed.z_E[free_E], listed.position_E[free_E]
-            length = len(listed.z_E)
-            step_E = np.flatnonzero(np.diff(listed.z_E)) + 1  # where z falls
-            run_E = np.diff(step_E, prepend=0, append=length)
-            next_E = np.append(listed.z_E[step_E], listed.below)  # the z after each run of equal ones
-            zs += [listed.z_E, [listed.rest]]
-            positions += [listed.position_E, [self._rows]]
-            nexts += [np.repeat(next_E, run_E), [np.inf]]  # nothing is settled at the end of a list
-            lengths.append(length)
-        self._flat_z, self._flat_next = np.concatenate(zs), np.concatenate(nexts)
-        self._flat_position = np.concatenate(positions)
-        self._end_C = np.cumsum(np.array(lengths) + 1) - 1
-        self._pointer_C = self._end_C - lengths
-        self._head_C, self._next_C = np.empty(len(lengths)), np.empty(len(lengths))
-        self._position_C = np.empty(len(lengths), np.int64)
-        self._point(np.arange(len(lengths)))
-
-    def _point(self, columns: np.ndarray) -> None:
-        pointer = self._pointer_C[columns]
-        self._head_C[columns] = self._flat_z[pointer]
-        self._next_C[columns] = self._flat_next[pointer]
-        self._position_C[columns] = self._flat_position[pointer]
-
-
-def highest_under(blocks: Blocks, start: int, out_N: np.ndarray, target: int, limit: np.floating) -> float:
-    """Return the highest score below `limit` of a column, over the rows of a range that are not out; -inf = none."""
-    highest, offset = -np.inf, 0
-    for _, block_BT in blocks:
-        score_B = block_BT[:, target]
-        under_B = ~out_N[offset : offset + len(score_B)] & (score_B < limit)
-        highest = max(highest, float(score_B[under_B].max(initial=-np.inf)))
-        offset += len(score_B)
-    return highest
+    def _guess(self, position_S: np.ndarray, line_ST: np.ndarray, mean_C: np.ndarray, done: int, want: int) -> Floor:
+        """Return how far down a selection of `want` more rows goes in each column, going by the sample."""
+        share, score_SC = len(line_ST) / self.left, line_ST[:, self._normalised.column_C]
+        expected = want * share
+        steps = min(len(line_ST) - 1, math.ceil(expected + 2 * math.sqrt(expected)))
+        rank = steps + 1  # no column can be asked for more
+        if self._picks == "turns":
+            rank = min(max(MIN_RANK, math.ceil(expected / len(mean_C))), len(line_ST))
+        lowest = floor_at(score_SC, position_S, rank)
+        if self._picks == "turns" or 2 * want >= self.left:
+            return lowest
+        last_C = np.searchsorted(position_S, lowest.last_C, side="right")
+        under_C = np.where(score_SC < lowest.score_C, score_SC, -np.inf).max(axis=0)
+        heads = HeldHeads(line_ST, self._normalised, lowest.score_C, last_C, under_C, self._threads)
+        count = before = done * share
+        sum_C, bar_C = mean_C * count, np.full(len(mean_C), np.inf)
+        square_C = np.zeros_like(sum_C)
+        for _ in range(steps):
+            try:
+                place, _, utility = heads.best(mean_C)
+            except FloorReached:  # by ties at the floor
+                return lowest
+            np.minimum(bar_C, mean_C + utility, out=bar_C)
+            heads.remove(np.array([place]))
+            if self._picks == "balance":
+                z_C = self._normalised.lines(line_ST[place : place + 1])[0]
+                sum_C += z_C
+                square_C += z_C * z_C
+                count += 1
+                mean_C = sum_C / count
+        if count > before:
+            bar_C -= MARGIN * np.sqrt(square_C) / count
+        # In scores, so that a pass has only to compare. Any value is right: bisection wants no inverse.
+        low_C, high_C = score_SC.min(axis=0).astype(np.float64), score_SC.max(axis=0).astype(np.float64)
+        for _ in range(BISECTIONS):
+            middle_C = low_C + (high_C - low_C) / 2
+            under_C = self._normalised.values(middle_C, slice(None)) < bar_C
+            low_C, high_C = np.where(under_C, middle_C, low_C), np.where(under_C, high_C, middle_C)
+        high_C = high_C.astype(line_ST.dtype)
+        above_C = high_C > lowest.score_C
+        score_C = np.where(above_C, high_C, lowest.score_C)
+        last_C = np.where(above_C, self._source.shape[0], lowest.last_C)
+        return Floor(score_C, last_C, (score_SC == score_C).sum(axis=0) > 1)

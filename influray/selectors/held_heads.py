@@ -1,7 +1,5 @@
 """The best remaining row of every column over lines that are all in memory: sorted once, then walked down.
 
-As ColumnHeads, with no list that is cut and nothing to read again. What the lines leave out is below a floor.
-
 Shape suffixes: U lines, T target columns, C columns in use, E entries of all lists.
 """
 
@@ -25,27 +23,32 @@ class FloorReached(Exception):
 class HeldHeads:
     """For every column in use the best of the lines that are not taken out yet. 12 bytes an entry.
 
-    Lines are numbered in ascending order of their rows. Of every row outside, and of the lines' scores that are in no
-    list, each is below `floor_C` in its column.
+    Lines are numbered in ascending order of their rows. A column lists those with a score above `floor_C`, and the
+    first `last_C` lines where they equal it; all rows that are in no list stand behind these in the column's order.
+    Of them those that do not equal the floor have scores up to `under_C`.
     """
 
-    def __init__(self, line_UT: np.ndarray, normalised: Normalised, floor_C: np.ndarray, threads: int = 1) -> None:
-        self._normalised = normalised
-        self._line_UT = line_UT
-        self._floor_C = floor_C
+    def __init__(
+        self,
+        line_UT: np.ndarray,
+        normalised: Normalised,
+        floor_C: np.ndarray,
+        last_C: np.ndarray,
+        under_C: np.ndarray,
+        threads: int = 1,
+    ) -> None:
+        self._line_UT, self._normalised, self._floor_C, self._last_C = line_UT, normalised, floor_C, last_C
         self._out = np.zeros(len(line_UT) + 1, bool)  # the last one stands for the end of a list: never taken out
+        # Bounds of the z of what is in no list: `rest` of all, `below` of what may tie with a listed line and win.
+        self._rest_C, self._below_C = (normalised.values(score_C, slice(None)) for score_C in (floor_C, under_C))
         columns = len(floor_C)
         groups = [np.arange(low, min(low + GROUP, columns)) for low in range(0, columns, GROUP)]
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            length_C = np.concatenate(list(pool.map(self._lengths, groups)))
-            self._end_C = np.cumsum(length_C + 1) - 1
-            self._pointer_C = self._end_C - length_C
-            self._minus_z = np.empty(int(self._end_C[-1]) + 1)  # ascending within a list, so that it can be searched
-            self._line = np.empty(len(self._minus_z), np.int32 if len(line_UT) < 2**31 else np.int64)
-            list(pool.map(self._sort, groups))
-        under_C = np.nextafter(floor_C, -np.inf, dtype=floor_C.dtype)
-        self._minus_z[self._end_C] = -normalised.values(under_C, slice(None))
-        self._line[self._end_C] = len(line_UT)
+            lists = [one for group in pool.map(self._sorted, groups) for one in group]
+        self._end_C = np.cumsum([len(line_E) for line_E, _ in lists]) - 1
+        self._pointer_C = np.append(0, self._end_C[:-1] + 1)
+        self._line = np.concatenate([line_E for line_E, _ in lists])
+        self._minus_z = np.concatenate([minus_z_E for _, minus_z_E in lists])  # ascending within a list: to be searched
         self._head_C = -self._minus_z[self._pointer_C]
         self._line_C = self._line[self._pointer_C]
 
@@ -108,34 +111,45 @@ class HeldHeads:
         lowest, minus_z = int(self._line_C[column]), self._minus_z
         if -minus_z[here + 1] - mean < top:
             return lowest
+        listed = True  # whether a line of the z looked at is free
         while True:
             # Of equal z the first free one is the lowest; a lower z can become equal in the subtraction.
-            here += int(np.searchsorted(minus_z[here:end], minus_z[here], side="right"))
+            z = minus_z[here]
+            here += int(np.searchsorted(minus_z[here:end], z, side="right"))
+            if here == end:
+                # What is in no list stands behind a line with the score of the floor, as long as that is free.
+                rest = self._below_C[column] if listed and -z == self._rest_C[column] else self._rest_C[column]
+                if rest - mean >= top:
+                    raise FloorReached
+                return lowest
             if -minus_z[here] - mean < top:
                 return lowest
-            if here == end:
-                raise FloorReached
             line = self._line[here : here + int(np.searchsorted(minus_z[here:end], minus_z[here], side="right"))]
             free = line[~self._out[line]]
-            lowest = min(lowest, int(free[0])) if len(free) else lowest
+            listed = len(free) > 0
+            lowest = min(lowest, int(free[0])) if listed else lowest
 
-    def _lengths(self, columns: np.ndarray) -> np.ndarray:
-        return (self._scores(columns) >= self._floor_C[columns, None]).sum(axis=1)
-
-    def _sort(self, columns: np.ndarray) -> None:
-        for column, score_U in zip(columns, self._scores(columns), strict=True):
+    def _sorted(self, columns: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the lines of each column's list, best first, with minus their z; one more for what is in no list."""
+        found = []
+        score_gU = np.ascontiguousarray(self._line_UT[:, self._normalised.column_C[columns]].T)
+        for column, score_U in zip(columns, score_gU, strict=True):
             line_E = np.flatnonzero(score_U >= self._floor_C[column])
+            score_E = score_U[line_E]
+            if score_E.min(initial=np.inf) == self._floor_C[column]:
+                line_E = line_E[(score_E > self._floor_C[column]) | (line_E < self._last_C[column])]
             line_E = line_E[_falling(score_U[line_E])]
-            z_E = self._normalised.values(score_U[line_E], column)
+            score_E = score_U[line_E]
+            z_E = self._normalised.values(score_E, column)
             if (np.diff(line_E)[np.diff(z_E) == 0] < 0).any():  # different scores of one z
                 order_E = np.lexsort((line_E, -z_E))
                 line_E, z_E = line_E[order_E], z_E[order_E]
-            start, end = self._pointer_C[column], self._end_C[column]
-            np.negative(z_E, out=self._minus_z[start:end])
-            self._line[start:end] = line_E
-
-    def _scores(self, columns: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(self._line_UT[:, self._normalised.column_C[columns]].T)
+            if ((z_E == self._rest_C[column]) & (score_E > self._floor_C[column])).any():
+                self._below_C[column] = self._rest_C[column]
+            end = np.array([len(self._line_UT)])
+            kind = np.int32 if len(self._line_UT) < 2**31 else np.int64
+            found.append((np.append(line_E, end).astype(kind), -np.append(z_E, self._rest_C[column])))
+        return found
 
 
 def _falling(score_E: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from influray.protocols import Bounds, ConfigError, Selection, SelectionProblem
 from influray.registry import METHODS, SELECTORS
 from influray.selectors.duplicates import NearDuplicates
-from influray.selectors.row_tasks import row_tasks
+from influray.selectors.normalisers import row_tasks
 
 
 def require_kept(selection: Selection, problem: SelectionProblem, method: str) -> None:

@@ -12,12 +12,14 @@ import numpy as np
 
 from influray.protocols import AttributionSource, Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection, take_in_order
+from influray.selectors.candidates import floor_at, gather, sample
 from influray.selectors.columns import whole_columns
 from influray.selectors.normalisers import Normalised, NormaliserName, normalise
-from influray.selectors.top_lists import top_lists
 
 SPARE = 1.5  # layers listed, over those that a budget fills where no two columns want the same row
 MIN_DEPTH = 16
+MIN_RANK = 8  # in the sample: fewer, and the depth of a column is a matter of luck
+SAMPLE_ROWS = 8192
 WHOLE = 4  # lists of more than one row in so many take longer than whole columns
 
 
@@ -84,11 +86,21 @@ class _Places:
 
     def _list(self, depth: int) -> None:
         """Complete about `depth` layers."""
-        lists = top_lists(self._source, self._normalised.column_C, depth, np.zeros(self._rows, bool))
-        self._known = min(len(found.score_E) for found in lists)
-        for c, found in enumerate(lists):
-            order = np.argsort(-found.score_E, kind="stable")[: self._known]
-            self._note(c, found.score_E[order], found.position_E[order])
+        column_C, none_out_N = self._normalised.column_C, np.zeros(self._rows, bool)
+        position_S, line_ST = sample(self._source, none_out_N, SAMPLE_ROWS)
+        rank = min(len(line_ST), max(MIN_RANK, math.ceil(depth * len(line_ST) / self._rows)))
+        floor = floor_at(line_ST[:, column_C], position_S, rank)
+        found = gather(self._source, column_C, floor, none_out_N, self._rows)
+        assert found is not None, "there are no more rows than these"
+        position_U, line_UT, _ = found
+        lists = []
+        for c, score_U in enumerate(line_UT.T[column_C]):
+            high_U = (score_U > floor.score_C[c]) | ((score_U == floor.score_C[c]) & (position_U <= floor.last_C[c]))
+            lists.append((score_U[high_U], position_U[high_U]))
+        self._known = min(len(score_E) for score_E, _ in lists)
+        for c, (score_E, position_E) in enumerate(lists):
+            order = np.argsort(-score_E, kind="stable")[: self._known]
+            self._note(c, score_E[order], position_E[order])
 
     def _note(self, c: int, score_E: np.ndarray, position_E: np.ndarray) -> None:
         """Take in the best rows of column `c`, from the very best on."""

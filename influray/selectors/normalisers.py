@@ -12,9 +12,10 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from influray.protocols import AttributionSource, ConfigError, DataError
 from influray.selectors.columns import whole_columns
@@ -133,6 +134,9 @@ NORMALISERS: dict[NormaliserName, Normaliser] = {
 }
 
 
+TaskWeights = Mapping[str, Annotated[float, Field(gt=0)]]  # task -> factor
+
+
 def normalise(
     name: NormaliserName, source: AttributionSource, groups: Sequence[str], task_weights: Mapping[str, float]
 ) -> Normalised:
@@ -169,3 +173,13 @@ def normalise(
         f"attribution: none of the {len(groups)} columns can be used with normaliser {name!r}, all are "
         f"{' or '.join(sorted(reasons))} over the {source.shape[0]} rows; check the targets and the pool"
     )
+
+
+def row_tasks(source: AttributionSource, groups: Sequence[str]) -> list[str]:
+    """Return the task of every row of the matrix: that of its highest standardised column, as THI by instance counts.
+
+    Ties go to the lowest column. One pass. Raises DataError where no column can be standardised.
+    """
+    normalised = normalise("zscore", source, groups, {})
+    tasks = [groups[j] for j in normalised.column_C]
+    return [tasks[place] for _, block in source.blocks() for place in normalised.lines(block).argmax(axis=1).tolist()]

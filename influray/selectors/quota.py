@@ -8,8 +8,7 @@ import numpy as np
 
 from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection
-from influray.selectors.normalisers import NormaliserName, normalise
-from influray.selectors.options import TaskWeights
+from influray.selectors.normalisers import NormaliserName, TaskWeights, normalise
 from influray.selectors.task_turns import TaskTurns
 
 
@@ -41,16 +40,11 @@ class Quota(Selector):
         turns = TaskTurns(problem.attribution, normalised, groups, "mean")
         names = list(dict.fromkeys(groups))
         admission = Admission(problem)
-        for position in admission.forced.tolist():
-            admission.take(position)
-            turns.credit(position)
+        turns.force(admission)
         weight_G = np.array([self._task_weights.get(names[g], 1.0) for g in turns.tasks])
         share = dict(zip(turns.tasks, shares(admission.expected, weight_G), strict=True))
         _fill_shares(turns, share, admission)
-        while not admission.full and admission.open_N.any():
-            for task in turns.tasks:
-                turns.take_best(task, admission)
-        admission.finish()
+        turns.fill(admission)
         return as_selection(problem, admission.chosen, turns.merit_N, None)
 
 

@@ -18,8 +18,7 @@ from pydantic import Field
 from influray.options import check_options
 from influray.protocols import AttributionSource, SelectionProblem
 from influray.selectors.columns import falling_ranks, whole_columns
-from influray.selectors.normalisers import Normalised, NormaliserName, normalise
-from influray.selectors.options import TaskWeights
+from influray.selectors.normalisers import Normalised, NormaliserName, TaskWeights, normalise
 from influray.selectors.task_scores import members, score_tasks, task_means, total
 from influray.store.moments import column_moments, column_stats
 

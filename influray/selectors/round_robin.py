@@ -11,7 +11,7 @@ import numpy as np
 
 from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection
-from influray.selectors.heads import ColumnHeads
+from influray.selectors.heads import Heads
 from influray.selectors.normalisers import Normalised, NormaliserName, normalise
 from influray.selectors.task_scores import TaskScore, members
 from influray.selectors.task_turns import TaskTurns
@@ -54,12 +54,11 @@ def _over_instances(problem: SelectionProblem, normalised: Normalised, task_scor
     source, rows = problem.attribution, problem.attribution.rows
     columns = len(normalised.column_C)
     admission = Admission(problem)
-    # A column walks over what others took: a few times its own turns is enough for most; lists refill where not.
-    heads = ColumnHeads(source, normalised, max(8 * admission.expected // columns, admission.expected // 32))
+    heads = Heads(source, normalised, "turns", admission.expect)
     merit: list[float] = []
     place: list[int] = []
     for position in admission.forced.tolist():
-        z_C = normalised.lines(source.gather(rows[position : position + 1]))[0]
+        z_C = heads.line(position)
         admission.take(position)
         merit.append(float(z_C.max()))
         place.append(int(z_C.argmax()))
@@ -69,7 +68,7 @@ def _over_instances(problem: SelectionProblem, normalised: Normalised, task_scor
     turn = 0
     while not admission.full and heads.left:
         waiting_C[turn] = 0.0
-        position, _, z = heads.best(waiting_C)
+        position, _, z = heads.best(waiting_C, len(merit), max(1, admission.expected - len(merit)))
         if admission.take(position):
             heads.remove(np.array([position]))
             merit.append(z)
@@ -86,13 +85,8 @@ def _over_tasks(problem: SelectionProblem, normalised: Normalised, task_score: s
     groups = [problem.groups[j] for j in normalised.column_C]
     admission = Admission(problem)
     turns = TaskTurns(source, normalised, groups, task_score)
-    for position in admission.forced.tolist():
-        admission.take(position)
-        turns.credit(position)
-    while not admission.full and admission.open_N.any():
-        for task in turns.tasks:
-            turns.take_best(task, admission)
-    admission.finish()
+    turns.force(admission)
+    turns.fill(admission)
     chosen = admission.chosen
     column_N = np.full(len(rows), -1)
     if task_score == "max":

@@ -5,16 +5,15 @@ Shape suffixes: N rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
 from influray.protocols import Selection, SelectionProblem, Selector
-from influray.selectors.admission import Admission, as_selection
-from influray.selectors.normalisers import NormaliserName
-from influray.selectors.options import TaskWeights
+from influray.selectors.admission import Admission, as_selection, take_open
+from influray.selectors.normalisers import NormaliserName, TaskWeights
 from influray.selectors.reductions import ReductionName, RowMerit
 
 
@@ -61,9 +60,9 @@ class Strata(Selector):
         size_S = np.bincount(stratum_N[drawn], minlength=self._strata)
         for turn, stratum in enumerate(np.argsort(size_S, kind="stable").tolist()):
             share = max(0, admission.expected - spent) // (self._strata - turn)
-            spent += _take(admission, drawn[stratum_N[drawn] == stratum].tolist(), share)
+            spent += take_open(admission, drawn[stratum_N[drawn] == stratum].tolist(), share)
         for rest in (drawn.tolist(), dropped[::-1].tolist()):
-            _take(admission, rest, len(order_N))
+            take_open(admission, rest)
         admission.finish()
         return as_selection(problem, admission.chosen, reduced.merit_N, reduced.column_N)
 
@@ -76,14 +75,3 @@ def strata_of(merit_N: np.ndarray, rows: np.ndarray, strata: int) -> np.ndarray:
         share = (merit_N[rows] - low) / (high - low) if high > low else np.zeros(len(rows))
         stratum_N[rows] = np.minimum((share * strata).astype(np.int64), strata - 1)
     return stratum_N
-
-
-def _take(admission: Admission, positions: Iterable[int], most: int) -> int:
-    """Take up to `most` of the rows that are open, and return how many were taken."""
-    taken = 0
-    for position in positions:
-        if admission.full or taken == most:
-            break
-        if admission.open_N[position]:
-            taken += admission.take(position)
-    return taken

@@ -51,6 +51,19 @@ class TaskTurns:
                 self.credit(position, task)
                 return
 
+    def force(self, admission: Admission) -> None:
+        """Take the rows that must be in, each for the task for which it scores highest."""
+        for position in admission.forced.tolist():
+            admission.take(position)
+            self.credit(position)
+
+    def fill(self, admission: Admission) -> None:
+        """Let the tasks take their best rows in turn until nothing more is to be chosen, and check the selection."""
+        while not admission.full and admission.open_N.any():
+            for task in self.tasks:
+                self.take_best(task, admission)
+        admission.finish()
+
     def credit(self, position: int, task: int | None = None) -> None:
         """Note that a row is chosen by a task; None stands for the task for which it scores highest."""
         winner = int(self._score_GN[:, position].argmax()) if task is None else task

@@ -25,7 +25,7 @@ FILE_ENDINGS = {".json", ".jsonl", ".yaml", ".arrow", ".parquet", ".html", ".saf
 FILE_ENDINGS |= {".log"}  # of RUN/logs
 FEATURES = "features"
 CHOSEN = ("selection", "tune", "evaluation", "scorers")  # folders of a folder for each selection
-FOLDERS = ("pool", "target", "test", "adapter", "_receipts", "texts")
+FOLDERS = ("pool", "target", "test", "adapter", "_receipts")
 VERSIONED = ("influray", "torch", "transformers", "peft", "ray", "pyarrow", "numpy", "tokenizers")
 
 

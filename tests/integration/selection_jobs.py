@@ -12,7 +12,7 @@ from typing import Any
 
 from influray.protocols import DataError
 from influray.runtime import selecting
-from influray.selectors import balanced, candidates
+from influray.selectors import balanced, heads
 from influray.store import ranges
 
 
@@ -47,7 +47,7 @@ def refuse() -> None:
 def select(run_dir: str, selector: dict, die_at: int | None = None, mapper=None, on_progress=None) -> dict:
     """Carry out a selector over ranges of few rows and candidates of few rows; the first time, die at that pick."""
     ranges.RANGE_ROWS, ranges.SMALL = 256, 0
-    candidates.SAMPLE_ROWS, candidates.MAX_HELD = 64, 8 * 12 * 150
+    heads.SAMPLE_ROWS, heads.MAX_HELD = 64, 8 * 12 * 150
     balanced.PROGRESS_ROWS = 8
     heard = Path(run_dir) / "heard"
 

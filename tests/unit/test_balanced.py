@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influray.protocols import DataError, SelectionProblem
-from influray.selectors import candidates, heads, held_heads, top_lists
+from influray.selectors import candidates, heads, held_heads
 from influray.selectors.api import select
 from influray.selectors.balanced import Balanced
 from influray.selectors.normalisers import NORMALISERS, normalise
@@ -80,12 +80,9 @@ def test_it_equals_the_plain_loop(kind, n, t, seed, share, wide, small):
     rng = np.random.default_rng(seed)
     score_NT = scores(kind, n, t, rng).astype(np.float64 if wide else np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        # Lists so short that they run out, are cut, and are refilled over and over.
-        patch.setattr(heads, "MIN_DEPTH", 1 + small % 4)
-        patch.setattr(heads, "MAX_ENTRIES", 1 + small * t // 4)
-        patch.setattr(top_lists, "SAMPLE_ROWS", small)
-        patch.setattr(top_lists, "MIN_RANK", 1)
-        patch.setattr(top_lists, "ROOM", 1 + small % 3)
+        # Samples and groups so small that they mislead and gathered rows run out over and over.
+        patch.setattr(heads, "SAMPLE_ROWS", small)
+        patch.setattr(held_heads, "GROUP", 1 + small % 3)
         patch.setattr(ranges, "RANGE_ROWS", 1 + seed % 9)
         assert_equals_the_loop(score_NT, max(1, int(share * n)), block_rows=small)
 
@@ -108,18 +105,15 @@ def test_candidates_that_run_out_and_are_gathered_anew_give_the_plain_loop(
     score_NT = scores(kind, n, t, np.random.default_rng(seed)).astype(np.float64 if wide else np.float32)
     with pytest.MonkeyPatch.context() as patch:
         # Samples of a few rows, which mislead, few candidates, and ranges of a few rows.
-        patch.setattr(candidates, "SAMPLE_ROWS", small)
-        patch.setattr(candidates, "MOST_SAMPLE_ROWS", small)
+        patch.setattr(heads, "SAMPLE_ROWS", small)
+        patch.setattr(heads, "MOST_SAMPLE_ROWS", small)
         patch.setattr(candidates, "RUN_ROWS", 1 + small % 3)
-        patch.setattr(candidates, "SPARE", spare)
-        patch.setattr(candidates, "MAX_HELD", 8 * t * held)
+        patch.setattr(heads, "SPARE", spare)
+        patch.setattr(heads, "MAX_HELD", 8 * t * held)
         patch.setattr(held_heads, "WIDTH", small)
         patch.setattr(held_heads, "FEW", small % 4)
         patch.setattr(held_heads, "GROUP", 2)
-        patch.setattr(heads, "MIN_DEPTH", 1 + small % 4)
-        patch.setattr(top_lists, "SAMPLE_ROWS", small)
-        patch.setattr(top_lists, "MIN_RANK", 1)
-        patch.setattr(top_lists, "ROOM", 1 + small % 3)
+        patch.setattr(heads, "GROWTH", 2 + small % 4)
         patch.setattr(ranges, "RANGE_ROWS", 1 + small)
         patch.setattr(ranges, "SMALL", 0 if small % 4 else 2**22)
         assert_equals_the_loop(score_NT, max(1, int(share * n)), block_rows=small)
@@ -149,21 +143,20 @@ def test_lists_of_the_usual_length_equal_the_plain_loop(kind):
 
 
 def test_a_million_equal_scores_do_not_make_long_lists(monkeypatch):
-    monkeypatch.setattr(heads, "MAX_ENTRIES", 0)
     longest = []
-    original = heads.top_lists
+    original = heads.gather
 
     def measured(*args):
         found = original(*args)
-        longest.append(max(len(listed.score_E) for listed in found))
+        longest.append(0 if found is None else len(found[0]))
         return found
 
-    monkeypatch.setattr(heads, "top_lists", measured)
+    monkeypatch.setattr(heads, "gather", measured)
     score_NT = np.zeros((20000, 2), np.float32)
     score_NT[:3] = np.eye(3, 2)
     score_NT[7, 0] = -1
     assert_equals_the_loop(score_NT, 300)
-    assert max(longest) <= top_lists.ROOM * heads.MIN_DEPTH, "memory must stay columns x depth"
+    assert 0 < max(longest) < 2000, "of equal scores only the first ones are gathered"
 
 
 @pytest.mark.parametrize("period", [5, 4096 // 4])

@@ -13,8 +13,8 @@ from influray.protocols import ConfigError, DataError
 from influray.registry import METHODS, SELECTORS
 from influray.selectors import duplicates
 from influray.selectors.api import select
+from influray.selectors.normalisers import row_tasks
 from influray.selectors.row_facts import ArrayFeatures
-from influray.selectors.row_tasks import row_tasks
 from influray.store.attribution import ArrayAttribution
 from tests.reference.limited_choice import apart_in_order, balanced_under_limits, choose_in_order, keeps
 

@@ -19,11 +19,11 @@ from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.collect import collect
 from influray.report.explorer import page as page_module
 from influray.report.explorer.data import chosen_rows, overview
-from influray.report.explorer.inline import inline_json
 from influray.report.explorer.page import explorer_page, write_explorer
 from influray.report.explorer.rows import ChosenRows, open_chosen
 from influray.report.explorer.sample import sample_rows
 from influray.report.page import write_report
+from influray.report.templating import inline_json
 from influray.store.artifact import ShardStore, describe, write_json, write_manifest
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
@@ -310,7 +310,7 @@ def test_the_work_of_a_page_does_not_grow_with_the_selection(tmp_path, monkeypat
 
     counted(Catalogue, "parsed", "parsed")
     counted(ChosenRows, "_match", "searched")
-    open_chosen(run.path, "bids").texts()
+    assert len(open_chosen(run.path, "bids").texts) == rows
     assert done == {"parsed": rows, "searched": 0}, "made once for a selection"
     searches = 0
     for query in (

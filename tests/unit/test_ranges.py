@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influray.protocols import ArtifactMismatch, DataError
-from influray.selectors import candidates
+from influray.selectors import heads
 from influray.selectors.api import select
-from influray.selectors.top_lists import top_lists
+from influray.selectors.candidates import floor_at, gather, sample
 from influray.store import attribution, ranges
 from influray.store.attribution import ArrayAttribution, Attribution, stats_of
 from influray.store.moments import column_moments
@@ -69,27 +69,26 @@ def test_moments_of_ranges_are_those_of_the_whole_bit_for_bit(rows, range_rows, 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(1, 60), st.integers(0, 99), st.integers(1, 9), st.integers(1, 20), st.booleans())
-def test_merged_lists_hold_every_row_above_their_limit(rows, seed, range_rows, depth, few):
+def test_gathered_rows_are_all_down_to_the_floor(rows, seed, range_rows, depth, few):
     rng = np.random.default_rng(seed)
     score_NT = rng.integers(0, 4, (rows, 3)).astype(np.float32) if few else random_matrix(rows, 3, seed)
-    chosen_N = rng.random(rows) < 0.3
-    chosen_N[rng.integers(rows)] = False
+    out_N, column_C = rng.random(rows) < 0.3, np.array([0, 2])
+    out_N[rng.integers(rows)] = False
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranges, "RANGE_ROWS", range_rows)
-        patch.setattr("influray.selectors.top_lists.SAMPLE_ROWS", 4)
-        patch.setattr("influray.selectors.top_lists.ROOM", 1)
-        found = top_lists(ArrayAttribution(score_NT, 2), np.array([0, 2]), depth, chosen_N)
-    for column, listed in zip((0, 2), found, strict=True):
+        source = ArrayAttribution(score_NT, 2)
+        position_S, line_ST = sample(source, out_N, 16)
+        floor = floor_at(line_ST[:, column_C], position_S, min(depth, len(line_ST)))
+        position_U, line_UT = gather(source, column_C, floor, out_N, rows)
+        assert gather(source, column_C, floor, out_N, len(position_U) - 1) is None
+    in_N = np.zeros(rows, bool)
+    for column, score, last in zip(column_C, floor.score_C, floor.last_C, strict=True):
         score_N = score_NT[:, column]
-        assert (np.diff(listed.position_E) > 0).all()
-        assert np.array_equal(score_N[listed.position_E], listed.score_E)
-        outside_N = ~chosen_N
-        outside_N[listed.position_E] = False
-        assert (score_N[outside_N] <= listed.limit).all()
-        equal = listed.position_E[listed.score_E == listed.limit]
-        late = np.flatnonzero(outside_N & (score_N == listed.limit))
-        assert not len(equal) or not len(late) or equal.max() < late.min(), "of equals the earlier rows are listed"
-        assert len(listed.score_E)
+        in_N |= (score_N > score) | ((score_N == score) & (np.arange(rows) <= last))
+        sample_S = sorted(zip(-score_NT[position_S, column], position_S, strict=True))
+        assert (-score, last) == sample_S[min(depth, len(line_ST)) - 1], "the floor is a row of the sample, by its rank"
+    assert position_U.tolist() == np.flatnonzero(in_N & ~out_N).tolist()
+    assert np.array_equal(line_UT, score_NT[position_U])
 
 
 def test_an_error_in_a_range_arrives_as_it_is(monkeypatch):
@@ -111,7 +110,7 @@ def test_a_matrix_on_disk_is_read_in_pieces_of_parts(tmp_path, monkeypatch, meth
     monkeypatch.setattr(attribution, "READ_BYTES", 100 * 6 * 4)
     monkeypatch.setattr(ranges, "RANGE_ROWS", 256)
     monkeypatch.setattr(ranges, "SMALL", 0)
-    monkeypatch.setattr(candidates, "SAMPLE_ROWS", 64)
+    monkeypatch.setattr(heads, "SAMPLE_ROWS", 64)
     assert max(len(block) for _, block in source.blocks()) == 100
     found = select(source, None, 100, method=method)
     assert found.rows.tolist() == row_N[expected.rows].tolist()

@@ -22,6 +22,7 @@ from influray.report.collect import collect
 from influray.report.data import ReportData, SelectionFacts, Tuned, normalised_entropy
 from influray.report.explorer.rows import check_page, open_chosen
 from influray.report.readings import open_run
+from influray.report.selections import largest_sources
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
 from influray.store.selection import read_selection
@@ -113,25 +114,14 @@ def chosen_rows(
 
 
 def _selection(one: SelectionFacts) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "method": one.method,
-        "options": {name: str(value) for name, value in one.options.items()},
-        "seed": one.seed,
-        "style": one.style,
-        "examples": one.examples,
-        "tokens": one.tokens,
-        "duplicates": one.duplicates,
-        "sources": dict(one.sources),
-        "winners": dict(one.winners),
-    }
+    names = ("name", "method", "options", "seed", "style", "examples", "tokens", "duplicates", "sources", "winners")
+    options = {name: str(value) for name, value in one.options.items()}
+    return {name: getattr(one, name) for name in names} | {"options": options}
 
 
 def _tuned(one: Tuned) -> dict[str, float | None]:
-    return {
-        "loss": short(one.macro_loss.mean),
-        "exact": None if one.macro_exact is None else short(one.macro_exact.mean),
-    }
+    exact = None if one.macro_exact is None else short(one.macro_exact.mean)
+    return {"loss": short(one.macro_loss.mean), "exact": exact}
 
 
 def _counts(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,14 +138,9 @@ def _sources(data: ReportData) -> list[tuple[str, int]]:
         return []
     pool = data.pool.sources
     sides = [(pool, data.pool.rows), *((one.sources, one.examples) for one in data.selections)]
-    share = {name: max(side.get(name, 0) / total for side, total in sides) for name in pool}
-    names = sorted(pool, key=lambda name: -share[name])
-    if len(names) <= SOURCES:
-        return [(name, pool[name]) for name in pool]
-    kept = set(names[: SOURCES - 1])
-    others = [name for name in pool if name not in kept]
-    told = [(name, pool[name]) for name in pool if name in kept]
-    return [*told, (f"{len(others)} other sources", sum(pool[name] for name in others))]
+    others = set(largest_sources(sides, SOURCES)[1])
+    told = [(name, pool[name]) for name in pool if name not in others]
+    return [*told, *([(f"{len(others)} other sources", sum(pool[name] for name in others))] if others else [])]
 
 
 def _labels(run_dir: str | Path, data: ReportData, sources: Sequence[tuple[str, int]]) -> dict[str, np.ndarray]:

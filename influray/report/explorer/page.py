@@ -19,10 +19,9 @@ from markupsafe import Markup
 from influray import formatting
 from influray.report.data import ReportData
 from influray.report.explorer.data import overview_of
-from influray.report.explorer.inline import inline_json
 from influray.report.explorer.sample import sample_rows
 from influray.report.readings import open_run
-from influray.report.templating import environment, style_sheet
+from influray.report.templating import environment, inline_json, style_sheet
 from influray.store.artifact import write_bytes
 from influray.store.run_directory import RunDirectory
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from influray.evaluation.prefixes import task_means
 from influray.report.explorer.data import short
-from influray.report.explorer.inline import inline_json
 from influray.report.explorer.rows import open_chosen
+from influray.report.templating import inline_json
 from influray.store.attribution import Attribution
 
 SERVED = 12  # tasks whose influence a row of the sample names; with more, the highest and the lowest one
