@@ -14,7 +14,7 @@ from influray.runtime.plain_tasks import Call, PlainTasks
 from influray.runtime.process import once
 from influray.runtime.retraining_worker import Bench, Retrainer, Retraining, token_of
 from influray.runtime.tasks import PoolEvent
-from influray.runtime.training import single_process
+from influray.runtime.training import plan_layout
 from influray.runtime.training_worker import working_in
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def retrain(
         ConfigError, DataError, ArtifactMismatch: what the user can mend, as it was raised in the worker.
         TooLittleMemory, RuntimeError: as `PlainTasks.run`.
     """
-    layout = single_process(len(todo), resources, ray.cluster_resources().get("GPU", 0.0))
+    layout = plan_layout(len(todo), resources, ray.cluster_resources().get("GPU", 0.0), alone=True)
     each = max(1, min(MOST, len(todo) // (layout.slots * ROUNDS)))
     lower = f"tune.device_batch_size (now {bench.parsed.retraining.device_batch_size})"
     limits: dict[str, Any] = {"lower": lower, "max_attempts": resources.max_attempts, "on_event": on_event}

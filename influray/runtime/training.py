@@ -21,12 +21,13 @@ from typing import Any
 
 import ray
 
+from influray.protocols import USER_ERRORS
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.plain_tasks import Call, PlainTasks
 from influray.runtime.replaced import replaced
 from influray.runtime.retries import RayError, loss_of, need_memory
 from influray.runtime.tasks import PoolEvent
-from influray.runtime.training_worker import EvaluationJob, Job, attempt, committed, manifest_of, working_in
+from influray.runtime.training_worker import EvaluationJob, Job, carry_out, committed, working_in
 from influray.store.mirror import local, location_of, remove_folder
 
 logger = logging.getLogger(__name__)
@@ -41,19 +42,18 @@ class Layout:
     gpus: float
 
 
-def plan_layout(jobs: int, resources: ResolvedResources, cluster_gpus: float) -> Layout:
-    """Return the layout of so many jobs. It follows from all jobs of a step, also those that are done already, so
-    that a resumed step trains the rest with as many ranks."""
-    single = single_process(jobs, resources, cluster_gpus)
-    # A process of several GPUs spreads its model over them by device_map; ranks of a node would see each other's.
-    ranks = resources.training_workers if single.gpus <= 1 else 1
-    return single if ranks == 1 or jobs > ranks else Layout(ranks, 1, single.gpus)
+def plan_layout(jobs: int, resources: ResolvedResources, cluster_gpus: float, alone: bool = False) -> Layout:
+    """Return the layout of so many jobs; `alone`: each takes a single process.
 
-
-def single_process(jobs: int, resources: ResolvedResources, cluster_gpus: float) -> Layout:
-    """Return the layout of so many jobs of one process each."""
+    It follows from all jobs of a step, also those that are done already, so that a resumed step trains the rest with as
+    many ranks.
+    """
     # A process that trains takes whole GPUs, also where several feature workers share one.
     gpus = max(1.0, resources.gpus_per_worker) if resources.gpus_per_worker else 0.0
+    # A process of several GPUs spreads its model over them by device_map; ranks of a node would see each other's.
+    ranks = resources.training_workers if gpus <= 1 and not alone else 1
+    if 1 < ranks >= jobs:
+        return Layout(ranks, 1, gpus)
     room = max(1, int(cluster_gpus // gpus)) if gpus else resources.workers
     return Layout(1, min(jobs, room), gpus)
 
@@ -72,13 +72,12 @@ def run_jobs(
     """
     assert len({str(local(job.out).resolve()) for job in jobs}) == len(jobs), "two jobs write to one place"
     alone = all(isinstance(job, EvaluationJob) or job.imports for job in jobs)
-    plan = single_process if alone else plan_layout
-    layout = plan(len(jobs), resources, ray.cluster_resources().get("GPU", 0.0))
+    layout = plan_layout(len(jobs), resources, ray.cluster_resources().get("GPU", 0.0), alone)
     manifests = [committed(job) for job in jobs]
     todo = [job for job, manifest in zip(jobs, manifests, strict=True) if manifest is None]
     logger.info("%d of %d jobs to do, %d at a time", len(todo), len(jobs), layout.slots)
-    carry_out = _over_ranks if layout.ranks > 1 else partial(_by_tasks, on_event=on_event)
-    new = iter(carry_out(todo, resources, layout) if todo else ())
+    run = _over_ranks if layout.ranks > 1 else partial(_by_tasks, on_event=on_event)
+    new = iter(run(todo, resources, layout) if todo else ())
     return [next(new) if manifest is None else manifest for manifest in manifests]
 
 
@@ -95,7 +94,7 @@ def train_one(job: Job, folder: str, gpus: float, threads: int) -> dict[str, Any
     """Carry out a job in a task and return its manifest."""
     try:
         with working_in(folder):
-            return manifest_of(attempt(job, "cuda" if gpus else "cpu", _device_map(job), threads))
+            return carry_out(job, "cuda" if gpus else "cpu", job.parsed.resources.device_map, threads)
     finally:
         gc.collect()  # a model that waits in this process for its next task would take the memory of others
 
@@ -143,21 +142,27 @@ def _over_ranks(jobs: Sequence[Job], resources: ResolvedResources, layout: Layou
             raise given_up from error
         finally:
             remove_folder(storage)
-    manifests = [manifest_of(outcome) for outcome in outcomes]  # the first error, where there is one, is the last
-    assert len(manifests) == len(jobs)
-    return manifests
+    if isinstance(outcomes[-1], Exception):
+        raise outcomes[-1]
+    assert len(outcomes) == len(jobs)
+    return outcomes
 
 
 def _train_loop(config: dict[str, Any]) -> list[dict[str, Any] | Exception]:
-    """What every rank of a Train run does."""
+    """What every rank of a Train run does: return the manifests, and after them an error that the user can mend.
+
+    Such an error is a result, which is not tried again. It is the same on every rank, for finetune agrees on its errors
+    before it raises them.
+    """
     from ray.train.torch import get_device
 
     outcomes = []
     with working_in(config["folder"]):
         for job in config["jobs"]:
-            outcomes.append(attempt(job, get_device(), _device_map(job), config["threads"]))
-            if isinstance(outcomes[-1], Exception):
-                break  # the same on every rank: finetune agrees on its errors before it raises them
+            try:
+                outcomes.append(carry_out(job, get_device(), job.parsed.resources.device_map, config["threads"]))
+            except USER_ERRORS as error:
+                return [*outcomes, error]
     return outcomes
 
 
@@ -178,10 +183,6 @@ def _lower(jobs: Sequence[Job]) -> str:
     if isinstance(job, EvaluationJob):
         return f"evaluation.token_budget (now {job.parsed.evaluation.token_budget})"
     return f"{job.kind}.device_batch_size (now {job.section.device_batch_size})"
-
-
-def _device_map(job: Job) -> str | None:
-    return job.parsed.resources.device_map
 
 
 def _storage(folder: Path) -> dict[str, Any]:

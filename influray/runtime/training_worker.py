@@ -14,19 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from influray.config import Config, FinetuneConfig, parse_config
-from influray.protocols import (
-    USER_ERRORS,
-    ArtifactMismatch,
-    ConfigError,
-    DamagedArtifact,
-    DataError,
-    TokenizedExample,
-)
+from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact, DataError
 from influray.store.artifact import (
     SCHEMA,
     describe,
@@ -98,18 +91,11 @@ class TrainingJob:
     @cached_property
     def fingerprint(self) -> str:
         """What the result depends on; reads the tokens of the rows."""
-        facts = {
-            "kind": self.kind,
-            "schema": SCHEMA,
-            "versions": {name: versions().get(name) for name in NUMERIC},
-            "model": self.parsed.model.model_dump(mode="json"),
-            "inputs": dict(self.inputs),
-        }
         if self.imports:
-            return fingerprint({**facts, "imported": [_imported_facts(one) for one in self.parsed.warmup.checkpoints]})
+            return _fingerprint(self, NUMERIC, imported=list(map(_imported_facts, self.parsed.warmup.checkpoints)))
         catalogue = _catalogue(self)
-        content = [(start, stop, catalogue.content_digest(start, stop)) for start, stop in _stretches(self, catalogue)]
-        return fingerprint({**facts, "section": self.section.model_dump(mode="json"), "rows": content})
+        content = [(start, stop, catalogue.content_digest(start, stop)) for start, stop in _ranges(self, catalogue)]
+        return _fingerprint(self, NUMERIC, section=self.section.model_dump(mode="json"), rows=content)
 
 
 @dataclass(frozen=True)
@@ -125,6 +111,7 @@ class EvaluationJob:
     adapter: str | None
     out: str
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    kind: ClassVar = "evaluation"
 
     @cached_property
     def parsed(self) -> Config:
@@ -132,21 +119,28 @@ class EvaluationJob:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(
-            {
-                "kind": "evaluation",
-                "schema": SCHEMA,
-                "versions": {name: versions().get(name) for name in JUDGED},
-                "model": self.parsed.model.model_dump(mode="json"),
-                "evaluation": self.parsed.evaluation.model_dump(mode="json"),
-                "catalogue": _catalogue(self).digest,
-                "adapter": self.adapter is not None,
-                "inputs": dict(self.inputs),
-            }
-        )
+        settings, tuned = self.parsed.evaluation.model_dump(mode="json"), self.adapter is not None
+        return _fingerprint(self, JUDGED, evaluation=settings, catalogue=_catalogue(self).digest, adapter=tuned)
 
 
 Job = TrainingJob | EvaluationJob
+
+
+def _fingerprint(job: Job, packages: Sequence[str], **facts: Any) -> str:
+    return fingerprint(
+        {
+            "kind": job.kind,
+            "schema": SCHEMA,
+            "versions": {name: versions().get(name) for name in packages},
+            "model": job.parsed.model.model_dump(mode="json"),
+            "inputs": dict(job.inputs),
+            **facts,
+        }
+    )
+
+
+def _manifest(job: Job, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": job.kind, "schema": SCHEMA, "fingerprint": job.fingerprint, **facts}
 
 
 def committed(job: Job) -> dict[str, Any] | None:
@@ -193,31 +187,12 @@ def carry_out(job: Job, device: Any, device_map: str | None, threads: int) -> di
     import torch
 
     torch.set_num_threads(threads)
-    if isinstance(job, EvaluationJob):
-        return _evaluate(job, device, device_map)
-    if job.imports:
-        return _import(job, device_map)
-    return _train(job, device, device_map)
-
-
-def attempt(job: Job, device: Any, device_map: str | None, threads: int) -> dict[str, Any] | Exception:
-    """Return the manifest of a job, or an error that the user can mend.
-
-    Such an error is a result: it is the same at every attempt, so nothing should retry it.
-    """
     try:
-        return carry_out(job, device, device_map, threads)
-    except USER_ERRORS as error:
-        if isinstance(error, DataError):
-            return DataError(f"{'/'.join(local(job.out).parts[-3:])}: {error}")
-        return error
-
-
-def manifest_of(outcome: dict[str, Any] | Exception) -> dict[str, Any]:
-    """Return the manifest that `attempt` came to, or raise the user's error."""
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
+        if isinstance(job, EvaluationJob):
+            return _evaluate(job, device, device_map)
+        return _train(job, device, device_map) if trains else _import(job, device_map)
+    except DataError as error:
+        raise DataError(f"{'/'.join(local(job.out).parts[-3:])}: {error}") from error
 
 
 def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, Any]:
@@ -225,8 +200,8 @@ def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, A
     from influray.model.loading import attach_new_adapter, load_base
     from influray.model.step_plan import barrier, process_group
 
-    config, warmup = job.parsed, job.kind == "warmup"
-    examples = _examples(job)
+    config, warmup, catalogue = job.parsed, job.kind == "warmup", _catalogue(job)
+    examples = [example for start, stop in _ranges(job, catalogue) for example in catalogue.tokenized(start, stop)]
     rank, ranks = process_group()
     model = attach_new_adapter(load_base(config.model, device, device_map), config.model.lora, job.seed)
     work = _work_folder(job)
@@ -254,7 +229,7 @@ def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, A
         facts["imported"] = False
     else:
         facts["digest"] = result.checkpoints[-1].digest
-    manifest = {"kind": job.kind, "schema": SCHEMA, "fingerprint": job.fingerprint, **facts}
+    manifest = _manifest(job, facts)
     barrier()  # rank 0 moves away what the others have just read
     if rank == 0:
         if not warmup:
@@ -281,15 +256,13 @@ def _import(job: TrainingJob, device_map: str | None) -> dict[str, Any]:
         key = f"warmup.checkpoints.{number - 1}"
         folder = work / f"checkpoint-{number}"
         checkpoints.append(import_checkpoint(imported, parameters, folder, epoch=number, key=key))
-    manifest = {
-        "kind": job.kind,
-        "schema": SCHEMA,
-        "fingerprint": job.fingerprint,
+    facts = {
         "checkpoints": len(checkpoints),
         "mean_learning_rates": [checkpoint.mean_learning_rate for checkpoint in checkpoints],
         "digests": [checkpoint.digest for checkpoint in checkpoints],
         "imported": True,
     }
+    manifest = _manifest(job, facts)
     _commit(job, work, manifest)
     return manifest
 
@@ -321,12 +294,7 @@ def _evaluate(job: EvaluationJob, device: Any, device_map: str | None) -> dict[s
         )
         for i, hit in zip(asked, found.tolist(), strict=True):
             exact[i] = hit
-    manifest = {
-        "kind": "evaluation",
-        "schema": SCHEMA,
-        "fingerprint": job.fingerprint,
-        **summarise(catalogue.groups, losses, teacher_forced, exact),
-    }
+    manifest = _manifest(job, summarise(catalogue.groups, losses, teacher_forced, exact))
     write_sealed(job.out, manifest)
     return manifest
 
@@ -339,19 +307,14 @@ def tuned_adapter(folder: str) -> Path:
     return adapter
 
 
-def _examples(job: TrainingJob) -> list[TokenizedExample]:
-    catalogue = _catalogue(job)
-    return [example for start, stop in _stretches(job, catalogue) for example in catalogue.tokenized(start, stop)]
-
-
-def _stretches(job: TrainingJob, catalogue: Catalogue) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of the stretches of consecutive rows of a job."""
+def _ranges(job: TrainingJob, catalogue: Catalogue) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of the ranges of consecutive rows of a job."""
     rows = job.row_numbers
     if len(rows) and not 0 <= rows[0] <= rows[-1] < len(catalogue):
         raise DataError(f"{job.catalogue}: rows {rows[0]} to {rows[-1]} are asked for, of {len(catalogue)}")
-    for stretch in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-        if len(stretch):
-            yield int(stretch[0]), int(stretch[-1]) + 1
+    for part in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        if len(part):
+            yield int(part[0]), int(part[-1]) + 1
 
 
 def _catalogue(job: Job) -> Catalogue:
