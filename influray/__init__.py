@@ -12,7 +12,7 @@ from influray.protocols import ArtifactMismatch, ConfigError, DataError, Selecti
 
 if TYPE_CHECKING:
     from influray.config import load_config
-    from influray.pipeline import run, validate
+    from influray.pipeline import blame, run, validate
     from influray.plugins import allow_plugins
     from influray.runs import open_run
     from influray.selectors.api import select

@@ -20,7 +20,7 @@ from influray.config import Config, dump_config, load_config
 from influray.progress import open_progress
 from influray.protocols import ConfigError, DamagedArtifact
 from influray.registry import featurizer_reads
-from influray.runs import Run, located, open_run, resolve
+from influray.runs import Run, admit, located, open_run, resolve
 from influray.steps import Step, StepContext, steps_until
 from influray.steps.checks_of_config import asked_for
 from influray.steps.finished import is_finished, read_digest, record_finished
@@ -229,6 +229,7 @@ def _beside(
     this = open_run(run_dir)
     given = {f"validate.{key}": value for key, value in (settings or {}).items()}
     changed = load_config(this.directory.config_path, {"run_dir": this.directory.address, **given})
+    admit(changed, this.directory.path, given)
     this.directory.require_made("data", "warmup", "featurize", "score")
     with naming_full_disk(this.directory.path), this.directory.hold(), contextlib.ExitStack() as stack:
         progress = stack.enter_context(open_progress(this.directory.logs, console))

@@ -223,6 +223,12 @@ def admit(config: Config, run_directory: Path | None, overrides: Mapping[str, An
         "attribution.scorer": ("scorers", config.attribution.scorer),
         **{f"selectors.{i}.method": ("selectors", s.method) for i, s in enumerate(config.selectors)},
     }
+    judged = () if config.validation.scorers == "auto" else config.validation.scorers
+    for i, one in enumerate(judged):
+        if not isinstance(one, str):
+            named[f"validate.scorers.{i}.scorer"] = ("scorers", one.scorer)
+            if "featurizer" in one.features:
+                named[f"validate.scorers.{i}.features.featurizer"] = ("featurizers", str(one.features["featurizer"]))
     outside = {key: (name, target) for key, (seam, name) in named.items() if (target := outside_code(seam, name))}
     if run_directory is not None and not trusting():
         advice = "add --allow-plugins (in Python: influray.allow_plugins()) if you trust where it comes from"

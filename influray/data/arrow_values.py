@@ -80,16 +80,18 @@ def _struct_values(array: Any) -> list[Any]:
 
 
 def _list_values(array: Any) -> list[Any]:
-    items = iter(python_values(pc.list_flatten(array), extension_of(array.type.value_field)))
-    return _each(lambda length: list(itertools.islice(items, length)))(pc.list_value_length(array))
+    items = iter(python_values(pc.call_function("list_flatten", [array]), extension_of(array.type.value_field)))
+    return _each(lambda length: list(itertools.islice(items, length)))(pc.call_function("list_value_length", [array]))
 
 
 def _map_values(array: Any) -> list[Any]:
     key, item = array.type.key_field, array.type.item_field
     pairs = array.cast(pa.list_(pa.struct([key, item])))
-    keys, values = pc.list_flatten(pairs).flatten()
+    keys, values = pc.call_function("list_flatten", [pairs]).flatten()
     found = zip(python_values(keys), python_values(values, extension_of(item)), strict=True)
-    return _each(lambda length: _object(list(itertools.islice(found, length))))(pc.list_value_length(pairs))
+    return _each(lambda length: _object(list(itertools.islice(found, length))))(
+        pc.call_function("list_value_length", [pairs])
+    )
 
 
 def _object(pairs: list[tuple[Any, Any]]) -> Any:

@@ -44,6 +44,7 @@ def resampled_spearman(one_MT: np.ndarray, other_MT: np.ndarray, count_RM: np.nd
     one_MT, other_MT = (np.asarray(values, np.float64) for values in (one_MT, other_MT))
     known_T = np.isfinite(one_MT).all(axis=0) & np.isfinite(other_MT).all(axis=0)
     rho_RT = np.zeros((len(count_RM), one_MT.shape[1]))
+    count_RM = count_RM.astype(np.float64)
     for t in np.flatnonzero(known_T).tolist():
         rank_RM = _ranks_in_samples(one_MT[:, t], count_RM)
         rho_RT[:, t] = _weighted_pearson(rank_RM, _ranks_in_samples(other_MT[:, t], count_RM), count_RM)
@@ -67,19 +68,20 @@ def percentile_interval(values_R: np.ndarray, level: float = 0.95) -> tuple[floa
 
 
 def _ranks_in_samples(column_M: np.ndarray, count_RM: np.ndarray) -> np.ndarray:
-    """Return, up to a constant, the mid-rank of each row's value in each sample, [R, M]."""
+    """Return, less their mean in the sample, the mid-rank of each row's value in each sample, [R, M]."""
     below_MM = (column_M[:, None] < column_M).astype(np.float64)  # [of whom, who is above it]
     below_MM += 0.5 * (column_M[:, None] == column_M)
-    return count_RM @ below_MM
+    # Of two rows drawn from a sample each is the lower one as often: up to a constant the mean is half its size.
+    return count_RM @ below_MM - 0.5 * len(column_M)
 
 
 def _weighted_pearson(one_RM: np.ndarray, other_RM: np.ndarray, weight_RM: np.ndarray) -> np.ndarray:
-    total_R = weight_RM.sum(axis=1)
-    one_RM, other_RM = (values - ((values * weight_RM).sum(axis=1) / total_R)[:, None] for values in (one_RM, other_RM))
+    """Return the correlation of values whose weighted means are 0, [R]."""
+    weighted_RM = weight_RM * one_RM
     return _ratio(
-        (weight_RM * one_RM * other_RM).sum(axis=1),
-        (weight_RM * one_RM**2).sum(axis=1),
-        (weight_RM * other_RM**2).sum(axis=1),
+        np.einsum("rm,rm->r", weighted_RM, other_RM),
+        np.einsum("rm,rm->r", weighted_RM, one_RM),
+        np.einsum("rm,rm,rm->r", weight_RM, other_RM, other_RM),
     )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import threadpoolctl
+
 from influray.model.schedule import mean_rates
 from influray.protocols import ConfigError, DamagedArtifact
 from influray.runtime.retraining_worker import Retraining
@@ -127,8 +129,11 @@ def _result(setting: Setting, name: str, jobs: Sequence[Retraining]) -> dict[str
         "seed": setting.config.seed,
         "steps": setting.context.config.retraining.steps,
         "retrainings": [setting.bench.fingerprint(one) for one in jobs],
-        **EXPERIMENTS[name].result(setting, list(jobs)),
     }
+    # Thousands of small products: threads would wait for each other (15 times as long on two busy cores), and rounding
+    # would follow their number.
+    with threadpoolctl.threadpool_limits(1):
+        found |= EXPERIMENTS[name].result(setting, list(jobs))
     sealed = {**found, "fingerprint": fingerprint(found)}
     path = result_path(setting.context.directory, name)
     try:

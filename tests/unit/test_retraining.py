@@ -53,7 +53,7 @@ def world(tmp_path_factory) -> SimpleNamespace:
     }
     config, run = parse_config(tree), RunDirectory(root / "run")
     encoder = ChatEncoder(byte_tokenizer(), "auto", 128)
-    splits: dict[Any, Any] = {"pool": [("", f) for f in resolve_files(config.data.pool, root, "data.pool")]}
+    splits: dict[Any, Any] = {"pool": [("", f) for f in resolve_files(("pool.jsonl",), root, "data.pool")]}
     splits["target"] = [(t, f) for t in config.data.targets for f in resolve_files((f"{t}.jsonl",), root, "data")]
     splits["test"] = splits["target"]
     for split, files in splits.items():
