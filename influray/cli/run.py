@@ -109,6 +109,12 @@ def demo(
     RunDirectory(run_dir).claim()  # before a world is written into it
     config = miniature.prepare(run_dir / "world", seed=seed, size=size)
     _print_outcome(Given(Path(config), {}, str(run_dir), address).run("report"))
+    if size == "small":
+        # Measured: docs/evidence.md, "How far the small demo's scores can be trusted".
+        out.print(
+            "This world is too small to compare methods by: with another seed its scores are others. It shows the steps; "
+            "`influray demo` shows the effect, and `influray validate RUN --experiment stability` how far to trust a run."
+        )
 
 
 def _print_outcome(run: Run) -> None:
