@@ -112,8 +112,9 @@ def demo(
     if size == "small":
         # Measured: docs/evidence.md, "How far the small demo's scores can be trusted".
         out.print(
-            "This world is too small to compare methods by: with another seed its scores are others. It shows the steps; "
-            "`influray demo` shows the effect, and `influray validate RUN --experiment stability` how far to trust a run."
+            "This world is too small to compare methods by: with another seed its scores are others. It shows the "
+            "steps; `influray demo` shows the effect, and `influray validate RUN --experiment stability` how far to "
+            "trust a run."
         )
 
 
