@@ -127,7 +127,7 @@ def stability_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
         lines.append((variant, *map(formatting.number, (mean, *(by_task[task] for task in found["tasks"])))))
     tables = [Table("Stability of the means over a task's targets", ("variant", "mean", *found["tasks"]), tuple(lines))]
     if found["selectors"]:
-        variants = list(found["selectors"][0]["overlap"])
+        variants = [one["name"] for one in found["variants"]]
         rows = [
             (
                 one["name"],

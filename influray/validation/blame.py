@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from influray.ask.warm import WarmFeaturizers
+from influray.config_data import TargetConfig
 from influray.config_messages import near
 from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import split_encoder
@@ -118,10 +119,9 @@ def _catalogues(context: StepContext, asked: Asked) -> dict[str, Path]:
             [tokenizer_digest(context.tokenizer), encoder.template_digest, config.data.max_tokens, encoder.end_token]
         )
         folder = context.directory.validation / "records" / name
-        build_catalogue(
-            *(folder, "test", sources, encoder, key, config.data),
-            quarantine=folder.with_name(f"{name}.quarantine.jsonl"),
-        )
+        quarantine = folder.with_name(f"{name}.quarantine.jsonl")
+        settings = config.data.model_copy(update={"targets": {name: TargetConfig(files=files)}})
+        build_catalogue(folder, "test", sources, encoder, key, settings, quarantine=quarantine)
         found[name] = folder
     return found
 

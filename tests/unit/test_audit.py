@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
+from influray.cli import printing
 from influray.cli.app import app
 from influray.config import dump_config, parse_config, parse_constraints
 from influray.data.catalogue import build_catalogue
@@ -181,11 +182,10 @@ def _lost_row(run: RunDirectory) -> int:
     return Catalogue(run.data("target")).find("lost-0")
 
 
-def test_the_command_prints_tables_writes_json_and_the_page_shows_it_escaped(planted, tmp_path):
+def test_the_command_prints_tables_writes_json_and_the_page_shows_it_escaped(planted, tmp_path, monkeypatch):
     run, _ = planted
-    result = CliRunner().invoke(
-        app, ["audit", str(run.path), "--json", str(tmp_path / "audit.json")], env={"COLUMNS": "200"}
-    )
+    monkeypatch.setattr(printing.out, "width", 200)
+    result = CliRunner().invoke(app, ["audit", str(run.path), "--json", str(tmp_path / "audit.json")])
     assert result.exit_code == 0, result.output
     assert "Rows harmful to most tasks" in result.output
     assert "[bold]" in result.output, "markup of the pool is text"
@@ -198,10 +198,13 @@ def test_the_command_prints_tables_writes_json_and_the_page_shows_it_escaped(pla
     assert "&lt;img src=x" in page
 
 
-def test_the_ids_that_it_writes_are_taken_by_a_constraint_and_id_stands_beside_text_at_80_columns(planted, tmp_path):
+def test_the_ids_that_it_writes_are_taken_by_a_constraint_and_id_stands_beside_text_at_80_columns(
+    planted, tmp_path, monkeypatch
+):
     run, _ = planted
     path = tmp_path / "bad.txt"
-    result = CliRunner().invoke(app, ["audit", str(run.path), "--exclude", str(path)], env={"COLUMNS": "80"})
+    monkeypatch.setattr(printing.out, "width", 80)
+    result = CliRunner().invoke(app, ["audit", str(run.path), "--exclude", str(path)])
     assert result.exit_code == 0, result.output
     assert str(path) in result.output
     assert "continued" not in result.output, "each table is whole at 80 columns"

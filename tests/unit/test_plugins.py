@@ -74,6 +74,7 @@ def arguments_of(name: str, run: Path) -> list[str] | None:
     required = {
         "query": ["a question", "--answer", "b"],
         "inspect": ["--row", "0"],
+        "blame": ["--failing", "wrong.jsonl"],
         "export": ["--to", str(run.parent / "exported")],
     }
     given[1] += "/bids" * (name == "export")

@@ -34,6 +34,7 @@ ARGUMENTS = {
     "demo": ["--size", HOSTILE],
     "inspect": ["", "--row", "0"],
     "export": ["", "--to", "exported"],
+    "blame": ["", "--failing", ""],
 }
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # pyright: ignore[reportAttributeAccessIssue]  a group has them
 

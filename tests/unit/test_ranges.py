@@ -79,7 +79,7 @@ def test_gathered_rows_are_all_down_to_the_floor(rows, seed, range_rows, depth, 
         source = ArrayAttribution(score_NT, 2)
         position_S, line_ST = sample(source, out_N, 16)
         floor = floor_at(line_ST[:, column_C], position_S, min(depth, len(line_ST)))
-        position_U, line_UT = gather(source, column_C, floor, out_N, rows)
+        position_U, line_UT, under_C = gather(source, column_C, floor, out_N, rows)
         assert gather(source, column_C, floor, out_N, len(position_U) - 1) is None
     in_N = np.zeros(rows, bool)
     for column, score, last in zip(column_C, floor.score_C, floor.last_C, strict=True):
@@ -89,6 +89,10 @@ def test_gathered_rows_are_all_down_to_the_floor(rows, seed, range_rows, depth, 
         assert (-score, last) == sample_S[min(depth, len(line_ST)) - 1], "the floor is a row of the sample, by its rank"
     assert position_U.tolist() == np.flatnonzero(in_N & ~out_N).tolist()
     assert np.array_equal(line_UT, score_NT[position_U])
+    for column, score, under in zip(column_C, floor.score_C, under_C, strict=True):
+        below_N = score_NT[:, column][score_NT[:, column] < score]
+        assert under >= below_N.max(initial=-np.inf), "nothing under the floor is higher"
+        assert under < score
 
 
 def test_an_error_in_a_range_arrives_as_it_is(monkeypatch):

@@ -52,8 +52,9 @@ def test_a_round_over_instances_equals_the_plain_loop(kind, seed, small, name):
             select(source, groups, budget, method="rr", normaliser=name)
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads, "MIN_DEPTH", 1 + small % 4)
-        patch.setattr(heads, "MAX_ENTRIES", small)
+        patch.setattr(heads, "MIN_RANK", 1 + small % 4)
+        patch.setattr(heads, "SAMPLE_ROWS", small)
+        patch.setattr(heads, "MAX_HELD", 8 * score_NT.shape[1] * small)
         found = select(source, groups, budget, method="rr", normaliser=name)
     z_NC = normalised.lines(score_NT)
     rows, places = reference.round_robin(z_NC, budget)
