@@ -144,7 +144,7 @@ def test_after_the_drivers_death_another_goes_on_from_its_drafts(
     command = [sys.executable, "-c", DRIVER, json.dumps(config(world, tmp_path, workers=2))]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, start_new_session=True)
     store = ShardStore(tmp_path / "data" / "pool" / DRAFTS)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while len(before := list((store.folder / "_receipts").glob("*.json"))) < 6:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
