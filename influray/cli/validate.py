@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from influray.report.validation import Validation
 
 
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Tuning seeds, with commas between, such as 0,1,2.")]
+Numbers = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(validate)
@@ -35,30 +39,25 @@ def validate(
     ] = None,
     subsets: Annotated[int | None, typer.Option("--subsets", help="Random subsets of lds.")] = None,
     share: Annotated[float | None, typer.Option("--share", help="Of the pool in each subset of lds.")] = None,
-    seeds: Annotated[
-        str | None, typer.Option("--seeds", help="Tuning seeds, with commas between, such as 0,1,2.")
-    ] = None,
+    seeds: Seeds = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Another key of `validate`, such as remove.draws=5."),
     ] = None,
-    numbers: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    numbers: Numbers = False,
     address: Address = None,
     allow_plugins: AllowPlugins = False,
 ) -> None:
     """Train again on other rows and compare what that does with what the scores foretell."""
     from influray import pipeline
-    from influray.config import parse_override
 
     del allow_plugins  # its callback has done it
-    settings: dict[str, Any] = dict(map(parse_override, sets or []))
+    settings = _settings(sets, seeds)
     named = {"lds.subsets": subsets, "lds.share": share}
     settings |= {key: value for key, value in named.items() if value is not None}
     for key, text in (("experiments", experiment), ("scorers", scorers)):
         if text is not None:
             settings[key] = "auto" if text == "auto" else [one.strip() for one in text.split(",") if one.strip()]
-    if seeds is not None:
-        settings["seeds"] = _numbers(seeds)
     _print(pipeline.validate(run, settings, address=address, console=err), numbers)
 
 
@@ -76,25 +75,20 @@ def blame(
     ] = "",
     rows: Annotated[str, typer.Option("--rows", help="Suspects: rows, or a fraction of the selection's.")] = "0.05",
     draws: Annotated[int, typer.Option("--draws", help="Random removals to compare with.")] = 3,
-    seeds: Annotated[
-        str | None, typer.Option("--seeds", help="Tuning seeds, with commas between, such as 0,1,2.")
-    ] = None,
+    seeds: Seeds = None,
     suspects: Annotated[bool, typer.Option("--suspects", help="List them and tune nothing.")] = False,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A key of `validate`, such as tune.steps=50.")
     ] = None,
-    numbers: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    numbers: Numbers = False,
     address: Address = None,
     allow_plugins: AllowPlugins = False,
 ) -> None:
     """Find the rows behind records that a tuned model fails on, and prove it by their removal."""
     from influray import pipeline
-    from influray.config import parse_override
 
     del allow_plugins  # its callback has done it
-    settings: dict[str, Any] = dict(map(parse_override, sets or []))
-    if seeds is not None:
-        settings["seeds"] = _numbers(seeds)
+    settings = _settings(sets, seeds)
     try:
         count = float(rows) if "." in rows else int(rows)
     except ValueError:
@@ -113,8 +107,13 @@ def _print(found: Validation, numbers: bool) -> None:
         out.print(escape(note))
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(one) for one in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--seeds: found {text!r}, expected whole numbers such as 0,1,2") from None
+def _settings(sets: list[str] | None, seeds: str | None) -> dict[str, Any]:
+    from influray.config import parse_override
+
+    found = dict(map(parse_override, sets or []))
+    if seeds is not None:
+        try:
+            found["seeds"] = [int(one) for one in seeds.split(",")]
+        except ValueError:
+            raise ConfigError(f"--seeds: found {seeds!r}, expected whole numbers such as 0,1,2") from None
+    return found

@@ -17,7 +17,6 @@ from influray.evaluation.known_answer import auc
 from influray.evaluation.retrieval import measure_retrieval
 from influray.protocols import ConfigError
 from influray.runtime.retraining_worker import Retraining
-from influray.validation.scorers import Judged
 from influray.validation.setting import Setting
 
 
@@ -31,7 +30,8 @@ def result(setting: Setting, done: list[Retraining]) -> dict[str, Any]:
     known, lines = relevant_rows(setting), []
     ks = [k for k in setting.config.recall.k if k <= len(setting.candidates)]
     for one in setting.scorers:
-        score_NG = task_scores(setting, one)
+        score_NG = setting.task_scores(one)
+        score_NG = np.nan_to_num(score_NG, nan=np.nan_to_num(score_NG).min(initial=0) - 1)  # without one: below all
         tasks = {}
         for task, relevant_N in known.items():
             score_N = score_NG[:, setting.task_names.index(task)]
@@ -79,33 +79,3 @@ def relevant_rows(setting: Setting) -> dict[str, np.ndarray]:
             "that are known to be of the task's kind, or validate.recall.ids"
         )
     return found
-
-
-def task_scores(setting: Setting, one: Judged) -> np.ndarray:
-    """Return the mean over a task's targets of each candidate's standardised score, float64 [N, G].
-
-    A target whose scores are all equal says nothing and is left out; a row without a score stands below all others.
-    """
-    N, T = len(setting.candidates), len(setting.tasks)
-    count_T, sum_T, square_T = np.zeros((3, T))
-    shift_T = None  # of the first block: it takes what the squares would lose to the mean
-    for _, score_BT in setting.blocks(one, setting.candidates):
-        finite_BT = np.isfinite(score_BT)
-        if shift_T is None:
-            shift_T = np.nan_to_num(np.where(finite_BT, score_BT, 0).mean(axis=0))
-        off_BT = np.where(finite_BT, score_BT - shift_T, 0)
-        count_T += finite_BT.sum(axis=0)
-        sum_T += off_BT.sum(axis=0)
-        square_T += (off_BT**2).sum(axis=0)
-    mean_T = sum_T / np.maximum(count_T, 1)
-    std_T = np.sqrt(np.maximum(square_T / np.maximum(count_T, 1) - mean_T**2, 0))
-    used_T = std_T > 1e-9 * np.maximum(std_T.max(initial=0), np.finfo(np.float64).tiny)
-    score_NG = np.full((N, len(setting.task_names)), -np.inf)
-    for place_B, score_BT in setting.blocks(one, setting.candidates):
-        z_BT = (score_BT - (0 if shift_T is None else shift_T) - mean_T) / np.where(used_T, std_T, 1)
-        for g, task in enumerate(setting.task_names):
-            member_T = used_T & np.array([name == task for name in setting.tasks])
-            score_NG[place_B, g] = z_BT[:, member_T].mean(axis=1) if member_T.any() else 0.0
-    score_NG[~np.isfinite(score_NG)] = -np.inf
-    lowest = np.where(np.isfinite(score_NG), score_NG, np.inf).min(initial=0)
-    return np.where(np.isfinite(score_NG), score_NG, lowest - 1)

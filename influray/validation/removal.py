@@ -113,20 +113,9 @@ def _tokens(setting: Setting, which: Which, task: str) -> dict[str, Any]:
 
 
 def _task_score(setting: Setting, which: Which, task: str) -> np.ndarray:
-    """Return the mean over the task's targets of the standardised score of every candidate, float64 [N].
-
-    What has no score, or no spread, counts as the mean.
-    """
+    """Return the score of every candidate for a task, float64 [N]; what has none counts as the mean."""
     one = setting.scorer(_settings(setting, which).scorer, f"validate.{which}.scorer")
-    score_NT = np.full((len(setting.candidates), sum(name == task for name in setting.tasks)), np.nan)
-    here_T = np.array([name == task for name in setting.tasks])
-    for place_B, score_BT in setting.blocks(one, setting.candidates):
-        score_NT[place_B] = score_BT[:, here_T]
-    finite_NT = np.isfinite(score_NT)
-    count_T = np.maximum(finite_NT.sum(axis=0), 1)
-    centred_NT = np.where(finite_NT, score_NT - np.where(finite_NT, score_NT, 0.0).sum(axis=0) / count_T, 0.0)
-    spread_T = np.sqrt((centred_NT**2).sum(axis=0) / count_T)
-    return (centred_NT / np.where(spread_T > 0, spread_T, 1.0)).mean(axis=1)
+    return np.nan_to_num(setting.task_scores(one)[:, setting.task_names.index(task)])
 
 
 def _settings(setting: Setting, which: Which) -> RemovalConfig:

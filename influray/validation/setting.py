@@ -114,6 +114,34 @@ class Setting:
                 score_bT[:, column_T < 0] = np.nan
                 yield place_B[here_B], score_bT
 
+    def task_scores(self, one: Judged) -> np.ndarray:
+        """Return the mean over a task's targets of each candidate's standardised score, float64 [N, G].
+
+        A target whose scores are all equal, or that a row has no score for, counts as 0; NaN where a row has none.
+        Two passes over the blocks.
+        """
+        count_T, sum_T, square_T, shift_T = np.zeros((4, len(self.tasks)))
+        for number, (_, score_BT) in enumerate(self.blocks(one, self.candidates)):
+            finite_BT = np.isfinite(score_BT)
+            if number == 0:  # it takes what the squares would lose to the mean
+                shift_T = np.where(finite_BT, score_BT, 0).mean(axis=0)
+            off_BT = np.where(finite_BT, score_BT - shift_T, 0)
+            count_T += finite_BT.sum(axis=0)
+            sum_T += off_BT.sum(axis=0)
+            square_T += (off_BT**2).sum(axis=0)
+        mean_T = sum_T / np.maximum(count_T, 1)
+        std_T = np.sqrt(np.maximum(square_T / np.maximum(count_T, 1) - mean_T**2, 0))
+        used_T = std_T > 1e-9 * std_T.max(initial=0)
+        share_TG = np.array([[name == task for task in self.task_names] for name in self.tasks]) * used_T[:, None]
+        share_TG = share_TG / np.maximum(share_TG.sum(axis=0), 1)
+        found_NG = np.full((len(self.candidates), len(self.task_names)), np.nan)
+        for place_B, score_BT in self.blocks(one, self.candidates):
+            z_BT = (score_BT - shift_T - mean_T) / np.where(used_T, std_T, 1)
+            known_BT = np.isfinite(z_BT)
+            z_BG = np.where(known_BT, z_BT, 0) @ share_TG
+            found_NG[place_B] = np.where(known_BT.any(axis=1, keepdims=True), z_BG, np.nan)
+        return found_NG
+
     def losses(self, done: Sequence[Retraining]) -> dict[str, np.ndarray]:
         """Return what was measured in retrainings: split -> answer loss of every record, float64 [M, records]."""
         found = []
