@@ -51,17 +51,22 @@ KINDS = (
     "tune/bids/seed-0/adapter/adapter_model.safetensors",
     *("evaluation/bids/seed-0.json", "evaluation/base/seed-0.json"),
     *("index/manifest.json", "index/shard-*", "index/moments.arrow"),
-    *("report/index.html", "report/explorer.html", "report/audit.json", "report/texts/bids.arrow"),
-    "report/texts/bids.json",
+    *("validate/lds.json", "validate/recall.json", "validate/retrainings/*", "validate/scorers/dot/attribution/part-*"),
+    *(f"validate/features/*/pool/checkpoint-1/{name}" for name in ("manifest.json", "part-*")),
+    *("report/index.html", "report/explorer.html", "report/audit.json"),
 )
 FOLDERS = (
     *("data", "data/pool", "warmup", "warmup/checkpoint-1", "features", "features/pool/checkpoint-1", "attribution"),
     *("selection", "selection/bids", "tune", "tune/bids/seed-0/adapter", "evaluation", "evaluation/bids", "index"),
-    *("report", "logs"),
+    *("validate", "validate/retrainings", "validate/scorers", "report", "logs"),
 )
-WRITERS = ("run", "score", "select", "tune", "evaluate", "report")
+WRITERS = ("run", "score", "select", "tune", "evaluate", "validate", "report")
 UNTIL = {"run": "report", "report": "report-only"}
-SMALLEST = {"features.rows_per_shard": 80, "tune.steps": 2, "tune.selections": ["bids"], "evaluation.max_new_tokens": 4}
+SMALLEST = {
+    **{"features.rows_per_shard": 80, "tune.steps": 2, "tune.selections": ["bids"], "evaluation.max_new_tokens": 4},
+    **{"validate.experiments": ["lds", "recall"], "validate.scorers": ["dot", "representation"], "validate.seeds": [0]},
+    **{"validate.lds.subsets": 8, "validate.tune": {"warmup_ratio": 0.0}},
+}
 RUN_DIR = re.compile(rb"^run_dir:.*\n(?: .*\n)*", re.MULTILINE)
 NOT_COMPARED = ("lease.json", "logs", "run.json", "report", "_receipts", "manifest.json", "state.json")
 
@@ -114,9 +119,9 @@ def finished_run(root: Path) -> tuple[Path, Path]:
     config.write_text(dump_config(load_config(config, {**SMALLEST, "run_dir": str(root / "run")})))
     pipeline.run(config)
     pipeline.index(root / "run", "flat")
-    serve(root / "run", config)  # leaves what a search looks through
     pipeline.audit(root / "run")
-    pipeline.run(config)  # the report says the audit too
+    pipeline.validate(root / "run")
+    pipeline.run(config)  # the report says the audit and the validation too
     return root / "run", config
 
 
@@ -171,24 +176,32 @@ def of_writer(verb: str, run_dir: Path, config: Path, damaged: str, whole: dict[
     from influray import pipeline
 
     try:
-        pipeline.run(config, run_dir=run_dir, until=UNTIL.get(verb, verb))
+        if verb == "validate":
+            pipeline.validate(run_dir)
+        else:
+            pipeline.run(config, run_dir=run_dir, until=UNTIL.get(verb, verb))
     except USER_ERRORS as error:
         return "refused" if names(error, damaged) else f"REFUSED WITHOUT A NAME: {error}"
     except Exception:  # noqa: BLE001 - what it is, is the outcome
         return "TRACEBACK: " + traceback.format_exc()[-700:]
     now = content(run_dir)
-    wrong = sorted(key for key in whole if whole[key] != now.get(key))
-    if not wrong:
-        return "repaired"
-    if verb == "run":
-        return f"NOT REPAIRED: {', '.join(wrong)}"
+    wrong = {key for key in whole if whole[key] != now.get(key)}
+    theirs = {key for key in wrong if made_by(verb, run_dir / key.removesuffix("/*"), config)}
+    if theirs:
+        return f"NOT REPAIRED: {', '.join(sorted(theirs))}"
+    return "without effect" if wrong else "repaired"
+
+
+def made_by(verb: str, path: Path, config: Path) -> bool:
+    """Return whether a verb makes a file of a run directory; `run` makes all but what `validate` does."""
     from influray.config import load_config
     from influray.steps import steps_until
     from influray.store.checks import step_of
 
-    steps = [step.name for step in steps_until(UNTIL.get(verb, verb), load_config(config))]
-    late = [key for key in wrong if step_of(run_dir / key.removesuffix("/*")) not in steps]
-    return "without effect" if late == wrong else f"NOT REPAIRED: {', '.join(sorted(set(wrong) - set(late)))}"
+    step = step_of(path)
+    if verb in ("run", "validate"):
+        return (step == "validate") == (verb == "validate")
+    return step in [one.name for one in steps_until(UNTIL.get(verb, verb), load_config(config))]
 
 
 def cases(source: Path, kinds: str) -> Iterator[tuple[str, str, str, Callable[[Path, int], None]]]:

@@ -52,7 +52,8 @@ class TrainingJob:
 
     `rows` are catalogue rows, or the path of a .npy file of them; they count as a set. A warmup whose config lists
     `warmup.checkpoints` imports these and trains nothing. `inputs` are digests of what the job reads beside the
-    catalogue, such as the base model. `out` is a folder: RUN/warmup, or RUN/tune/NAME/seed-S.
+    catalogue, such as the base model. `out` is a folder: RUN/warmup, or RUN/tune/NAME/seed-S. `pool_rows`, of how many
+    rows those of a warmup were drawn, is kept in its manifest and makes no difference to what it is.
     """
 
     kind: Literal["warmup", "tune"]
@@ -62,6 +63,7 @@ class TrainingJob:
     out: str
     seed: int
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    pool_rows: int = 0
 
     @cached_property
     def parsed(self) -> Config:
@@ -227,6 +229,7 @@ def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, A
         facts["mean_learning_rates"] = list(result.mean_learning_rates)
         facts["digests"] = [checkpoint.digest for checkpoint in result.checkpoints]
         facts["imported"] = False
+        facts["pool_rows"] = job.pool_rows
     else:
         facts["digest"] = result.checkpoints[-1].digest
     manifest = _manifest(job, facts)
@@ -261,6 +264,7 @@ def _import(job: TrainingJob, device_map: str | None) -> dict[str, Any]:
         "mean_learning_rates": [checkpoint.mean_learning_rate for checkpoint in checkpoints],
         "digests": [checkpoint.digest for checkpoint in checkpoints],
         "imported": True,
+        "pool_rows": job.pool_rows,
     }
     manifest = _manifest(job, facts)
     _commit(job, work, manifest)

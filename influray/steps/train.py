@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influray.config import Config
-from influray.protocols import ConfigError
+from influray.protocols import ConfigError, DamagedArtifact
 from influray.registry import featurizer_reads
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Step
-from influray.store.artifact import fingerprint, require_manifest
+from influray.store.artifact import fingerprint, read_manifest, require_manifest
 from influray.store.mirror import address_of
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def warmup(context: StepContext) -> StepResult:
     from influray.runtime.training_worker import committed
 
     rows = len(context.catalogue("pool"))
-    recorded = context.directory.read()["steps"].get("warmup", {}).get("pool_rows")
-    drawn_from = recorded if isinstance(recorded, int) and 0 < recorded < rows else rows
+    recorded = _drawn_from(context)
+    drawn_from = recorded if 0 < recorded < rows else rows
     job = _warmup_job(context, drawn_from)
     manifest = committed(job)
     skipped = manifest is not None
@@ -66,7 +66,7 @@ def warmup(context: StepContext) -> StepResult:
     facts = {name: manifest[name] for name in ("checkpoints", "mean_learning_rates", "imported")}
     trained = {name: manifest[name] for name in ("rows", "tokens", "steps") if name in manifest}
     files = [f"warmup/checkpoint-{k}/state.json" for k in range(1, manifest["checkpoints"] + 1)]
-    facts = {**facts, **trained, "pool_rows": drawn_from}
+    facts = {**facts, **trained}
     return StepResult(manifest["fingerprint"], skipped, facts, ["warmup/manifest.json", *files])
 
 
@@ -140,7 +140,17 @@ def _warmup_job(context: StepContext, drawn_from: int) -> TrainingJob:
         out=address_of(context.directory.warmup),
         seed=cfg.warmup.seed,
         inputs={"base": context.model_digest},
+        pool_rows=drawn_from,
     )
+
+
+def _drawn_from(context: StepContext) -> int:
+    """Return of how many pool rows those of the warmup that is there were drawn, 0 where that is not known."""
+    try:
+        manifest = read_manifest(context.directory.warmup)
+    except DamagedArtifact:  # `committed` tells of it
+        return 0
+    return int((manifest or {}).get("pool_rows", 0))
 
 
 def tuned(context: StepContext) -> list[tuple[str, int]]:

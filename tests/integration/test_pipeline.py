@@ -252,6 +252,10 @@ def test_a_file_added_to_the_pool_brings_only_its_own_rows(first, tmp_path, worl
             assert len(new[name]) > len(parts)
     assert again.attribution().shape == (30, 6)
 
+    (again.directory.path / "run.json").unlink()
+    assert run(config).directory.read()["steps"]["warmup"]["skipped"], "how much the pool had is kept with the warmup"
+    assert bytes_of(again.directory.path) == new
+
 
 def test_a_new_target_computes_only_its_own_features(first, world, tmp_path):
     config = copied(first, tmp_path, world)
