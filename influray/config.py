@@ -79,13 +79,24 @@ class WarmupConfig(FinetuneConfig):
     checkpoints: tuple[ImportedCheckpoint, ...] = ()  # the user's own in place of training
 
 
+SEEDS_APART = 2**40 + 15  # of two checkpoints' maps: no seeds that anyone names are so far apart
+
+
 class ProjectorConfig(Section):
     """The random map from P gradient coordinates to D."""
 
     name: str = "sparse_jl"  # the fastest at the variance of dense signs (jobs/benchmark_projectors.py)
     dimension: Positive = 8192  # D
     seed: Seed = 0
+    # each = a map of its own for every checkpoint, so that the errors of checkpoints do not add up: as good as a larger
+    # D at no cost (docs/evidence.md); one = the same map for all, which vog needs
+    matrices: Literal["each", "one"] = "each"
     options: dict[str, Any] = Field(default_factory=dict)  # such as nonzeros of sparse_jl
+
+    def at(self, checkpoint: int) -> ProjectorConfig:
+        """Return the map of a checkpoint, from 1; that of the first is the same either way."""
+        apart = (checkpoint - 1) * SEEDS_APART if self.matrices == "each" else 0
+        return self.model_copy(update={"seed": (self.seed + apart) % 2**63, "matrices": "one"})
 
 
 class FeaturesConfig(Section):
@@ -107,6 +118,10 @@ class FeaturesConfig(Section):
     store: Literal["float16", "int8", "sign1"] = "float16"  # of a pool row's vector: 16, 8 or 1 bit; targets keep 16
     token_budget: Positive | Literal["auto"] = "auto"  # padded tokens a batch; ngram has no batches
     rows_per_shard: Positive = 512
+
+    def at(self, checkpoint: int) -> FeaturesConfig:
+        """Return what makes the rows of a checkpoint, from 1."""
+        return self.model_copy(update={"projector": self.projector.at(checkpoint)})
 
     @field_validator("weights", mode="before")
     @classmethod

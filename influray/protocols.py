@@ -224,6 +224,7 @@ class Stores:
     columns: tuple[str, ...] = ("norm", "grad_norm", "loss")  # as of Featurizer
     direction: str = "adam"  # of the gradients of pool rows: adam, sgd or sign; those of target rows are always plain
     blocks: str = "whole"  # module = a part of the D numbers for each LoRA module
+    matrices: str = "one"  # of the projection: one for all checkpoints, or each its own
     bounds_K: tuple[tuple[int, ...], ...] = ()  # per checkpoint: where parts begin, and D or buckets; () = not made yet
 
 

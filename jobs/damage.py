@@ -34,7 +34,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from influray.protocols import USER_ERRORS
-from jobs.damage_readers import READERS, serve
+from jobs.damage_readers import READERS
 
 # One file of each kind; the first that matches is damaged.
 KINDS = (

@@ -67,7 +67,8 @@ class WarmFeaturizers:
             for number in range(1, checkpoints + 1):
                 checkpoint = load_checkpoint(directory.checkpoint(number))
                 model = attach_adapter(_tree_over(base), checkpoint.adapter)
-                self._featurizers.append(make("featurizers", name, options, model, features, None, "sgd", device))
+                given = model, features.at(number), None, "sgd", device
+                self._featurizers.append(make("featurizers", name, options, *given))
         limits = features.token_budget, config.data.max_tokens
         self._token_budget = resolve_token_budget(limits[0], base, device, limits[1], self._featurizers[0].compute)
 

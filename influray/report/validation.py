@@ -58,7 +58,12 @@ class Validation:
 
     @classmethod
     def there(cls, directory: RunDirectory) -> Validation | None:
-        """Return all results of a run in their order, None where it has none. Raises DamagedArtifact."""
+        """Return all results of a run in their order, None where it has none.
+
+        Raises:
+            DamagedArtifact: one is not what was committed, or is gone.
+        """
+        directory.require_made("validate")
         there = [name for name in SHOWN if present(directory.validation / f"{name}.json").exists()]
         return cls.read(directory, there) if there else None
 

@@ -240,7 +240,7 @@ class FeatureWorker:
             put_on = swap_adapter if self._checkpoint else attach_adapter
             self._model = put_on(self._model, checkpoint.adapter)
             self._checkpoint = number
-        direction = features.direction if split == POOL else "sgd"
+        features, direction = features.at(number), features.direction if split == POOL else "sgd"
         moments = checkpoint.moments() if direction == "adam" else None
         self._featurizer = make("featurizers", name, options, self._model, features, moments, direction, self._device)
         self._split = split

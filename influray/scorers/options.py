@@ -5,7 +5,7 @@ Stores that cannot carry a scorer are an ArtifactMismatch that says which config
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from influray.protocols import ArtifactMismatch, Scorer, Stores
@@ -35,7 +35,23 @@ def expected_stores(config: Config) -> Stores:
         count = 1
     weights = (1 / count,) * count if count else ()
     made = features.featurizer, traits.makes, traits.columns
-    return Stores(weights, *made, features.direction, features.blocks)
+    return Stores(weights, *made, features.direction, features.blocks, features.projector.matrices)
+
+
+def made_stores(manifest_K: Sequence[Mapping[str, Any]], weights: Sequence[float]) -> Stores:
+    """Return what datastores of the pool are, from their manifests."""
+    first = manifest_K[0]
+    traits = featurizer_traits(first["featurizer"])
+    return Stores(
+        weights=tuple(weights),
+        featurizer=first["featurizer"],
+        makes=traits.makes,
+        columns=traits.columns,
+        direction=first.get("direction", ""),  # only gradients have one, and blocks and a projector
+        blocks=first.get("blocks", "whole"),
+        matrices=first.get("projector", {}).get("matrices", "one"),
+        bounds_K=tuple(tuple(one["bounds"]) for one in manifest_K),
+    )
 
 
 def require(
@@ -46,12 +62,14 @@ def require(
     column: str | None = None,
     gradients: Literal["any", "plain"] | None = None,
     blocks: bool = False,
+    matrices: Literal["one"] | None = None,
     checkpoints: int = 0,
 ) -> None:
     """Raise ArtifactMismatch where the stores have not what a scorer needs, with the config that makes it.
 
     `makes` is what stands for a row, `column` a plain column; `gradients` come with the norm of the plain one, and
     "plain" ones are pool rows of that direction. `blocks`: the D numbers are split over the modules of the model.
+    `matrices`: all checkpoints are projected alike.
     """
     kinds = {"vectors": "feature vectors", "counts": "counts of n-grams"}
     if makes is not None and stores.makes != makes:
@@ -69,6 +87,11 @@ def require(
         raise ArtifactMismatch(
             f"attribution.scorer: {scorer!r} needs a block of features for each LoRA module, and these datastores "
             "hold one for the whole model; set features.blocks: module"
+        )
+    if matrices is not None and stores.matrices != matrices:
+        raise ArtifactMismatch(
+            f"attribution.scorer: {scorer!r} compares a row's numbers at one checkpoint with those at another, and "
+            "these datastores have a projection of its own for each; set features.projector.matrices: one"
         )
     if stores.weights and len(stores.weights) < checkpoints:
         raise ArtifactMismatch(

@@ -24,13 +24,14 @@ class VoG(Scorer):
     class at the pixels, and the source in place of the class.
 
     Raises:
-        ArtifactMismatch: pool rows that are not plain gradients, or fewer than three checkpoints.
+        ArtifactMismatch: pool rows that are not plain gradients, projections that differ, or fewer than three
+            checkpoints.
     """
 
     passes = 1
 
     def __init__(self, stores: Stores) -> None:
-        require("vog", stores, gradients="plain", checkpoints=CHECKPOINTS)
+        require("vog", stores, gradients="plain", matrices="one", checkpoints=CHECKPOINTS)
 
     def columns(self, targets: Columns) -> Columns:
         """Return the one column, "vog"."""

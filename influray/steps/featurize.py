@@ -196,7 +196,7 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
     return facts, {
         **common,
         "checkpoint": load_checkpoint(context.directory.checkpoint(number)).digest,
-        "features": features.model_dump(mode="json", exclude={"rows_per_shard", "direction", "store"}),
+        "features": features.at(number).model_dump(mode="json", exclude={"rows_per_shard", "direction", "store"}),
         "direction": facts["direction"],
         "store": facts.get("store"),
     }

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influray.protocols import Columns, DataError, FeatureRows, Scorer, Stores
-from influray.registry import featurizer_traits
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Step
 from influray.store.arrays import ArraysFile
@@ -95,7 +94,7 @@ def group_bounds(shards: Sequence[ShardPlan], most: int = GROUPS) -> list[tuple[
 def _plan(context: StepContext) -> Plan:
     from influray.data.batches import plan_shards
     from influray.model.checkpoints import load_checkpoint
-    from influray.scorers.options import make_scorer
+    from influray.scorers.options import made_stores, make_scorer
     from influray.scorers.weights import checkpoint_weights
 
     cfg, directory = context.config, context.directory
@@ -104,16 +103,7 @@ def _plan(context: StepContext) -> Plan:
     if context.reads == "checkpoints":
         rates = [load_checkpoint(directory.checkpoint(k)).mean_learning_rate for k in numbers]
     made = {s: [require_manifest(directory.features(s, k), "featurize") for k in numbers] for s in ("target", "pool")}
-    traits = featurizer_traits(made["pool"][0]["featurizer"])
-    stores = Stores(
-        weights=checkpoint_weights(cfg.attribution.weights, rates),
-        featurizer=made["pool"][0]["featurizer"],
-        makes=traits.makes,
-        columns=traits.columns,
-        direction=made["pool"][0].get("direction", ""),  # only gradients have one, and blocks
-        blocks=made["pool"][0].get("blocks", "whole"),
-        bounds_K=tuple(tuple(one["bounds"]) for one in made["pool"]),
-    )
+    stores = made_stores(made["pool"], checkpoint_weights(cfg.attribution.weights, rates))
     parts = {split: [[part["sha256"] for part in one["parts"]] for one in found] for split, found in made.items()}
     common = {
         "scorer": cfg.attribution.scorer,

@@ -21,7 +21,7 @@ from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Step
 from influray.store.artifact import fingerprint, read_sealed, write_sealed
 from influray.store.checks import set_aside
-from influray.store.mirror import local
+from influray.store.mirror import local, present
 from influray.store.run_directory import RunDirectory
 from influray.validation import lds, leave_one_out, recall, removal, stability
 from influray.validation.scorers import RANDOM, matrix_of
@@ -91,7 +91,9 @@ def validate(context: StepContext) -> StepResult:
         retrain(setting.bench, todo, context.resources, progress.on_event, progress.advance)
     results = {name: _result(setting, name, jobs[name]) for name in names}
     facts = {"experiments": list(names), "retrainings": len(every), "carried_out": len(todo)}
-    files = [f"validate/{name}.json" for name in names]
+    # Those of other calls stay, and are to be missed where they are gone.
+    there = [name for name in EXPERIMENTS if name in results or present(result_path(context.directory, name)).exists()]
+    files = [f"validate/{name}.json" for name in there]
     return StepResult(fingerprint([one["fingerprint"] for one in results.values()]), False, facts, files)
 
 

@@ -18,7 +18,7 @@ from influray.config_messages import near, readable
 from influray.config_validate import OWN, JudgedConfig
 from influray.protocols import ArtifactMismatch, ConfigError, Stores
 from influray.registry import featurizer_traits
-from influray.scorers.options import make_scorer
+from influray.scorers.options import made_stores, make_scorer
 from influray.steps.context import StepContext
 from influray.steps.featurize import featurize
 from influray.steps.score import score
@@ -42,9 +42,15 @@ class Judged:
     def label(self) -> str:
         """What it is, in a line."""
         options = [f"{key} {value}" for key, value in self.options.items()]
-        features = [f"{value}" if key == "featurizer" else f"{key} {value}" for key, value in self.features.items()]
+        features = [
+            f"{value}" if key == "featurizer" else f"{key} {_plain(value)}" for key, value in self.features.items()
+        ]
         text = ", ".join([self.scorer, *options])
         return f"{text} on {', '.join(features)} features" if features else text
+
+
+def _plain(value: Any) -> str:
+    return " ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else f"{value}"
 
 
 PLAIN = {"featurizer": "gradient", "direction": "sgd"}
@@ -58,7 +64,7 @@ KNOWN: dict[str, Judged] = {
         Judged("gram", "gram", {}, PLAIN),
         Judged("datainf", "datainf", {}, {**PLAIN, "blocks": "module"}),
         Judged("grand", "grand", {}, {"featurizer": "gradient"}),
-        Judged("vog", "vog", {}, PLAIN),
+        Judged("vog", "vog", {}, {**PLAIN, "projector": {"matrices": "one"}}),
         Judged("loss", "loss", {}, {"featurizer": "loss"}),
         Judged("el2n", "el2n", {}, {"featurizer": "loss"}),
         Judged("representation", "inner_product", {"similarity": "cosine"}, {"featurizer": "representation"}),
@@ -107,11 +113,9 @@ def scorer_called(found: Sequence[Judged], name: str, key: str) -> Judged:
 def stores_of(directory: RunDirectory, config: Config) -> Stores:
     """Return what the run's datastores are, as far as scorers ask. Raises ArtifactMismatch where there are none."""
     matrix = require_manifest(directory.attribution, "score")
-    made = require_manifest(directory.features("pool", 1), "featurize")
-    traits = featurizer_traits(made["featurizer"])
-    bounds = (tuple(made["bounds"]),) * len(matrix["weights"])
-    kind = made.get("direction", ""), made.get("blocks", "whole"), bounds
-    return Stores(tuple(matrix["weights"]), made["featurizer"], traits.makes, traits.columns, *kind)
+    weights = matrix["weights"]
+    made = [require_manifest(directory.features("pool", k), "featurize") for k in range(1, len(weights) + 1)]
+    return made_stores(made, weights)
 
 
 def matrix_of(context: StepContext, one: Judged) -> Attribution:
@@ -143,8 +147,12 @@ def config_of(config: Config, one: Judged) -> Config:
     features = config.features.model_dump(mode="json")
     if one.features.get("featurizer", features["featurizer"]) != features["featurizer"]:
         features["options"] = {}  # those of another featurizer
+    given = dict(one.features)
+    if isinstance(changes := given.get("projector"), Mapping):
+        before = features["projector"]
+        given["projector"] = {**before, **({"options": {}} if changes.get("name", "") else {}), **changes}
     try:
-        made = FeaturesConfig(**{**features, **one.features})
+        made = FeaturesConfig(**{**features, **given})
     except ValidationError as error:
         raise ConfigError(readable(error, f"validate.scorers.{one.name}.features", FeaturesConfig)) from None
     weights = config.attribution.weights

@@ -162,8 +162,8 @@ def _seeds(setting: Setting) -> dict[str, tuple[str, int]]:
 def _projected(context: StepContext, seed: int) -> Attribution:
     """Return the matrix of the run's own scorer over features of another projection."""
     mine = own(context.config)
-    projector = {**context.config.features.projector.model_dump(mode="json"), "seed": seed}
-    return matrix_of(context, Judged(f"projection-seed-{seed}", mine.scorer, mine.options, {"projector": projector}))
+    features = {"projector": {"seed": seed}}
+    return matrix_of(context, Judged(f"projection-seed-{seed}", mine.scorer, mine.options, features))
 
 
 def _warmed(context: StepContext, seed: int) -> Attribution:

@@ -17,10 +17,11 @@ import pytest
 import influray
 from influray.cli import main
 from influray.data.catalogue import Catalogue
-from influray.protocols import ArtifactMismatch, ConfigError, DataError
+from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact, DataError
 from influray.report.validation import Validation
 from influray.store.artifact import hash_file, read_sealed
 from influray.store.attribution import Attribution
+from influray.store.run_directory import RunDirectory
 from influray.validation import draws
 from tests.reference import lds_loop
 from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
@@ -159,6 +160,11 @@ def test_what_was_interrupted_or_damaged_is_made_again_to_the_same_bytes(scored,
     assert {name: digest for name, digest in found.items() if "retrainings" in name} == retrained
     for name in ALL:
         assert found[f"validate/{name}.json"] == before[f"validate/{name}.json"]
+    again = influray.validate(copy, {**SMALL, "experiments": ["lds"]})
+    (copy / "validate" / "keep.json").unlink()
+    with pytest.raises(DamagedArtifact, match=r"keep\.json: gone.*`influray validate` makes it again"):
+        Validation.there(RunDirectory(copy))
+    assert list(again.results) == ["lds"]
 
 
 def test_more_subsets_keep_the_retrainings_of_those_before(scored, validated):

@@ -126,7 +126,7 @@ def test_a_shard_holds_what_the_featurizer_computes_at_its_checkpoint(world, fea
         for split, direction in (("pool", "adam"), ("target", "sgd")):
             model = attach_adapter(load_base(config.model), checkpoint.adapter)
             moments = checkpoint.moments() if direction == "adam" else None
-            featurizer = GradientFeaturizer(model, config.features, moments, direction)
+            featurizer = GradientFeaturizer(model, config.features.at(k), moments, direction)
             for task in [task for task in tasks if (task.split, task.checkpoint) == (split, k)]:
                 examples = Catalogue(directory.data(split)).tokenized(task.start, task.stop)
                 batches = plan_batches([example.tokens for example in examples], BUDGET)

@@ -92,7 +92,7 @@ def _features(directory: RunDirectory, config: Config, base: Any, split: str, nu
         checkpoint = load_checkpoint(directory.checkpoint(number))
         model = attach_adapter(load_base(config.model), checkpoint.adapter)
         moments, direction = (checkpoint.moments(), "adam") if split == "pool" else (None, "sgd")
-        featurizer: Any = GradientFeaturizer(model, config.features, moments, direction)
+        featurizer: Any = GradientFeaturizer(model, config.features.at(number), moments, direction)
     else:
         featurizer = RepresentationFeaturizer(base)
     catalogue = Catalogue(directory.data(split))

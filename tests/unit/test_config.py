@@ -54,6 +54,19 @@ WRONG = [
 ]
 
 
+def test_each_checkpoint_has_a_projection_of_its_own_unless_one_is_asked_for():
+    from influray.config import FeaturesConfig
+
+    each, one = (FeaturesConfig.model_validate({"projector": {"seed": 3, "matrices": m}}) for m in ("each", "one"))
+    seeds = [each.at(k).projector.seed for k in (1, 2, 3)]
+    assert seeds[0] == 3
+    assert len(set(seeds)) == 3
+    assert [one.at(k).projector.seed for k in (1, 2, 3)] == [3] * 3
+    assert each.at(1) == one.at(1), "the first checkpoint's rows are the same either way, and are not made again"
+    last = FeaturesConfig.model_validate({"projector": {"seed": 2**63 - 1}})
+    assert 0 <= last.at(9).projector.seed < 2**63
+
+
 @pytest.mark.parametrize(("written", "found"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
 def test_packing_is_on_or_off_though_yaml_takes_these_for_booleans(written, found, tmp_path):
     text = yaml.safe_dump(tree()) + f"features: {{packing: {written}}}\n"

@@ -161,6 +161,7 @@ def test_grand_is_the_weighted_gradient_norm_of_any_direction():
         ("datainf", {"direction": "sign"}, r"'datainf' needs plain gradients.*set features\.direction: sgd"),
         ("datainf", {}, r"'datainf' needs a block of features for each LoRA module.*set features\.blocks: module"),
         ("vog", {"direction": "adam"}, r"'vog' needs plain gradients.*set features\.direction: sgd"),
+        ("vog", {"matrices": "each"}, r"'vog' compares.*set features\.projector\.matrices: one"),
         ("vog", {}, r"'vog' needs datastores of 3 checkpoints or more, and there are 2; set warmup\.epochs"),
     ],
 )
@@ -198,7 +199,8 @@ def test_from_a_config_as_much_is_refused_as_it_tells():
     from influray.scorers.options import expected_stores
 
     def stores(**warmup):
-        tree = {"model": {"base": "m"}, "data": {"pool": "p", "targets": {"a": "t"}}, "features": {"direction": "sgd"}}
+        features = {"direction": "sgd", "projector": {"matrices": "one"}}
+        tree = {"model": {"base": "m"}, "data": {"pool": "p", "targets": {"a": "t"}}, "features": features}
         return expected_stores(
             parse_config({**tree, "warmup": warmup, "selectors": [{"name": "s", "method": "sum", "budget": 1}]})
         )
