@@ -12,6 +12,7 @@ from influray.formatting import listed, number
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.data import Overlap, PoolFacts, SelectionFacts, Tuned
 from influray.report.evaluations import BASE, FULL, read_evaluations
+from influray.report.finding import verdict
 from influray.report.readings import Readings, open_run
 from influray.report.selections import STYLES, committed, overlap, selection_facts
 from influray.store.mirror import local, present
@@ -185,6 +186,8 @@ def _styled(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 def _notes(entries: Sequence[Entry], alike: Overlap, *, several: bool) -> list[str]:
     notes = []
+    if not several:
+        notes += verdict([e.selection for e in entries if e.selection], [e.tuned for e in entries if e.tuned])
     if any(entry.selection and entry.selection.balance for entry in entries):
         notes.append(
             "AID: standard deviations of influence above the pool's mean, a mean over a task's targets (\u00b1 its "

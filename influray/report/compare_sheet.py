@@ -20,11 +20,11 @@ SOURCES = 40  # rows of the table of sources; the rest is summed up
 def compare_sheet(found: Comparison) -> Sheet:
     """Return the comparison under five headings; what is not there is left out."""
     sections = [
+        Section("Results of fine-tuning", _result_figures(found), _results(found)),
         Section("Selections", (), (_sizes(found),)),
         Section("Balance", _balance_figures(found), _balance_tables(found)),
         Section("Overlap", _overlap_figures(found), _overlap_tables(found)),
         Section("Sources", (), (_sources(found),)),
-        Section("Results of fine-tuning", _result_figures(found), _results(found)),
     ]
     kept = tuple(section for section in sections if section.tables)
     return Sheet(f"{found.title}: selections compared", found.notes, kept)

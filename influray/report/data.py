@@ -197,6 +197,7 @@ class Tuned:
 
     macro_loss: Over
     macro_exact: Over | None
+    macro_losses: tuple[float, ...]  # of each seed
     spread_loss: float  # standard deviation over the tasks of the means over seeds
     spread_exact: float | None
 

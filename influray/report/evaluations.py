@@ -47,15 +47,16 @@ def tuned(name: str, style: str, by_seed: Mapping[int, Mapping[str, Mapping[str,
         loss=loss,
         exact=exact,
         exact_metric=metric,
-        macro_loss=_macro(by_seed, tasks, "loss"),
-        macro_exact=_macro(by_seed, scored, metric) if scored else None,
+        macro_loss=over(_macros(by_seed, tasks, "loss")),
+        macro_exact=over(_macros(by_seed, scored, metric)) if scored else None,
+        macro_losses=tuple(_macros(by_seed, tasks, "loss")),
         spread_loss=statistics.pstdev(value.mean for value in loss.values()),
         spread_exact=statistics.pstdev(value.mean for value in exact.values()) if scored else None,
     )
 
 
-def _macro(by_seed: Mapping[int, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str], metric: str) -> Over:
-    return over([statistics.fmean(results[task][metric] for task in tasks) for results in by_seed.values()])
+def _macros(by_seed: Mapping[int, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str], metric: str) -> list[float]:
+    return [statistics.fmean(results[task][metric] for task in tasks) for results in by_seed.values()]
 
 
 def over(values: Sequence[float]) -> Over:

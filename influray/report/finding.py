@@ -2,17 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 
+from influray.evaluation.paired_effect import student_95
 from influray.formatting import listed, number, percent, signed
 from influray.report.data import SelectionFacts, Tuned
 from influray.report.evaluations import BASE, FULL
 
 
 def finding(selections: Sequence[SelectionFacts], tuned: Sequence[Tuned]) -> tuple[str, ...]:
-    """Return one sentence on how the selections serve the tasks, and one on fine-tuning where there was some."""
-    sentences = [_on_balance(selections), _on_tuning(tuned)]
+    """Return what fine-tuning showed; where there was none, one sentence on how influence spreads over the tasks."""
+    balance = _on_balance(selections)
+    return verdict(selections, tuned) or ((balance,) if balance else ())
+
+
+def verdict(selections: Sequence[SelectionFacts], tuned: Sequence[Tuned]) -> tuple[str, ...]:
+    """Return which selection did best on the tests, what each is worth beside random rows, and exact match."""
+    results = [one for one in tuned if one.name not in (BASE, FULL)]
+    if not results:
+        return ()
+    methods = {one.name: one.method for one in selections}
+    sentences = (_best(results, tuned), _beside_random(results, methods), _on_exact(tuned))
     return tuple(sentence for sentence in sentences if sentence)
+
+
+def _best(results: Sequence[Tuned], tuned: Sequence[Tuned]) -> str:
+    best = min(results, key=lambda one: one.macro_loss.mean)
+    beside = [f"{number(one.macro_loss.mean, 3)} {_place(one.name)}" for one in tuned if one.name in (BASE, FULL)]
+    of = f", the lowest of {len(results)} selections" if len(results) > 1 else ""
+    return (
+        f"Tuned on {best.name} the model has a macro answer loss of {number(best.macro_loss.mean, 3)} on the tests{of}"
+        + (f" ({listed(beside)})" if beside else "")
+        + f"; its worst task is {best.worst_loss_task}, {number(best.loss[best.worst_loss_task].mean, 3)}."
+    )
+
+
+def _beside_random(results: Sequence[Tuned], methods: Mapping[str, str]) -> str:
+    """Return which selections are better than random rows, which are worse, and which cannot be told from them."""
+    drawn = next((one for one in results if methods.get(one.name) == "random"), None)
+    others = [one for one in results if methods.get(one.name) != "random"]
+    if drawn is None:
+        return (
+            "No random selection was tuned, so whether choosing pays is not known: add "
+            "{name: random, method: random, budget: ...} to selectors."
+        )
+    found: dict[str, list[str]] = {"lower": [], "higher": [], "": []}
+    single = False
+    for one in others:
+        value, interval = difference(one, drawn)
+        single = single or interval is None
+        if interval is None or interval[0] <= 0 <= interval[1]:
+            found[""].append(f"{one.name} ({signed(value, 3)})")
+        else:
+            ends = f"{signed(interval[0], 3)} to {signed(interval[1], 3)}"
+            found["lower" if value < 0 else "higher"].append(f"{one.name} ({signed(value, 3)}, {ends})")
+    parts = [f"{kind} with {listed(names)}" for kind, names in found.items() if kind and names]
+    if found[""]:
+        parts.append(f"not told apart with {listed(found[''])}")
+    if not parts:
+        return ""
+    text = f"Against {drawn.name} rows ({number(drawn.macro_loss.mean, 3)}) it is {'; '.join(parts)}"
+    if single:
+        return f"{text}: one seed has no interval, and it may be chance; tune.seeds: [0, 1, 2] gives one."
+    return f"{text}; 95 % over the {len(drawn.seeds)} tuning seeds."
+
+
+def difference(one: Tuned, other: Tuned) -> tuple[float, tuple[float, float] | None]:
+    """Return the difference of macro losses, paired by tuning seed, and its 95 % interval: Student's t over the seeds.
+
+    The interval is None with fewer than two seeds in common. It says what another tuning seed would change, nothing of
+    other pools, targets or tests.
+    """
+    mine, theirs = (dict(zip(t.seeds, t.macro_losses, strict=True)) for t in (one, other))
+    values = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+    if len(values) < 2:
+        return one.macro_loss.mean - other.macro_loss.mean, None
+    mean = statistics.fmean(values)
+    half = student_95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, (mean - half, mean + half)
+
+
+def _on_exact(tuned: Sequence[Tuned]) -> str:
+    scored = [(one, one.macro_exact) for one in tuned if one.macro_exact]
+    shares = [f"{percent(value.mean)} {_place(one.name)}" for one, value in scored]
+    return f"Exact match: {listed(shares)}." if shares else ""
 
 
 def _on_balance(selections: Sequence[SelectionFacts]) -> str:
@@ -32,20 +107,6 @@ def _on_balance(selections: Sequence[SelectionFacts]) -> str:
     others = listed([f"{signed(other.worst)} with {name} ({other.worst_task})" for name, other in known[1:]])
     spreads = listed([f"{number(balance.spread)} with {name}" for name, balance in known])
     return f"{sentence}, against {others}; over the {len(first.aid)} tasks influence spreads by {spreads}."
-
-
-def _on_tuning(tuned: Sequence[Tuned]) -> str:
-    results = [one for one in tuned if one.name != BASE]
-    if not results:
-        return ""
-    seeds = sorted({seed for one in results for seed in one.seeds})
-    loss = listed([f"{number(one.macro_loss.mean, 3)} {_place(one.name)}" for one in tuned])
-    scored = [(one, one.macro_exact) for one in tuned if one.macro_exact]
-    exact = listed([f"{percent(value.mean)} {_place(one.name)}" for one, value in scored]) if scored else ""
-    return (
-        f"Macro answer loss on the tests, lower is better ({len(seeds)} seed{'' if len(seeds) == 1 else 's'}): {loss}"
-        + (f"; exact match: {exact}." if exact else ".")
-    )
 
 
 def _place(name: str) -> str:

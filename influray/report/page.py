@@ -18,7 +18,7 @@ from influray.report.collect import collect
 from influray.report.compare import Entry
 from influray.report.compare_sheet import overlap_map, result_dots
 from influray.report.curve_sheet import curve_figures, knees, numbers_of
-from influray.report.data import Example, Quantiles, ReportData, Step, TaskExamples
+from influray.report.data import Example, Quantiles, ReportData, Step, TaskExamples, Tuned
 from influray.report.evaluations import BASE
 from influray.report.explorer.page import write_explorer
 from influray.report.figures import Interval, Series, bullet, dots, heat_map, intervals
@@ -49,6 +49,8 @@ def render(data: ReportData) -> str:
         .render(
             data=data,
             style=style_sheet(),
+            results=_results(data.tuned),
+            seeds=max((len(one.seeds) for one in data.tuned), default=0) > 1,
             sources=_sources(data),
             lengths=_lengths(data),
             balance=_balance(data),
@@ -166,6 +168,17 @@ def _shares(
     texts = [[formatting.percent(value, 0) for value in line] for line in values]
     # Even shares look pale and a task that took half of the rows or more looks full, on every page alike.
     return heat_map(tasks, names, values, texts, ident=ident, title=title, full=0.5)
+
+
+def _results(tuned: Sequence[Tuned]) -> Markup:
+    """Return the figure of the head: answer loss of every tuned model, the best first."""
+    rows = []
+    for one in sorted(tuned, key=lambda one: one.macro_loss.mean):
+        tasks = [value.mean for value in one.loss.values()]
+        loss = one.macro_loss
+        rows.append(Interval(one.name, one.style, min(tasks), loss.low, loss.mean, loss.high, max(tasks), tasks))
+    axis = "answer loss on the tests, lower is better"
+    return intervals(rows, ident="results", title="Answer loss after fine-tuning", axis=axis, reference=0.0)
 
 
 def _tuned(data: ReportData) -> dict[str, Any] | None:

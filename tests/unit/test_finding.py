@@ -1,0 +1,64 @@
+"""The verdict at the head of report and comparison: which selection is best, and what the seeds allow to say."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from influray.report.evaluations import tuned
+from influray.report.finding import difference, finding, verdict
+
+SELECTIONS = [SimpleNamespace(name=name, method=name) for name in ("bids", "less", "rr", "random")]
+
+
+def results(name, macro_losses, exact=None):
+    """A selection's results with two tasks, the second always .2 worse."""
+    by_seed = {
+        seed: {
+            "sums": {"loss": loss - 0.1, "exact_match": exact},
+            "words": {"loss": loss + 0.1, "exact_match": exact},
+        }
+        for seed, loss in enumerate(macro_losses)
+    }
+    return tuned(name, "c0", by_seed, "exact_match")
+
+
+RANDOM = results("random", [0.60, 0.62, 0.61])
+BIDS = results("bids", [0.50, 0.51, 0.52])  # -.10, -.11, -.09
+LESS = results("less", [0.70, 0.73, 0.70])
+SAME = results("rr", [0.50, 0.75, 0.55])
+BASE = results("base", [0.9])
+
+
+def test_the_interval_is_students_over_differences_paired_by_seed():
+    mean, interval = difference(BIDS, RANDOM)
+    half = 4.302653 * 0.01 / 3**0.5  # t of two degrees of freedom, times the standard error of -.10, -.11, -.09
+    assert mean == pytest.approx(-0.1)
+    assert interval == pytest.approx((-0.1 - half, -0.1 + half), rel=1e-4)
+    one_seed = difference(results("bids", [0.5]), RANDOM)
+    assert one_seed[1] is None
+
+
+def test_what_is_better_than_random_worse_and_not_told_apart():
+    best, beside = verdict(SELECTIONS, [BIDS, LESS, SAME, RANDOM, BASE])
+    assert "Tuned on bids the model has a macro answer loss of 0.510" in best
+    assert "the lowest of 4 selections (0.900 before tuning)" in best
+    assert "its worst task is words, 0.610" in best
+    assert "Against random rows (0.610) it is lower with bids (\u22120.100, \u22120.125 to \u22120.075)" in beside
+    assert "higher with less (+0.100, " in beside
+    assert "not told apart with rr (\u22120.010)" in beside
+    assert "95 % over the 3 tuning seeds" in beside
+
+
+def test_one_seed_has_no_interval_and_without_random_nothing_is_said_to_pay():
+    single = [results("bids", [0.5], 0.25), results("random", [0.6], 0.125)]
+    _, beside, exact = verdict(SELECTIONS, single)
+    assert "not told apart with bids (\u22120.100): one seed has no interval" in beside
+    assert exact == "Exact match: 25.0% with bids and 12.5% with random."
+    assert "whether choosing pays is not known" in verdict(SELECTIONS, [BIDS])[1]
+
+
+def test_untuned_selections_have_no_verdict():
+    assert verdict(SELECTIONS, [BASE]) == ()
+    assert finding([], []) == ()
