@@ -14,7 +14,7 @@ from influray.protocols import ConfigError
 from influray.registry import PROJECTORS, check, make, resolve, resolve_method
 from influray.scorers.options import expected_stores, make_scorer
 from influray.steps.subject import Subject
-from influray.store.artifact import read_manifest
+from influray.store.artifact import whole_manifest
 from influray.store.claim import require_apart
 from influray.store.uri import is_uri
 
@@ -158,7 +158,7 @@ def projector(subject: Subject) -> None:
     """The projector takes its options, and the direction; made for a small model, which takes a moment."""
     config = subject.config
     settings = config.features.projector
-    if subject.reads != "checkpoints" or read_manifest(subject.directory.features("pool", 1)) is not None:
+    if subject.reads != "checkpoints" or whole_manifest(subject.directory.features("pool", 1)) is not None:
         return
     from influray.protocols import FactorProjector
 
@@ -174,10 +174,10 @@ def projector(subject: Subject) -> None:
 def adapter(subject: Subject) -> None:
     """The adapter's targets are layers of the base; its shape alone is read."""
     config = subject.config
-    warms = subject.trains and read_manifest(subject.directory.warmup) is None
+    warms = subject.trains and whole_manifest(subject.directory.warmup) is None
     if not Path(config.model.base).is_dir() or not (warms or ("tune" in subject.steps and config.tune is not None)):
         return
-    if not warms and read_manifest(subject.directory.attribution) is not None:
+    if not warms and whole_manifest(subject.directory.attribution) is not None:
         return
     from influray.model.loading import check_lora_targets
 

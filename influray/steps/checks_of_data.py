@@ -14,7 +14,7 @@ from influray.config import Config, FinetuneConfig, SelectorConfig
 from influray.protocols import Columns, ConfigError
 from influray.scorers.options import expected_stores, make_scorer
 from influray.steps.subject import Subject
-from influray.store.artifact import read_manifest
+from influray.store.artifact import whole_manifest
 
 
 def limits(subject: Subject) -> None:
@@ -117,7 +117,7 @@ def warmup_rates(subject: Subject) -> Iterator[str]:
     from influray.model.schedule import mean_rates
 
     config = subject.config
-    manifest = read_manifest(subject.directory.warmup)
+    manifest = whole_manifest(subject.directory.warmup)
     if not subject.trains or manifest is not None or config.attribution.weights != "learning_rate":
         return
     warmup = config.warmup

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influray.config import Config
-from influray.protocols import ConfigError, DamagedArtifact
+from influray.protocols import ConfigError
 from influray.registry import featurizer_reads
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Step
-from influray.store.artifact import fingerprint, read_manifest, require_manifest
+from influray.store.artifact import fingerprint, require_manifest, whole_manifest
 from influray.store.mirror import address_of
 
 if TYPE_CHECKING:
@@ -146,11 +146,7 @@ def _warmup_job(context: StepContext, drawn_from: int) -> TrainingJob:
 
 def _drawn_from(context: StepContext) -> int:
     """Return of how many pool rows those of the warmup that is there were drawn, 0 where that is not known."""
-    try:
-        manifest = read_manifest(context.directory.warmup)
-    except DamagedArtifact:  # `committed` tells of it
-        return 0
-    return int((manifest or {}).get("pool_rows", 0))
+    return int((whole_manifest(context.directory.warmup) or {}).get("pool_rows", 0))
 
 
 def tuned(context: StepContext) -> list[tuple[str, int]]:

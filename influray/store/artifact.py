@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from influray.protocols import ArtifactMismatch, ConfigError
+from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact
 from influray.store.checks import check_file, committed_files, damage, hash_file, is_whole, set_aside
 from influray.store.mirror import (
     children,
@@ -307,6 +307,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
                 f"want others to be read: delete {path.parent} and run the step again"
             )
     return manifest
+
+
+def whole_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """Return the manifest of an artifact, or None where there is none that is whole: its step makes that again."""
+    try:
+        return read_manifest(folder)
+    except DamagedArtifact:
+        return None
 
 
 def column_digests(table: pa.Table) -> dict[str, str]:

@@ -253,7 +253,9 @@ def test_a_file_added_to_the_pool_brings_only_its_own_rows(first, tmp_path, worl
     assert again.attribution().shape == (30, 6)
 
     (again.directory.path / "run.json").unlink()
-    assert run(config).directory.read()["steps"]["warmup"]["skipped"], "how much the pool had is kept with the warmup"
+    stamp = (again.directory.warmup / "manifest.json").stat().st_mtime_ns
+    run(config)
+    assert (again.directory.warmup / "manifest.json").stat().st_mtime_ns == stamp, "how much the pool had is kept there"
     assert bytes_of(again.directory.path) == new
 
 
@@ -451,3 +453,16 @@ def test_files_that_are_damaged_after_their_commit_are_made_again(first, world, 
     for path, digest in zip(damaged, whole, strict=True):
         assert digest in [hash_file(file) for file in path.parent.iterdir() if file.is_file()], f"{path} is not whole"
     assert not list(folder.rglob("*.damaged.tmp"))
+
+
+def test_manifests_that_are_damaged_are_made_again(first, world, tmp_path):
+    config = copied(first, tmp_path, world)
+    expected, folder = bytes_of(first.directory.path), tmp_path / "copy"
+    for name, how in (
+        ("warmup/manifest.json", "torn"),
+        ("features/pool/checkpoint-1/manifest.json", "flipped"),
+        ("attribution/manifest.json", "torn"),
+    ):
+        damage(folder / name, how)
+    run(config)
+    assert bytes_of(folder) == expected
