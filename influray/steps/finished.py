@@ -7,15 +7,16 @@ nothing. Anything else, an unreadable file included, is for the steps to judge.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from influray.config import Config
-from influray.protocols import USER_ERRORS
+from influray.protocols import USER_ERRORS, ArtifactMismatch
 from influray.steps.data import source_files
 from influray.steps.step import Step
-from influray.store.artifact import MANIFEST, fingerprint, read_json
+from influray.store.artifact import MANIFEST, fingerprint, require_manifest
 from influray.store.checks import MADE_BY, committed_files, hash_once
 from influray.store.mirror import location_of
 from influray.store.run_directory import RunDirectory, versions
@@ -69,7 +70,11 @@ def _read_digest(config: Config) -> str | None:
 
 
 def left_digest(directory: RunDirectory, steps: Iterable[str], fresh: bool = True) -> str:
-    """Return what identifies the files that steps have left; with `fresh` False those of manifests are not hashed."""
+    """Return what identifies the files that steps have left; with `fresh` False those of manifests are not hashed.
+
+    Raises:
+        ArtifactMismatch: of a manifest that is asked for its files; it is not what was committed.
+    """
     wanted = [name for name, step in MADE_BY.items() if step in steps or (step == "index" and "report" in steps)]
     paths = [directory.config_path]
     for name in wanted:
@@ -78,18 +83,24 @@ def left_digest(directory: RunDirectory, steps: Iterable[str], fresh: bool = Tru
     known: dict[Path, str] = {}
     for path in () if fresh else paths:
         if path.name == MANIFEST:
-            known |= {path.parent / name: sha256 for name, sha256, _ in committed_files(read_json(path))}
+            known |= {
+                path.parent / name: sha256 for name, sha256, _ in committed_files(require_manifest(path.parent, ""))
+            }
     todo = [path for path in paths if path not in known]
     hashes = known | dict(zip(todo, _hashes(todo), strict=True))
     return fingerprint({str(path.relative_to(directory.path)): hashes[path] for path in paths})
 
 
 def record_finished(directory: RunDirectory, steps: Sequence[Step], read: str | None) -> None:
-    """Keep in run.json that the steps of a run have ended; `read` is the digest of what it read, from before."""
-    if read is not None:
-        names = [step.name for step in steps]
-        left = left_digest(directory, names, fresh=False)
-        directory.record("finished", {"steps": names, "read": read, "left": left})
+    """Keep in run.json that the steps of a run have ended; `read` is the digest of what it read, from before.
+
+    Not where a manifest is damaged that none of the steps makes: the next run is to look at everything.
+    """
+    names = [step.name for step in steps]
+    with contextlib.suppress(ArtifactMismatch):
+        if read is not None:
+            left = left_digest(directory, names, fresh=False)
+            directory.record("finished", {"steps": names, "read": read, "left": left})
 
 
 def _files(folder: Path, pattern: str = "*") -> list[Path]:

@@ -12,7 +12,7 @@ from influray.steps import STEPS, steps_until
 from influray.steps import finished as module
 from influray.steps.finished import is_finished, read_digest, record_finished
 from influray.store import checks
-from influray.store.artifact import write_json
+from influray.store.artifact import write_manifest
 from influray.store.run_directory import RunDirectory
 
 
@@ -58,7 +58,7 @@ def world(tmp_path) -> Path:
     sha256 = checks.hash_file(tmp_path / "run/data/pool/part-0.arrow")
     size = (tmp_path / "run/data/pool/part-0.arrow").stat().st_size
     part = {"file": "part-0.arrow", "sha256": sha256, "bytes": size}
-    write_json(tmp_path / "run/data/pool/manifest.json", {"parts": [part]})
+    write_manifest(tmp_path / "run/data/pool", {"parts": [part]})
     directory, config = RunDirectory(tmp_path / "run"), config_of(tmp_path)
     directory.begin()
     record_finished(directory, STEPS, read_digest(config, directory))
@@ -120,6 +120,13 @@ def test_what_of_a_run_lies_elsewhere_is_not_known_here(world):
 
 def test_a_record_that_is_damaged_is_none(world):
     (world / "run" / "run.json").write_text("{}")
+    assert not finished(world)
+
+
+def test_nothing_is_finished_where_a_manifest_is_damaged_that_no_step_of_the_run_makes(world):
+    config, directory = config_of(world), RunDirectory(world / "run")
+    (world / "run" / "index" / "manifest.json").write_text("")
+    record_finished(directory, STEPS, read_digest(config, directory))
     assert not finished(world)
 
 
