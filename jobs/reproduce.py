@@ -27,7 +27,11 @@ METHODS = {
     "instance-max": "instance_max",
     "less": "less",
     "random": "random",
+    "rr": "rr",
+    "facility-location": "facility_location",
+    "quota": "quota",
 }
+USUAL = ("bids", "normalised-instance-max", "instance-max", "less", "random")
 FULL, BASE = "full", "base"
 APART = ".apart"  # ends the arm of a method under constraints.near_duplicates
 
@@ -75,22 +79,29 @@ def reproduce(
     seeds: Sequence[int],
     budgets: Sequence[float],
     near_duplicates: float | None = None,
+    methods: Sequence[str] = USUAL,
+    apart_only: bool = False,
 ) -> list[Row]:
     """Carry out, or go on with, one run a world under `folder` and return the table's rows.
 
-    With `near_duplicates` every method is there twice: as it is, and with that constraint.
+    With `near_duplicates` every method is there twice: as it is, and with that constraint; with `apart_only` only so,
+    but for random, which stays a plain draw.
     """
     outcomes: list[Outcome] = []
     for world in worlds:
         place = Path(folder) / f"world-{world}"
         selectors = [
-            {"name": arm_name(name, budget), "method": method, "budget": budget}
+            {"name": arm_name(name, budget), "method": METHODS[name], "budget": budget}
             for budget in budgets
-            for name, method in METHODS.items()
+            for name in methods
         ]
         if near_duplicates is not None:
             limits = {"near_duplicates": near_duplicates}
-            selectors += [{**one, "name": f"{one['name']}{APART}", "constraints": limits} for one in selectors]
+            apart = [{**one, "name": f"{one['name']}{APART}", "constraints": limits} for one in selectors]
+            if apart_only:
+                apart = [one for one in apart if one["method"] != "random"]
+                selectors = [one for one in selectors if one["method"] == "random"]
+            selectors += apart
         arms = [selector["name"] for selector in selectors] + [FULL]
         overrides: dict[str, Any] = {"selectors": selectors, "tune.selections": arms, "tune.seeds": list(seeds)}
         RunDirectory(place).claim()  # before a world is written into it
@@ -215,10 +226,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="tuning seeds a selection")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.05, 0.10, 0.15], help="fractions of the pool")
     parser.add_argument("--near-duplicates", type=float, help="also every method with this constraint, such as 0.99")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=USUAL, metavar="NAME")
+    parser.add_argument("--apart-only", action="store_true", help="with that constraint alone; random without it")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     seeds = range(options.seeds)
-    print(table(reproduce(options.folder, options.worlds, seeds, options.budgets, options.near_duplicates)))
+    limits = options.near_duplicates, options.methods, options.apart_only
+    print(table(reproduce(options.folder, options.worlds, seeds, options.budgets, *limits)))
 
 
 if __name__ == "__main__":
