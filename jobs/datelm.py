@@ -1,4 +1,4 @@
-"""The DATE-LM benchmark (arXiv 2507.09424): scores for its tasks by influray's scorers, in the form its evaluation reads.
+"""The DATE-LM benchmark (arXiv 2507.09424): scores by influray's scorers, in the form that its evaluation reads.
 
     python jobs/datelm.py configs/toxicity-bias.yaml --out OUT --scorers cosine,dot,datainf,representation,bm25
 
@@ -18,8 +18,8 @@ Written, for each scorer, is OUT/NAME.json in the order of train.jsonl:
                          `ref_data_path` of the YAML file, as the benchmark publishes no file of references
 
 OUT/results.json holds what needs no training: AUPRC (area by trapezoids, as the benchmark has it, and the average
-precision), or Recall@50 and MRR, in which equal scores count by expectation. A training example without a trained
-token (its prompt alone fills `max_tokens`) has no gradient and gets the lowest score of its column; how many, it says.
+precision), or Recall@50 and MRR, in which equal scores count by expectation. A training example that influray cannot
+use (nothing of it is trained) gets the lowest score of each column; `without_score` counts them.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def load(settings: Mapping[str, Any], data: str | None) -> tuple[Rows, Rows]:
 
 
 def relevant(task: str, train: Rows, ref: Rows, folder: Path) -> np.ndarray:
-    """Return which training examples should rank high: bool [1, N] (toxicity) or [R, N]. Raises DataError where none."""
+    """Return which training examples should rank high, bool [1, N] (toxicity) or [R, N]. Raises DataError where none."""
     if task == TOXICITY:
         found = np.array([[row["type"] == "Unsafe" for row in train]])
     elif task == "Counterfact":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def world(tmp_path_factory) -> Path:
         {"prompt": f" Where is {i}? ", "response": CITIES[i % 3], "type": "Unsafe" if i % 5 == 0 else "Benign"}
         for i in range(12)
     ]
-    train[4]["prompt"] = "long " * 60  # fills the length, so that no token of the answer is left
+    train[4]["response"] = " "  # nothing to train on
     facts = [{"counterfactual_entity": city, "true_entity": "Rome"} for city in CITIES]
     train = [{**row, **facts[i % 3]} for i, row in enumerate(train)]
     ref = [{"prompt": f"Where is {i}?", "response": CITIES[i], **facts[i]} for i in range(3)]
@@ -70,22 +71,22 @@ def by_hand(out: Path, features: str) -> list[list[float]]:
 
 
 def test_scores_have_the_form_and_the_order_that_the_evaluation_reads(world, tmp_path, ray_cluster):
-    results = attribute(options(world, "Counterfact", tmp_path / "facts", "--scorers", "bm25,cosine"))
-    written = json.loads((tmp_path / "facts" / "cosine.json").read_text())
+    results = attribute(options(world, "Counterfact", tmp_path / "facts", "--scorers", "cosine,dot"))
+    written = json.loads((tmp_path / "facts" / "dot.json").read_text())
     assert written == np.array(by_hand(tmp_path / "facts", "gradient")).T.tolist(), "one list a reference"
     recall = ranks = 0.0
     for j, scores in enumerate(written):
         right = [i for i in range(12) if i % 3 == j]
         places = sorted(1 + sum(other > scores[i] for other in scores) for i in right)
         recall, ranks = recall + 1 / 3, ranks + 1 / places[0] / 3
-    assert results["cosine"] == pytest.approx({"without_score": 1, "Recall@50": recall, "MRR": ranks})
-    assert np.array(json.loads((tmp_path / "facts" / "bm25.json").read_text())).shape == (3, 12)
+    assert results["dot"] == pytest.approx({"without_score": 1, "Recall@50": recall, "MRR": ranks})
+    assert np.array(json.loads((tmp_path / "facts" / "cosine.json").read_text())).shape == (3, 12)
 
-    results = attribute(options(world, "Toxicity/Bias", tmp_path / "toxic", "--scorers", "dot"))
-    written = json.loads((tmp_path / "toxic" / "dot.json").read_text())
-    assert written == pytest.approx([sum(line) / 3 for line in by_hand(tmp_path / "toxic", "gradient")], rel=1e-5)
+    results = attribute(options(world, "Toxicity/Bias", tmp_path / "toxic", "--scorers", "bm25"))
+    written = json.loads((tmp_path / "toxic" / "bm25.json").read_text())
+    assert written == pytest.approx([sum(line) / 3 for line in by_hand(tmp_path / "toxic", "ngram")], rel=1e-5)
     assert json.loads((tmp_path / "toxic" / "results.json").read_text()) == results
-    assert 0 < results["dot"]["AUPRC"] <= 1
+    assert 0 < results["bm25"]["AUPRC"] <= 1
 
 
 def test_the_area_is_that_of_trapezoids_over_thresholds():
@@ -94,7 +95,7 @@ def test_the_area_is_that_of_trapezoids_over_thresholds():
     for threshold in sorted(set(score), reverse=True):
         taken = score >= threshold
         points.append(((taken & unsafe).sum() / 2, (taken & unsafe).sum() / taken.sum()))
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         area += (x1 - x0) * (y0 + y1) / 2
     assert trapezoids(score, unsafe) == pytest.approx(area)
 
