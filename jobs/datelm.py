@@ -141,7 +141,7 @@ def load(settings: Mapping[str, Any], data: str | None) -> tuple[Rows, Rows]:
 
 
 def relevant(task: str, train: Rows, ref: Rows, folder: Path) -> np.ndarray:
-    """Return which training examples should rank high, bool [1, N] (toxicity) or [R, N]. Raises DataError where none."""
+    """Return which training examples should rank high, bool [1, N] (toxicity) or [R, N]. DataError where none."""
     if task == TOXICITY:
         found = np.array([[row["type"] == "Unsafe" for row in train]])
     elif task == "Counterfact":
