@@ -116,7 +116,7 @@ def finetune_order(rows: int, subset: int = 200_000, held_out: float = 0.1, seed
     return np.array(lines.train_test_split(test_size=held_out, seed=seed)["train"]["line"], np.int64)
 
 
-def local(name: str, repo_type: str, patterns: Sequence[str] | None = None) -> Path:
+def local(name: str, repo_type: str, patterns: list[str] | None = None) -> Path:
     """Return the folder, or a copy of what the hub has under this name."""
     if Path(name).is_dir():
         return Path(name)
