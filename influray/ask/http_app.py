@@ -6,6 +6,7 @@ The caller passes the coroutine that answers a query; serving.py has one over Ra
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 import influray
@@ -37,20 +38,29 @@ Ask = Callable[[Asked], Awaitable[dict[str, Any]]]
 
 
 class QueryRequest(BaseModel):
-    """A question with its answer, or the id of a row whose stored vector asks."""
+    """A question with its answer, a conversation, or the id of a row whose stored vector asks."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str = Field(default="", max_length=MAX_TEXT)
+    prompt: str = Field(
+        default="",
+        max_length=MAX_TEXT,
+        validation_alias=AliasChoices("prompt", "question"),
+        description="What is asked; `question` is the same.",
+    )
     answer: str = Field(default="", max_length=MAX_TEXT)
     system: str = Field(default="", max_length=MAX_TEXT)
+    messages: list[dict[str, Any]] = Field(
+        default=[], description="Turns as in a pool row, `role` and `content`, in place of the three."
+    )
     like: str = Field(default="", max_length=1000, description="Id of a target or a pool row, in place of text.")
     k: int = Field(default=20, ge=1, le=MAX_ROWS, description="Rows at each end.")
     tokens: bool = Field(default=False, description="Split the influence over the answer's tokens.")
 
     def asked(self) -> Asked:
-        text = self.prompt or self.answer or self.system
-        question = Question(self.prompt, self.answer, self.system) if text or not self.like else None
+        record = json.dumps({"messages": self.messages}).encode() if self.messages else b""
+        text = self.prompt or self.answer or self.system or record
+        question = Question(self.prompt, self.answer, self.system, record) if text or not self.like else None
         return Asked(question, self.like, self.k, self.tokens)
 
 
@@ -105,6 +115,12 @@ def build_app(directory: RunDirectory, config: Config, ask: Ask) -> FastAPI:
     async def health() -> dict[str, str]:
         """Whether the service stands, of which run and version. It asks for no model."""
         return {"status": "ok", "run": directory.path.name, "version": influray.__version__}
+
+    @app.get("/docs", include_in_schema=False)
+    def no_docs() -> None:
+        raise HTTPException(
+            404, "its scripts would come from a CDN: the routes stand in /openapi.json and docs/http.md"
+        )
 
     @app.get("/overview")
     def numbers() -> dict[str, Any]:

@@ -23,7 +23,7 @@ def question_record(question: Question) -> Record:
     """Return the record of a question, read as a row of a target file would be.
 
     Raises:
-        DataError: the prompt or the answer is blank, or the record cannot be used, and why.
+        DataError: the prompt or the answer is blank, `messages` stands beside them, or the record cannot be used.
     """
     raw = question.messages
     if not raw:
@@ -35,6 +35,8 @@ def question_record(question: Question) -> Record:
         turns += [("user", question.prompt), ("assistant", question.answer)]
         # Escaped, so that a lone surrogate is found by the same check as in a file.
         raw = json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}).encode()
+    elif question.prompt or question.answer or question.system:
+        raise DataError("messages: it stands in place of prompt, answer and system; give one or the other")
     try:
         return parse_record(raw)
     except BadRow as bad:

@@ -342,6 +342,16 @@ def _only_local(model_config: ModelConfig) -> bool:
 def require_base(model_config: ModelConfig) -> None:
     """Raise ConfigError where `model.base` is a folder without a model, or can be no hub id."""
     base = Path(model_config.base)
+    gguf = [base] if base.suffix.lower() == ".gguf" else []
+    if base.is_dir() and not (base / "config.json").exists():
+        gguf += sorted(path for path in base.iterdir() if path.suffix.lower() == ".gguf")
+    if gguf:
+        raise ConfigError(
+            f"model.base: {str(gguf[0])!r} is a GGUF, quantized for inference; name the model that it was made of, as "
+            "safetensors. Where that is lost, transformers with `pip install gguf` reads it: m = AutoModelForCausalLM."
+            f"from_pretrained({str(gguf[0].parent)!r}, gguf_file={gguf[0].name!r}); load m.state_dict() in a model of "
+            "m.config without its quantization_config, save that and the tokenizer, and name their folder"
+        )
     if base.is_dir():
         if not (base / "config.json").exists():
             # With peft installed transformers would read an adapter's folder and load the base *it* names.

@@ -7,6 +7,7 @@ the tokens of its rows. So a file added to the pool, or a new target, brings onl
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from influray.data.catalogue import Catalogue
 
 logger = logging.getLogger(__name__)
+
+MOSTLY_EPSILON = 0.5  # a larger share of coordinates is warned of
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ def featurize(context: StepContext) -> StepResult:
             token_budget=recorded_budget(stores),
         )
     manifests = [store.freeze() for store in stores]
+    shares = [m["epsilon_share"] for m in manifests if m["split"] == "pool"]
+    _tell_epsilon([share for share in shares if share is not None])
     return StepResult(
         fingerprint([store.fingerprint for store in stores]),
         skipped=not missing,
@@ -127,13 +132,29 @@ def featurize(context: StepContext) -> StepResult:
             "shards": len(missing),
             "checkpoints": context.checkpoints,
             "failed_rows": quarantine_failures(context, stores),
-            "epsilon_share": [m["epsilon_share"] for m in manifests if m["split"] == "pool"],
+            "epsilon_share": shares,
             "token_budget": manifests[-1]["token_budget"],
             "threads_per_worker": context.config.resources.threads_per_worker,
             "byte_reproducible": all(manifest["byte_reproducible"] for manifest in manifests),
         },
         artifacts=[f"features/{one.split}/checkpoint-{one.checkpoint}/manifest.json" for one in stores],
     )
+
+
+def _tell_epsilon(shares: Sequence[float]) -> None:
+    """Log the share of coordinates, one a checkpoint, where epsilon outweighs Adam's second moment."""
+    if not shares:
+        return
+    told = ", ".join(f"{one:.0%}" for one in shares)
+    text = f"featurize: epsilon outweighs Adam's second moment in {told} of coordinates"
+    if max(shares) <= MOSTLY_EPSILON:
+        logger.info("%s", text)
+    else:
+        logger.warning(
+            "%s, so the direction is mostly momentum plus the plain gradient; a longer warmup (warmup.fraction, "
+            "warmup.epochs) or features.adam_epsilon_mode changes it, features.direction: sgd does without Adam",
+            text,
+        )
 
 
 def plan(context: StepContext) -> list[FeatureStore]:

@@ -60,6 +60,11 @@ def test_a_query_over_http_is_the_answer_of_the_engine(run):
     assert answer.status_code == 200
     expected = run.query("What is 7+8?", "15", k=3, tokens=True).as_plain()
     assert {**answer.json(), "seconds": 0} == json.loads(json.dumps({**expected, "seconds": 0}))
+    turns = [{"role": "user", "content": "What is 7+8?"}, {"role": "assistant", "content": "15"}]
+    for same in ({"question": "What is 7+8?", "answer": "15"}, {"messages": turns}):
+        again = send(guarded(run), "POST", "/query", json={**same, "k": 3, "tokens": True})
+        assert again.status_code == 200
+        assert again.json()["helpful"] == answer.json()["helpful"]
     like = send(guarded(run), "POST", "/query", json={"like": "t-sum-50", "k": 2}).json()
     assert like["asked"] == "target t-sum-50"
     assert like["tokens"] is None
@@ -71,6 +76,17 @@ def test_a_query_over_http_is_the_answer_of_the_engine(run):
         ("POST", "/query", {"json": {"prompt": "", "answer": "b"}}, 422, "bad_question", "question: it is empty"),
         ("POST", "/query", {"json": {"prompt": "a"}}, 422, "bad_question", "answer: there is none"),
         ("POST", "/query", {"json": {}}, 422, "bad_question", "question: it is empty"),
+        ("POST", "/query", {"json": {"prompt": "a", "question": "b", "answer": "c"}}, 422, "invalid", "question: "),
+        (
+            "POST",
+            "/query",
+            {"json": {"messages": [{"role": "user"}], "answer": "b"}},
+            422,
+            "bad_question",
+            "in place of",
+        ),
+        ("POST", "/query", {"json": {"messages": [{"role": "user"}]}}, 422, "bad_question", "messages: "),
+        ("POST", "/query", {"json": {"messages": ["a"]}}, 422, "invalid", "messages.0: "),
         ("POST", "/query", {"json": {"like": "nobody"}}, 404, "unknown_id", "'nobody'"),
         ("POST", "/query", {"json": {"like": "sum-3", "k": 0}}, 422, "invalid", "k: "),
         ("POST", "/query", {"json": {"like": "sum-3", "k": 99}}, 422, "bad_question", "expected 1 to 29"),
@@ -90,7 +106,7 @@ def test_a_query_over_http_is_the_answer_of_the_engine(run):
         ("GET", "/selection/bids?sort=none", {}, 400, "bad_request", "sort"),
         ("GET", "/selection/bids?offset=x", {}, 422, "invalid", "offset"),
         ("GET", "/nothing", {}, 404, "http_404", ""),
-        ("GET", "/docs", {}, 404, "http_404", ""),
+        ("GET", "/docs", {}, 404, "http_404", "/openapi.json"),
         ("GET", "/health?" + "x" * 9000, {}, 414, "too_long", ""),
     ],
 )

@@ -18,6 +18,7 @@ from influray.model.loading import (
     load_base,
     load_tokenizer,
     model_digest,
+    require_base,
     swap_adapter,
     tokenizer_digest,
 )
@@ -109,6 +110,16 @@ def test_a_folder_that_is_missing_or_no_model_is_refused(read, tmp_path):
         read(model_config(tmp_path))
     with pytest.raises(ConfigError, match=r"model\.base: the folder .* holds a peft adapter"):
         read(model_config(adapter(tmp_path / "adapter", 0)))
+
+
+@pytest.mark.parametrize("read", [load_base, load_tokenizer, model_digest])
+def test_a_gguf_is_refused_with_the_way_to_convert_it(read, tmp_path):
+    (tmp_path / "small.Q4_1.GGUF").write_bytes(b"GGUF")
+    for base in (tmp_path, tmp_path / "small.Q4_1.GGUF", "nobody/small.Q4_1.gguf"):
+        with pytest.raises(ConfigError, match=r"model\.base: .* is a GGUF.*pip install gguf.*gguf_file='small\.Q4_1"):
+            read(model_config(base))
+    (tmp_path / "config.json").write_text("{}")  # a whole model that has a GGUF beside it
+    require_base(model_config(tmp_path))
 
 
 @pytest.mark.parametrize("read", [load_base, load_tokenizer, model_digest])
