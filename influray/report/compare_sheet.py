@@ -107,7 +107,7 @@ def _results(found: Comparison) -> tuple[Table, ...]:
     tuned = [(entry, entry.tuned) for entry in found.entries if entry.tuned is not None]
     if not tuned:
         return ()
-    columns = ("tuned on", "macro loss", "gain", "worst loss", "worst task", "exact match", "gain (points)")
+    columns = ("tuned on", "macro loss", "gain", "worst loss", "worst task", tuned[0][1].exact_name, "gain (points)")
     return (Table("Over the tests", columns, tuple((entry.label, *_result(entry, one)) for entry, one in tuned)),)
 
 
@@ -173,10 +173,13 @@ def _overlap_figures(found: Comparison) -> tuple[Figure, ...]:
 
 
 def _result_figures(found: Comparison) -> tuple[Figure, ...]:
-    loss, exact = result_dots([(entry.label, entry.tuned) for entry in found.entries if entry.tuned is not None])
+    tuned = [(entry.label, entry.tuned) for entry in found.entries if entry.tuned is not None]
+    if not tuned:
+        return ()
+    loss, exact = result_dots(tuned)
     return (
         Figure("Answer loss on the test records of each task (lower is better).", loss),
-        Figure("Exact match on the test records of each task (higher is better).", exact),
+        Figure(f"{tuned[0][1].exact_name.capitalize()} on the test records of each task (higher is better).", exact),
     )
 
 
@@ -199,9 +202,10 @@ def result_dots(tuned: Sequence[tuple[str, Tuned]]) -> tuple[Markup, Markup]:
     scored = [task for task in tasks if any(task in one.exact for _, one in tuned)]
     loss = [_over_seeds(label, one, one.loss, tasks, 1.0) for label, one in tuned]
     exact = [_over_seeds(label, one, one.exact, scored, 100.0) for label, one in tuned]
+    name = tuned[0][1].exact_name
     return (
         dots(tasks, loss, ident="loss", title="Answer loss by task", axis="answer loss (nats)"),
-        dots(scored, exact, ident="exact", title="Exact match by task", axis="exact match (%)"),
+        dots(scored, exact, ident="exact", title=f"{name.capitalize()} by task", axis=f"{name} (%)"),
     )
 
 

@@ -202,6 +202,11 @@ class Tuned:
     spread_exact: float | None
 
     @property
+    def exact_name(self) -> str:
+        """What the exact matches are called: of generated answers, or of those that greedy decoding would write."""
+        return "exact match" if self.exact_metric == "exact_match" else "teacher-forced match"
+
+    @property
     def worst_loss_task(self) -> str:
         return max(self.loss, key=lambda task: self.loss[task].mean)
 

@@ -87,7 +87,7 @@ def difference(one: Tuned, other: Tuned) -> tuple[float, tuple[float, float] | N
 def _on_exact(tuned: Sequence[Tuned]) -> str:
     scored = [(one, one.macro_exact) for one in tuned if one.macro_exact]
     shares = [f"{percent(value.mean)} {_place(one.name)}" for one, value in scored]
-    return f"Exact match: {listed(shares)}." if shares else ""
+    return f"{scored[0][0].exact_name.capitalize()}: {listed(shares)}." if shares else ""
 
 
 def _on_balance(selections: Sequence[SelectionFacts]) -> str:

@@ -188,6 +188,7 @@ def _tuned(data: ReportData) -> dict[str, Any] | None:
     loss, exact = result_dots([(one.name, one) for one in data.tuned])
     return {
         "forced": data.tuned[0].exact_metric == "teacher_forced",
+        "exact_name": data.tuned[0].exact_name,
         "rows": [Entry(one.name, None, one, base) for one in data.tuned],
         "tasks": list(data.tuned[0].loss),
         "seeds": sorted({seed for one in data.tuned for seed in one.seeds if one.name != BASE}),

@@ -16,6 +16,8 @@ import pytest
 from influray import formatting
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.collect import collect, general
+from influray.report.compare import compare
+from influray.report.compare_sheet import compare_sheet
 from influray.report.data import TaskBalance
 from influray.report.evaluations import tuned
 from influray.report.examples import extreme
@@ -287,6 +289,9 @@ def test_teacher_forced_matches_stand_in_where_nothing_was_generated(run, tmp_pa
     assert {one.exact_metric for one in data.tuned} == {"teacher_forced"}
     assert data.tuned[0].macro_exact.mean == 0.25
     assert "teacher forcing" in Page(render(data)).words
+    shown = " ".join((*data.finding, repr(compare_sheet(compare([copy.path])))))
+    assert "teacher-forced match" in shown
+    assert "exact match" not in shown.lower()
 
 
 def test_an_evaluation_of_other_tasks_is_refused(run, tmp_path):

@@ -4,27 +4,28 @@ function compareTable() {
   const tuned = Object.keys(RUN.tuned).length > 0;
   const exact = Object.values(RUN.tuned).some((one) => one.exact !== null);
   const columns = [
-    { label: "selection" }, { label: "method" }, { label: "rows", numeric: true }, { label: "of the pool", numeric: true },
+    { label: "selection" }, { label: "method" },
+    ...(tuned ? [{ label: "tuned: loss", numeric: true }] : []), ...(exact ? [{ label: Object.values(RUN.tuned)[0].metric, numeric: true }] : []),
+    { label: "rows", numeric: true }, { label: "of the pool", numeric: true },
     ...(TASKS.length ? [{ label: "mean AID", numeric: true }, { label: "worst task", numeric: true }, { label: "", kind: "soft" }, { label: "spread", numeric: true }, { label: "evenness of THI", numeric: true }] : []),
-    ...(tuned ? [{ label: "tuned: loss", numeric: true }] : []), ...(exact ? [{ label: "exact match", numeric: true }] : []),
   ];
   const lines = SELECTIONS.map((one, s) => {
     const balance = TASKS.length ? balanceOf(one) : null;
     const result = RUN.tuned[one.name];
     return [
       h("button", { type: "button", class: "open", "aria-pressed": String(s === state.selection), click: () => { change({ selection: s }); byId("compare-table").querySelectorAll("button")[s].focus(); } }, key(one.style), one.name),
-      one.method, `${count(sizeOf(one))}${sizeOf(one) < budgetRows() ? " (all)" : ""}`, percent(sizeOf(one) / RUN.pool.rows),
+      one.method, ...(tuned ? [number(result?.loss, 3)] : []), ...(exact ? [percent(result?.exact)] : []),
+      `${count(sizeOf(one))}${sizeOf(one) < budgetRows() ? " (all)" : ""}`, percent(sizeOf(one) / RUN.pool.rows),
       ...(balance ? [signed(balance.macro), signed(balance.worst), balance.worstTask, number(balance.spread), number(balance.entropy)] : []),
-      ...(tuned ? [number(result?.loss, 3)] : []), ...(exact ? [percent(result?.exact)] : []),
     ];
   });
   for (const name of ["full", "base"]) {
     const result = RUN.tuned[name];
     if (!result) continue;
     const whole = name === "full";
-    lines.push([whole ? "full pool" : "before tuning", "", whole ? count(RUN.pool.rows) : "", "", ...(TASKS.length ? ["", "", "", "", ""] : []), number(result.loss, 3), ...(exact ? [percent(result.exact)] : [])]);
+    lines.push([whole ? "full pool" : "before tuning", "", number(result.loss, 3), ...(exact ? [percent(result.exact)] : []), whole ? count(RUN.pool.rows) : "", "", ...(TASKS.length ? ["", "", "", "", ""] : [])]);
   }
-  return [table("Selections at this budget", columns, lines), tuned ? h("p", { class: "soft" }, "Loss and exact match are those of models tuned on whole selections, whatever the budget above.") : null];
+  return [table("Selections at this budget", columns, lines), tuned ? h("p", { class: "soft" }, "Loss and matches are those of models tuned on whole selections, whatever the budget above.") : null];
 }
 
 // A shade behind a share: strong where it is large. Numbers keep their contrast at its strongest.

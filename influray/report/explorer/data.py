@@ -119,9 +119,9 @@ def _selection(one: SelectionFacts) -> dict[str, Any]:
     return {name: getattr(one, name) for name in names} | {"options": options}
 
 
-def _tuned(one: Tuned) -> dict[str, float | None]:
+def _tuned(one: Tuned) -> dict[str, float | str | None]:
     exact = None if one.macro_exact is None else short(one.macro_exact.mean)
-    return {"loss": short(one.macro_loss.mean), "exact": exact}
+    return {"loss": short(one.macro_loss.mean), "exact": exact, "metric": one.exact_name}
 
 
 def _counts(facts: Mapping[str, Any]) -> dict[str, Any]:
