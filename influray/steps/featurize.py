@@ -122,7 +122,7 @@ def featurize(context: StepContext) -> StepResult:
         )
     manifests = [store.freeze() for store in stores]
     shares = [m["epsilon_share"] for m in manifests if m["split"] == "pool"]
-    _tell_epsilon([share for share in shares if share is not None])
+    _tell_epsilon([share for share in shares if share is not None], bool(context.config.warmup.checkpoints))
     return StepResult(
         fingerprint([store.fingerprint for store in stores]),
         skipped=not missing,
@@ -141,7 +141,7 @@ def featurize(context: StepContext) -> StepResult:
     )
 
 
-def _tell_epsilon(shares: Sequence[float]) -> None:
+def _tell_epsilon(shares: Sequence[float], imported: bool = False) -> None:
     """Log the share of coordinates, one a checkpoint, where epsilon outweighs Adam's second moment."""
     if not shares:
         return
@@ -151,9 +151,10 @@ def _tell_epsilon(shares: Sequence[float]) -> None:
         logger.info("%s", text)
     else:
         logger.warning(
-            "%s, so the direction is mostly momentum plus the plain gradient; a longer warmup (warmup.fraction, "
-            "warmup.epochs) or features.adam_epsilon_mode changes it, features.direction: sgd does without Adam",
+            "%s, so the direction is mostly momentum plus the plain gradient; %sfeatures.adam_epsilon_mode changes it, "
+            "features.direction: sgd does without Adam",
             text,
+            "" if imported else "a longer warmup (warmup.fraction, warmup.epochs) or ",
         )
 
 
