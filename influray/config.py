@@ -212,6 +212,8 @@ class TuneConfig(FinetuneConfig):
     """Fine-tuning from the base on each selection."""
 
     epochs: Positive = 2
+    # Tokens in place of epochs, to compare at equal tokens: the step that reaches so many is the last
+    tokens: Positive | None = None
     # Names of selectors; "full" is the whole pool
     selections: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = "all"
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
@@ -222,6 +224,12 @@ class TuneConfig(FinetuneConfig):
         if isinstance(value, tuple) and len(set(value)) < len(value):
             raise ValueError("one is named twice")
         return value
+
+    @model_validator(mode="after")
+    def _one_end(self) -> TuneConfig:
+        if self.steps is not None and self.tokens is not None:
+            raise ValueError("steps and tokens both say when to stop; give one of them")
+        return self
 
 
 class EvaluationConfig(Section):

@@ -41,6 +41,12 @@ class StepPlan:
         order = seeded_order(self.examples, self.seed, epoch)
         return [order[i : i + self.batch_size] for i in range(0, self.examples, self.batch_size)]
 
+    def steps_reaching(self, tokens: int, tokens_N: np.ndarray) -> int:
+        """Return after how many steps at least so many tokens were gone through; example i has `tokens_N[i]`."""
+        whole, left = divmod(tokens, int(tokens_N.sum()))
+        through = np.cumsum([0, *(tokens_N[step].sum() for step in self.steps(whole))])
+        return whole * self.steps_per_epoch + int(np.searchsorted(through, left))
+
     def passes(self, epoch: int, rank: int) -> Iterator[list[tuple[int, float]]]:
         """Yield (position, weight) of the examples of each forward pass of a rank, through the whole epoch."""
         deal = self.device_batch_size * self.ranks

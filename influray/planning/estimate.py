@@ -274,10 +274,12 @@ def _tuning(
     shares = {selector.name: _share(selector.budget, pool) for selector in config.selectors} | {"full": 1.0}
     chosen = config.tune.selections
     names = [selector.name for selector in config.selectors] if chosen == "all" else chosen
+    count = len(names) * len(config.tune.seeds)
     passes = sum(shares[name] for name in names) * len(config.tune.seeds) * config.tune.epochs
     if config.tune.steps is not None:
-        passes = len(names) * len(config.tune.seeds) * config.tune.steps * config.tune.batch_size / max(1, pool.rows)
-    count = len(names) * len(config.tune.seeds)
+        passes = count * config.tune.steps * config.tune.batch_size / max(1, pool.rows)
+    if config.tune.tokens is not None:
+        passes = count * config.tune.tokens / max(1, pool.tokens)
     tune = _training_cost(shape, machine, pool.times(passes), count)
     if shape is None:
         return tune, StepCost(None, None, 0.0, 0.0)

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from influray.config import Config
+from influray.config import Config, TuneConfig
 from influray.data.catalogue import Catalogue
 from influray.data.export_forms import FORMATS, OPTIONS, Unfit, formed
 from influray.data.records import Record
+from influray.model.step_plan import StepPlan
 from influray.protocols import ConfigError, DataError
 from influray.report.exported_files import OwnFiles
 from influray.report.trainers import NAMES, Written, misread, snippet
@@ -103,12 +105,22 @@ def export(
         survey.untrained,
         survey.several,
         survey.options[0] if survey.options and form != "prompt-completion" else {},
+        _steps(config.tune, catalogue, table["row"].to_numpy()[survey.kept]),
     )
     files = {
         trainer: snippet(trainer, written, config, file.stem) for trainer in NAMES if trainer not in survey.misread
     }
     made = own.commit(file, digest, files)
     return Exported(str(file), len(survey.kept), made, tuple(_notes(survey, form, parquet)))
+
+
+def _steps(tune: TuneConfig | None, catalogue: Catalogue, rows: np.ndarray) -> int | None:
+    """Return after how many steps a training on these rows ends, None where its epochs say it."""
+    if tune is None or tune.tokens is None:
+        return tune and tune.steps
+    rows = np.sort(rows)
+    plan = StepPlan(len(rows), tune.batch_size, tune.device_batch_size, 1, tune.seeds[0])
+    return plan.steps_reaching(tune.tokens, np.array(catalogue.gather("tokens", rows)))
 
 
 def _check(form: str, beside: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ class Written:
     untrained: bool  # some answer is not trained
     several: bool  # some record has more than one answer
     options: Mapping[str, Any]  # of the chat template, where every record has the same
+    steps: int | None = None  # after which the training ends; None where epochs say it
 
 
 def misread(trainer: str, form: str, record: Record, first: Record) -> str | None:
@@ -149,7 +150,7 @@ def _axolotl(written: Written, config: Config, stem: str) -> dict[str, str]:
         "lora_dropout": lora.dropout,
         "lora_target_modules": list(lora.targets),
         "num_epochs": tune.epochs,
-        **({"max_steps": tune.steps} if tune.steps else {}),
+        **({"max_steps": written.steps} if written.steps else {}),
         "micro_batch_size": batch,
         "gradient_accumulation_steps": accumulated,
         "optimizer": "adamw_torch",
@@ -207,7 +208,7 @@ def _llamafactory(written: Written, config: Config, stem: str) -> dict[str, str]
         "gradient_accumulation_steps": accumulated,
         "learning_rate": tune.learning_rate,
         "num_train_epochs": float(tune.epochs),
-        **({"max_steps": tune.steps} if tune.steps else {}),
+        **({"max_steps": written.steps} if written.steps else {}),
         "lr_scheduler_type": tune.schedule,
         "bf16": True,
         "report_to": "none",

@@ -79,6 +79,11 @@ class TrainingJob:
         return FinetuneConfig(**{**fields, "seed": self.seed})
 
     @property
+    def tokens(self) -> int | None:
+        """Where the training ends in tokens; None where epochs or steps say it."""
+        return self.parsed.tune.tokens if self.kind == "tune" and self.parsed.tune else None
+
+    @property
     def imports(self) -> bool:
         """Whether the user's own checkpoints take the place of training."""
         return self.kind == "warmup" and bool(self.parsed.warmup.checkpoints)
@@ -97,7 +102,8 @@ class TrainingJob:
             return _fingerprint(self, NUMERIC, imported=list(map(_imported_facts, self.parsed.warmup.checkpoints)))
         catalogue = _catalogue(self)
         content = [(start, stop, catalogue.content_digest(start, stop)) for start, stop in _ranges(self, catalogue)]
-        return _fingerprint(self, NUMERIC, section=self.section.model_dump(mode="json"), rows=content)
+        section = self.section.model_dump(mode="json") | ({"tokens": self.tokens} if self.tokens else {})
+        return _fingerprint(self, NUMERIC, section=section, rows=content)
 
 
 @dataclass(frozen=True)
@@ -200,17 +206,21 @@ def carry_out(job: Job, device: Any, device_map: str | None, threads: int) -> di
 def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, Any]:
     from influray.model.finetune import finetune
     from influray.model.loading import attach_new_adapter, load_base
-    from influray.model.step_plan import barrier, process_group
+    from influray.model.step_plan import StepPlan, barrier, process_group
 
     config, warmup, catalogue = job.parsed, job.kind == "warmup", _catalogue(job)
     examples = [example for start, stop in _ranges(job, catalogue) for example in catalogue.tokenized(start, stop)]
+    tokens_N, settings = np.array([example.tokens for example in examples]), job.section
     rank, ranks = process_group()
+    if job.tokens:
+        plan = StepPlan(len(examples), settings.batch_size, settings.device_batch_size, ranks, settings.seed)
+        settings = settings.model_copy(update={"steps": plan.steps_reaching(job.tokens, tokens_N)})
     model = attach_new_adapter(load_base(config.model, device, device_map), config.model.lora, job.seed)
     work = _work_folder(job)
     result = finetune(
         model,
         examples,
-        job.section,
+        settings,
         work,
         identity=job.fingerprint,
         keep="all" if warmup else "last",
@@ -218,7 +228,7 @@ def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, A
     )
     facts: dict[str, Any] = {
         "rows": len(examples),
-        "tokens": sum(example.tokens for example in examples),
+        "tokens": int(tokens_N.sum()),
         "seed": job.seed,
         "steps": result.steps,
         "losses": list(result.losses),

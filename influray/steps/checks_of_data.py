@@ -149,11 +149,11 @@ def tune_rates(subject: Subject) -> Iterator[str]:
     small = []
     for name in names:
         count = rows if name == "full" else counts[name]
-        if not any(mean_rates(tune, count)):
+        if tune.tokens is None and not any(mean_rates(tune, count)):
             raise ConfigError(_no_rate("tune", tune, name, count))
         if count < tune.batch_size:
             small.append(f"{name} ({count})")
-    if small:
+    if small and tune.tokens is None:
         yield (
             f"tune.batch_size: {tune.batch_size} is more than the rows of {', '.join(small)}: every epoch is one step; "
             "lower it, or set tune.steps"

@@ -211,7 +211,8 @@ def _describe_warmup(config: Config) -> str:
 def _describe_tune(config: Config) -> str:
     if config.tune is None:
         return "not asked for"
-    return f"{_listed(config.tune.selections)}, seeds {_listed(config.tune.seeds)}"
+    tokens = f", {config.tune.tokens:,} tokens each" if config.tune.tokens else ""
+    return f"{_listed(config.tune.selections)}, seeds {_listed(config.tune.seeds)}{tokens}"
 
 
 def _describe_evaluate(config: Config) -> str:

@@ -118,6 +118,16 @@ def test_warmup_leaves_a_checkpoint_per_epoch_equal_to_the_loop_without_ray(worl
     assert [p.name for p in out.parent.iterdir()] == ["warmup"], "nothing hidden is left"
 
 
+def test_a_tune_in_tokens_is_the_tune_of_as_many_steps(world, tmp_path):
+    each = here(training(world, "tune", tmp_path / "epochs"))["tokens"]
+    by_tokens = training(world, "tune", tmp_path / "tokens", tune={"tokens": each + 1})
+    by_steps = training(world, "tune", tmp_path / "steps", tune={"steps": 24 // LOOP["batch_size"] + 1})
+    assert here(by_tokens)["steps"] == here(by_steps)["steps"]
+    assert weights(tmp_path / "tokens") == weights(tmp_path / "steps")
+    assert committed(by_tokens) is not None
+    assert committed(training(world, "tune", tmp_path / "tokens", tune={"tokens": each})) is None
+
+
 @pytest.mark.ray
 def test_tunes_in_parallel_equal_each_alone_and_are_not_repeated(world, ray_cluster, tmp_path):
     selections = {"a": [3, 5, 8, 13], "b": list(range(10, 24))}

@@ -48,6 +48,8 @@ WRONG = [
     ({"selectors": [{"name": "a/b", "method": "bids", "budget": 1}]}, "selectors.0.name: "),
     ({"selectors": [{"name": "full", "method": "bids", "budget": 1}]}, "kept for the whole pool"),
     ({"selectors": [{"name": "b", "method": "x", "budget": 1}] * 2}, "used more than once"),
+    ({"tune": {"steps": 3, "tokens": 100}}, "tune: steps and tokens both say when to stop"),
+    ({"tune": {"tokens": 0}}, "tune.tokens"),
     ({"tune": {"selections": ["nobody"]}}, "tune.selections: no selector is called 'nobody'"),
     ({"warmup": {"epochs": "many"}}, "warmup.epochs: "),
     ({"resources": {"workers": 0}}, "resources.workers"),

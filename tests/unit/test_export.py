@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from influray.cli.app import app
-from influray.config import dump_config, parse_config
+from influray.config import TuneConfig, dump_config, parse_config
 from influray.data.catalogue import build_catalogue
 from influray.data.chat import Encoded
 from influray.data.export_forms import FORMATS, HANDLES, Unfit, formed
@@ -371,6 +371,16 @@ def test_settings_name_the_columns_as_each_trainer_documents_them(tmp_path):
     assert entry["message_field_training"] == "train"
     flags = [turn.get("train") for row in loaded(masked.path, tmp_path / "cache") for turn in row["messages"]]
     assert flags.count(False) == 1
+
+
+def test_a_training_in_tokens_is_written_with_the_steps_that_tune_takes(tmp_path):
+    run = make_run(tmp_path / "run", [chat(f"r{i}", "s", "q", "a") for i in range(30)])  # of four tokens each
+    config = run.config.model_copy(update={"tune": TuneConfig(tokens=200, batch_size=8)})
+    made = exporting.export(run.directory, config, "all", tmp_path / "out")
+    # An epoch is 8 + 8 + 8 + 6 rows, 120 tokens; 80 more take three steps.
+    for trainer in ("axolotl", "llamafactory"):
+        assert yaml.safe_load(Path(made.trainers[trainer][-1]).read_text())["max_steps"] == 7
+    assert "max_steps=7," in Path(made.trainers["trl"][0]).read_text()
 
 
 GENERATION = (

@@ -113,6 +113,19 @@ def test_each_epoch_takes_every_example_once_in_another_order():
     assert np.array_equal(epochs[1], np.concatenate(replace(plan, device_batch_size=1, ranks=4).steps(1)))
 
 
+@pytest.mark.parametrize("n", [1, 4, 11])
+def test_a_training_in_tokens_ends_with_the_step_that_reaches_them(n):
+    plan = StepPlan(examples=n, batch_size=4, device_batch_size=2, ranks=1, seed=5)
+    tokens_N = np.random.default_rng(n).integers(1, 50, n)
+    through, steps = 0, 0
+    for epoch in range(4):
+        for step in plan.steps(epoch):
+            for wanted in range(through + 1, through + tokens_N[step].sum() + 1):
+                assert plan.steps_reaching(wanted, tokens_N) == steps + 1, wanted
+            through += tokens_N[step].sum()
+            steps += 1
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("n", [1, 7, 12, 13])
 def test_weights_over_all_ranks_sum_to_one_in_every_step_however_uneven_they_are(n, ranks):
