@@ -30,20 +30,26 @@ def score_answers(
     token that stands there; equal logits go to the lower token. Batches take at most `token_budget` padded tokens.
     """
     import torch
+    import torch.nn.functional as F
 
     from influray.model.batch import make_batch
-    from influray.model.example_losses import by_example, mean_losses, trained_logits
+    from influray.model.example_losses import by_example
+    from influray.model.piecewise_head import PiecewiseHead
 
     loss_N = np.zeros(len(examples))
     match_N = np.zeros(len(examples), bool)
-    decoder: Any = model.eval()
-    device = decoder.get_input_embeddings().weight.device
+    given: Any = model.eval()
+    base = given.get_base_model() if hasattr(given, "get_base_model") else given  # its adapter stays in it
+    head, device = PiecewiseHead(base), base.get_input_embeddings().weight.device
     for indices in plan_batches([example.tokens for example in examples], token_budget):
         batch = make_batch([examples[i] for i in indices], device)
-        with torch.no_grad():
-            logits_nV = trained_logits(model, batch)
-            loss_N[indices] = mean_losses(logits_nV, batch).double().cpu().numpy()
-            right_n = logits_nV.argmax(-1) == batch.label_n.to(logits_nV.device)
-            right_BS = by_example(right_n.float(), batch, fill=1.0) > 0
-            match_N[indices] = right_BS.all(1).cpu().numpy()
+        # A piece at a time: prompts are most of a batch, and logits of a whole one can be larger than the model.
+        pieces = [
+            (F.cross_entropy(logits_pV, label_p, reduction="none"), logits_pV.argmax(-1) == label_p)
+            for logits_pV, label_p in head.pieces(batch)
+        ]
+        loss_n, right_n = map(torch.cat, zip(*pieces, strict=True))
+        loss_B = by_example(loss_n, batch).sum(1) / batch.loss_tokens_B.to(loss_n)
+        loss_N[indices] = loss_B.double().cpu().numpy()
+        match_N[indices] = (by_example(right_n.float(), batch, fill=1.0) > 0).all(1).cpu().numpy()
     return loss_N, match_N
