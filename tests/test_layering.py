@@ -35,7 +35,7 @@ LAYERS = [
     {"planning"},
     {"runs"},
     {"pipeline"},
-    {"miniature"},
+    {"miniature", "real_example"},
     {"cli"},
     {"__main__"},
 ]

@@ -96,17 +96,27 @@ def report(given: Given) -> None:
 
 def demo(
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Where the run lies; default: runs/demo.")] = None,
-    size: Annotated[str, typer.Option("--size", help="full, or small: every step, in a minute.")] = "full",
+    size: Annotated[
+        str, typer.Option("--size", help="full; small: every step, in a minute; real: a real model on real data.")
+    ] = "full",
     seed: Annotated[int, typer.Option("--seed", help="Of the generated world.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Of --size real: pool and targets; default: INFLURAY_DATA.")
+    ] = None,
     address: Address = None,
 ) -> None:
-    """Run the miniature world end to end and compare the selections by fine-tuning."""
-    from influray import miniature
+    """Run the miniature world, or the real example, end to end and compare the selections by fine-tuning."""
+    from influray import miniature, real_example
 
     if run_dir is not None and ":" in run_dir.parts[0]:
         raise ConfigError("demo: --run-dir is a folder: its world and base model are made there")
+    if data is not None and size != "real":
+        raise ConfigError(f"demo: --data {str(data)!r} is for --size real; the world of --size {size} is generated")
     run_dir = run_dir or Path("runs/demo" if size == "full" else f"runs/demo-{size}")
     RunDirectory(run_dir).claim()  # before a world is written into it
+    if size == "real":
+        _print_outcome(*(Given(path, {}, None, address).run("report") for path in real_example.prepare(run_dir, data)))
+        return
     config = miniature.prepare(run_dir / "world", seed=seed, size=size)
     _print_outcome(Given(Path(config), {}, str(run_dir), address).run("report"))
     if size == "small":
@@ -118,12 +128,13 @@ def demo(
         )
 
 
-def _print_outcome(run: Run) -> None:
+def _print_outcome(*runs: Run) -> None:
     from influray.report.compare import compare as compare_runs
 
-    print_comparison(compare_runs([run.directory.path]))
-    print_selections(run)
-    out.print(f"report: {escape(str(run.directory.report))}")
+    print_comparison(compare_runs([run.directory.path for run in runs]))
+    for run in runs:
+        print_selections(run)
+        out.print(f"report: {escape(str(run.directory.report))}")
 
 
 def _number(text: str, option: str) -> int | float:

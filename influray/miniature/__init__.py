@@ -40,7 +40,7 @@ def prepare(folder: str | Path, seed: int = 0, size: str = "full") -> Path:
     """
     sizes = {"full": (DEMO, {}), "small": (SMALL, QUICKER)}
     if size not in sizes:
-        raise ConfigError(f"--size: found {size!r}, expected full or small")
+        raise ConfigError(f"--size: found {size!r}, expected full, small or real")
     of_world, changes = sizes[size]
     folder = Path(folder).resolve()
     write_world(folder, seed, of_world)
