@@ -28,6 +28,7 @@ import argparse
 import contextlib
 import copy
 import gc
+import json
 import os
 import platform
 import statistics
@@ -441,7 +442,8 @@ class Benchmark:
             batches = [ordered[step // 2 :: step][: self.args.loop_rows]]
         return batches, sum(example.tokens for batch in batches for example in batch)
 
-    def run(self) -> None:
+    def run(self) -> dict[str, Any]:
+        """Print the tables and return their figures."""
         self._describe()
         shortest = self.batches[0][:1]
         peaks: dict[str, list[float]] = {name: [] for name in self.contestants}
@@ -458,7 +460,19 @@ class Benchmark:
                     self.contestants[name].run(batches)
                     seconds[name].append((self.clock() - start) / tokens)
         self._contest(seconds, peaks)
-        self._stages()
+        rounds = {name: [b / a for a, b in zip(found, seconds["ours"], strict=True)] for name, found in seconds.items()}
+        return {
+            "model": self.args.model,
+            "dtype": self.dtype,
+            "parameters": self.size,
+            "coordinates": self.parameters,
+            "token_budget": self.budget,
+            "step": self.ours.featurizer.step,
+            "tokens_per_second": {name: 1 / statistics.median(found) for name, found in seconds.items()},
+            "ours_over": {name: statistics.median(ratios) for name, ratios in rounds.items() if name != "ours"},
+            "peak_gib": {name: max(found) for name, found in peaks.items() if found},
+            **self._stages(),
+        }
 
     def _describe(self) -> None:
         args = self.args
@@ -501,8 +515,8 @@ class Benchmark:
                 share = statistics.median(a / b for a, b in zip(seconds["ours"], found, strict=True))
                 print(f"time: ours / {name} = {share:.3f}")
 
-    def _stages(self) -> None:
-        """Run ours stage by stage: once for the time, once for the operations."""
+    def _stages(self) -> dict[str, float]:
+        """Run ours stage by stage: once for the time, once for the operations. Return the share of the matrix peak."""
         matrix, copies = roofline(self.device, getattr(torch, self.dtype))
         watched = Stages(self.clock, lambda: 0.0)
         self.ours.watch(watched)
@@ -529,6 +543,8 @@ class Benchmark:
                 f"{stage:>10} {seconds * 1e3:8.2f} {seconds * rows / total:6.1%} {flops / 1e6:10.1f} {size / 1e6:7.2f} "
                 f"{bound / seconds if bound and seconds else 0:11.0%}"
             )
+        operations = sum(counted.flops.values()) / len(self.examples)
+        return {"matrix_flops": matrix, "copy_bytes": copies, "of_matrix_peak": operations * rows / total / matrix}
 
 
 def _processor() -> str:
@@ -566,7 +582,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="", help="of the base; float32 on a CPU, else bfloat16")
     parser.add_argument("--threads", type=int, default=1)
-    Benchmark(parser.parse_args()).run()
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    found = Benchmark(args).run()
+    if args.out is not None:
+        args.out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
