@@ -1,4 +1,4 @@
-"""The miniature comparison at full length: several worlds, budgets and tuning seeds, and a table with its errors.
+"""The miniature comparison at full length: several worlds, budgets and tuning seeds, and a table with its intervals.
 
     python jobs/reproduce.py        hours on two cores; stopped, the same command goes on
 
@@ -9,14 +9,16 @@ steps, at every budget and for the full pool, so that data differ and nothing el
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, pstdev, stdev, variance
+from statistics import fmean
 from typing import Any
 
+from influray.evaluation.stability import mean_interval
 from influray.miniature import prepare
 from influray.pipeline import run
 from influray.store.run_directory import RunDirectory
@@ -48,29 +50,32 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over worlds of means over seeds, with what repeating the seeds, or the worlds, would move it.
+    """A mean over worlds of means over seeds, and half of its 95 % interval.
 
-    `seed_error` is the standard error that tuning seeds leave (NaN with one seed), `world_error` the standard error
-    over worlds, which includes it (NaN with one world).
+    By Student's t over the worlds; with one world over its seeds, which says nothing of other worlds; NaN with one of
+    each.
     """
 
     mean: float
-    seed_error: float
-    world_error: float
+    half: float
+
+
+NOTHING = Estimate(math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm. Exact match in percent points; `gain` over the base of the same world; `spread` over the tasks."""
+    """One arm. Exact match in percent points; what is over another arm is paired by world and seed."""
 
     arm: str
     runs: int
     macro_loss: Estimate
-    gain: Estimate
+    loss_over_bids: Estimate  # above 0 where BIDS is better; nothing for full and base
+    loss_over_free: Estimate  # over the same method without near_duplicates; nothing for all but APART
+    worst_loss: Estimate  # of the task that is served worst
+    exact: Estimate
+    exact_over_bids: Estimate
     worst_exact: Estimate
-    spread_exact: Estimate
-    loss_over_bids: Estimate  # paired by world and seed; above 0 where BIDS is better; NaN for full and base
-    loss_over_free: Estimate  # likewise, over the same method without near_duplicates; NaN for all but APART
 
 
 def reproduce(
@@ -117,45 +122,42 @@ def arm_name(method: str, budget: float) -> str:
 
 
 def aggregate(outcomes: Sequence[Outcome]) -> list[Row]:
-    """Return one row an arm, in order of first appearance; the base comes from the same world as the model.
+    """Return one row an arm, in order of first appearance.
 
     Raises:
-        ValueError: a world has no outcome of the base, or an arm was not tuned with the same seeds in every world.
+        ValueError: an arm was not tuned with the same seeds in every world.
     """
-    base = {o.world: _macro(o, "exact_match") for o in outcomes if o.arm == BASE}
-    if missing := sorted({o.world for o in outcomes} - set(base)):
-        raise ValueError(f"world {missing[0]}: no evaluation of the base model")
     by_arm: dict[str, dict[tuple[int, int], Outcome]] = {}
     for outcome in outcomes:
         by_arm.setdefault(outcome.arm, {})[outcome.world, outcome.seed] = outcome
-    return [_row(arm, cells, base, by_arm) for arm, cells in by_arm.items()]
+    return [_row(arm, by_arm) for arm in by_arm]
 
 
-def _row(
-    arm: str,
-    cells: Mapping[tuple[int, int], Outcome],
-    base: Mapping[int, float],
-    by_arm: Mapping[str, Mapping[tuple[int, int], Outcome]],
-) -> Row:
-    exact = {cell: [100 * task["exact_match"] for task in o.tasks.values()] for cell, o in cells.items()}
+def _row(arm: str, by_arm: Mapping[str, Mapping[tuple[int, int], Outcome]]) -> Row:
+    cells = by_arm[arm]
     loss = {cell: _macro(o, "loss") for cell, o in cells.items()}
-    bids = f"bids-{arm.rpartition('-')[2]}" if arm not in (FULL, BASE) else ""
-    free = arm.removesuffix(APART) if arm.endswith(APART) else ""
+    exact = {cell: 100 * _macro(o, "exact_match") for cell, o in cells.items()}
+    bids: Mapping[tuple[int, int], Outcome] = {}
+    if arm not in (FULL, BASE) and not arm.startswith("bids-"):
+        name = f"bids-{arm.rpartition('-')[2]}"  # where all but random leave copies out, random stands beside that
+        bids = by_arm.get(name) or by_arm.get(f"{name}{APART}", {})
+    free = by_arm.get(arm.removesuffix(APART), {}) if arm.endswith(APART) else {}
     return Row(
         arm,
         len(cells),
         macro_loss=estimate(loss),
-        gain=estimate({cell: fmean(values) - 100 * base[cell[0]] for cell, values in exact.items()}),
-        worst_exact=estimate({cell: min(values) for cell, values in exact.items()}),
-        spread_exact=estimate({cell: pstdev(values) for cell, values in exact.items()}),
-        loss_over_bids=_paired(loss, by_arm.get(bids, {})),
-        loss_over_free=_paired(loss, by_arm.get(free, {})),
+        loss_over_bids=_paired(loss, {cell: _macro(o, "loss") for cell, o in bids.items()}),
+        loss_over_free=_paired(loss, {cell: _macro(o, "loss") for cell, o in free.items()}),
+        worst_loss=estimate({cell: max(t["loss"] for t in o.tasks.values()) for cell, o in cells.items()}),
+        exact=estimate(exact),
+        exact_over_bids=_paired(exact, {cell: 100 * _macro(o, "exact_match") for cell, o in bids.items()}),
+        worst_exact=estimate({c: 100 * min(t["exact_match"] for t in o.tasks.values()) for c, o in cells.items()}),
     )
 
 
-def _paired(loss: Mapping[tuple[int, int], float], rival: Mapping[tuple[int, int], Outcome]) -> Estimate:
-    over = {cell: loss[cell] - _macro(rival[cell], "loss") for cell in loss if cell in rival}
-    return estimate(over) if over else Estimate(math.nan, math.nan, math.nan)
+def _paired(mine: Mapping[tuple[int, int], float], theirs: Mapping[tuple[int, int], float]) -> Estimate:
+    over = {cell: value - theirs[cell] for cell, value in mine.items() if cell in theirs}
+    return estimate(over) if over else NOTHING
 
 
 def estimate(value_by_cell: Mapping[tuple[int, int], float]) -> Estimate:
@@ -170,39 +172,37 @@ def estimate(value_by_cell: Mapping[tuple[int, int], float]) -> Estimate:
     counts = {len(values) for values in worlds.values()}
     if len(counts) != 1:
         raise ValueError(f"worlds have different numbers of seeds: {sorted(counts)}")
-    S, W = counts.pop(), len(worlds)
     means = [fmean(values) for values in worlds.values()]
-    seed_error = math.sqrt(math.fsum(variance(v) / S for v in worlds.values())) / W if S > 1 else math.nan
-    return Estimate(fmean(means), seed_error, stdev(means) / math.sqrt(W) if W > 1 else math.nan)
+    spread = means if len(means) > 1 else next(iter(worlds.values()))
+    interval = mean_interval(spread)
+    return Estimate(fmean(means), (interval[1] - interval[0]) / 2 if interval else math.nan)
 
 
-def table(rows: Iterable[Row]) -> str:
-    """Return the rows as text: mean +- standard error over seeds (over worlds)."""
-    head = (
-        "selection",
-        "runs",
-        "macro loss",
-        "gain in exact match",
-        "worst task",
-        "spread",
-        "loss over BIDS",
-        "over free",
-    )
-    lines = [head] + [
-        (
-            row.arm,
-            str(row.runs),
-            _text(row.macro_loss, 3),
-            _text(row.gain, 1),
-            _text(row.worst_exact, 1),
-            _text(row.spread_exact, 1),
-            _text(row.loss_over_bids, 3),
-            _text(row.loss_over_free, 3),
-        )
-        for row in rows
-    ]
+COLUMNS = {  # of the table: heading -> (field, digits)
+    "macro loss": ("macro_loss", 3),
+    "less BIDS'": ("loss_over_bids", 3),
+    "less without the limit": ("loss_over_free", 3),
+    "worst task": ("worst_loss", 3),
+    "exact match": ("exact", 1),
+    "less BIDS' ": ("exact_over_bids", 1),
+    "worst task ": ("worst_exact", 1),
+}
+
+
+def table(rows: Sequence[Row], worlds: int) -> str:
+    """Return the rows as text, each figure with its 95 % interval."""
+    shown = {
+        heading: (name, digits)
+        for heading, (name, digits) in COLUMNS.items()
+        if any(not math.isnan(getattr(row, name).mean) for row in rows)
+    }
+    lines = [("selection", "runs", *shown)]
+    for row in rows:
+        figures = (_text(getattr(row, name), digits, "less" in head) for head, (name, digits) in shown.items())
+        lines.append((row.arm, str(row.runs), *figures))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    note = "mean +- standard error over tuning seeds (over worlds); exact match in percent points"
+    over = f"the {worlds} worlds" if worlds > 1 else "the tuning seeds of one world"
+    note = f"+- 95 %, Student's t over {over}; loss of the answers, exact match in percent points"
     return "\n".join(["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines] + [note])
 
 
@@ -210,13 +210,11 @@ def _macro(outcome: Outcome, key: str) -> float:
     return fmean(task[key] for task in outcome.tasks.values())
 
 
-def _text(value: Estimate, digits: int) -> str:
+def _text(value: Estimate, digits: int, signed: bool) -> str:
     if math.isnan(value.mean):
         return "-"
-    text = f"{value.mean:.{digits}f}"
-    if not math.isnan(value.seed_error):
-        text += f" +- {value.seed_error:.{digits}f}"
-    return text if math.isnan(value.world_error) else f"{text} ({value.world_error:.{digits}f})"
+    text = f"{value.mean:{'+' if signed else ''}.{digits}f}"
+    return text if math.isnan(value.half) else f"{text} +- {value.half:.{digits}f}"
 
 
 def main() -> None:
@@ -228,11 +226,15 @@ def main() -> None:
     parser.add_argument("--near-duplicates", type=float, help="also every method with this constraint, such as 0.99")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=USUAL, metavar="NAME")
     parser.add_argument("--apart-only", action="store_true", help="with that constraint alone; random without it")
+    parser.add_argument("--out", type=Path, help="write the rows as JSON")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     seeds = range(options.seeds)
     limits = options.near_duplicates, options.methods, options.apart_only
-    print(table(reproduce(options.folder, options.worlds, seeds, options.budgets, *limits)))
+    rows = reproduce(options.folder, options.worlds, seeds, options.budgets, *limits)
+    if options.out is not None:
+        options.out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    print(table(rows, len(options.worlds)))
 
 
 if __name__ == "__main__":

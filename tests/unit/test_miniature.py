@@ -19,7 +19,7 @@ from influray.config import load_config
 from influray.miniature import BASE, CONFIG, prepare
 from influray.miniature.skills import FACTS, SKILLS, TASKS, USUAL, people
 from influray.miniature.world import LARGE, Limits, Size, make_world, split_of, write_world
-from jobs.reproduce import Outcome, aggregate, arm_name, estimate, table
+from jobs.reproduce import Estimate, Outcome, aggregate, arm_name, estimate, table
 from jobs.train_miniature_base import Recipe, batches, make_tokenizer, pretraining_stream, train_base
 
 SMALL = Size(pool=400, targets=12, test=20)
@@ -258,37 +258,36 @@ def test_the_table_of_planted_results_is_the_one_computed_by_hand():
     outcomes = [
         outcome(0, "base", 0, 2.0, 0.1, 0.3),
         outcome(1, "base", 0, 2.0, 0.2, 0.2),
-        *(outcome(w, "bids-5pct", s, 0.5 + 0.1 * w + 0.02 * s, 0.5, 0.7) for w in (0, 1) for s in (0, 1)),
-        *(outcome(w, "less-5pct", s, 0.7 + 0.1 * w + 0.02 * s, 0.0, 0.8) for w in (0, 1) for s in (0, 1)),
+        *(outcome(w, "bids-5pct.apart", s, 0.5 + 0.1 * w + 0.02 * s, 0.5, 0.7) for w in (0, 1) for s in (0, 1)),
+        *(outcome(w, "random-5pct", s, 0.7 + 0.2 * w + 0.02 * s, 0.0, 0.8) for w in (0, 1) for s in (0, 1)),
     ]
-    base, bids, less = aggregate(outcomes)
-    assert (base.arm, base.runs, base.gain.mean) == ("base", 2, 0.0)
+    base, bids, drawn = aggregate(outcomes)
+    assert (base.arm, base.runs, base.exact.mean) == ("base", 2, pytest.approx(20))
     assert bids.runs == 4
-    assert bids.macro_loss.mean == pytest.approx(0.56)
-    # In each world the seeds differ by 0.02: variance 0.0002, of the mean of two 0.0001; over two worlds sqrt(2e-4)/2.
-    assert bids.macro_loss.seed_error == pytest.approx(math.sqrt(2e-4) / 2)
-    assert bids.macro_loss.world_error == pytest.approx(0.05)
-    assert bids.gain.mean == pytest.approx(40)
-    assert less.worst_exact.mean == 0
-    assert less.spread_exact.mean == pytest.approx(40)
-    assert less.loss_over_bids.mean == pytest.approx(0.2)
-    assert less.loss_over_bids.seed_error == pytest.approx(0, abs=1e-12)
-    text = table([base, bids, less])
-    assert "0.560 +- 0.007 (0.050)" in text
+    # Means of the worlds .51 and .61: their standard error is .05, and t with one degree of freedom 12.706.
+    assert bids.macro_loss == Estimate(pytest.approx(0.56), pytest.approx(12.7062 * 0.05))
+    assert math.isnan(bids.loss_over_bids.mean)
+    assert (bids.exact.mean, bids.worst_exact.mean) == (pytest.approx(60), pytest.approx(50))
+    # Copies are left out of all but random: it stands beside what there is of BIDS.
+    assert drawn.loss_over_bids == Estimate(pytest.approx(0.25), pytest.approx(12.7062 * 0.05))
+    assert drawn.exact_over_bids == Estimate(pytest.approx(-20), pytest.approx(0, abs=1e-9))
+    assert math.isnan(drawn.loss_over_free.mean)
+    text = table([base, bids, drawn], 2)
+    assert "0.560 +- 0.635" in text
+    assert "+0.250 +- 0.635" in text
+    assert "without the limit" not in text, "a column with nothing in it"
     assert len(text.splitlines()) == 5
 
 
 def test_results_that_do_not_belong_together_are_refused():
-    with pytest.raises(ValueError, match="world 1: no evaluation of the base"):
-        aggregate([outcome(0, "base", 0, 1, 0.1), outcome(1, "bids-5pct", 0, 1, 0.1)])
     with pytest.raises(ValueError, match="different numbers of seeds"):
         estimate({(0, 0): 1.0, (0, 1): 1.0, (1, 0): 1.0})
 
 
-def test_one_seed_or_one_world_has_no_error_to_state():
+def test_one_world_has_the_interval_of_its_seeds_and_one_seed_has_none():
     single = estimate({(0, 0): 1.0})
     assert single.mean == 1.0
-    assert math.isnan(single.seed_error)
-    assert math.isnan(single.world_error)
+    assert math.isnan(single.half)
+    assert estimate({(0, 0): 1.0, (0, 1): 2.0}) == Estimate(1.5, pytest.approx(12.7062 * 0.5))
     assert arm_name("bids", 0.05) == "bids-5pct"
     assert arm_name("less", 0.125) == "less-12.5pct"
