@@ -232,7 +232,7 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """The rows of highest and of lowest score on a task; the first of each list is the extreme."""
+    """The rows of highest score on a task, and those of lowest that harm it; the first of each list is the extreme."""
 
     task: str
     helpful: tuple[Example, ...]
