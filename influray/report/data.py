@@ -275,6 +275,7 @@ class ReportData:
     name: str
     made: str  # when the last step began, as recorded; not when the page was made, so that a page repeats
     model: str
+    features: tuple[str, ...]  # what they are, and what is to be said of them
     finding: tuple[str, ...]
     tasks: tuple[TaskFacts, ...]
     targets: int
