@@ -12,12 +12,13 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influray.formatting import visible
+from influray.job_status import JobStatus, jobs_line
 from influray.store.mirror import follow
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ class StepProgress:
         self._workers: dict[str, tuple[int, float]] = {}  # rows, seconds
         self._note = ""
         self._memory_kills, self._side_by_side = 0, None
+        self._running: Sequence[JobStatus] = ()
+        self._one_job = False  # whose units are counted
 
     def expect(self, total: int, unit: str = "shards", done: int = 0) -> None:
         """Announce the work: `total` units, `done` of which were there before and count in no rate."""
@@ -154,15 +157,34 @@ class StepProgress:
                 parts.append(f"{status.chosen}/{status.budget} rows chosen, {status.rows_per_second:.0f} rows/s")
             self._note = ", ".join(parts)
 
+    def on_jobs(self, finished: int, running: Sequence[JobStatus]) -> None:
+        """Show how far jobs are: how many are finished since they were announced, and those that run.
+
+        Where none were announced there is one, and its own steps are counted, from when it is heard of.
+        """
+        with self._lock:
+            self._running = () if self._one_job else [job for job in running if job.total]
+            self._note = jobs_line(running)
+            if self._total is None and self._running:
+                (job,), self._one_job, self._running = self._running, True, ()
+                self._announced, self._total, self._unit, self._before = time.monotonic(), job.total, job.unit, job.done
+            if not self._one_job:
+                self._done = self._before + finished
+                return
+            self._done = running[0].done if running else self._total or 0
+            loss = running[0].loss if running else None
+            self._note = "" if loss is None else f"loss {loss:.3f}"
+
     def snapshot(self) -> Snapshot:
         """Return the numbers as they are now."""
         with self._lock:
             now = time.monotonic()
             elapsed = max(now - self._announced, 1e-9)
-            fresh = self._done - self._before
+            part = sum(job.share for job in self._running)
+            fresh = self._done - self._before + part - sum(job.before for job in self._running)
             eta = None
-            if self._total is not None and fresh:
-                eta = max(0, self._total - self._done) * elapsed / fresh
+            if self._total is not None and fresh > 0:
+                eta = max(0.0, self._total - self._done - part) * elapsed / fresh
             return Snapshot(
                 step=self.name,
                 seconds=now - self._started,

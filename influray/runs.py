@@ -118,7 +118,7 @@ class Run:
         like: str = "",
         tokens: bool = False,
     ) -> QueryAnswer:
-        """Return the k pool rows that would help and the k that would harm the answer to a prompt most.
+        """Return the k pool rows that would help the answer to a prompt most, and at most k that would harm it most.
 
         Args:
             prompt: what is asked; with the next two an exchange, rendered as a target would be.

@@ -26,6 +26,7 @@ LAYERS = [
     {"evaluation"},
     {"features", "scorers", "selectors"},
     {"testing"},
+    {"job_status"},
     {"progress"},
     {"runtime"},
     {"report"},

@@ -43,7 +43,7 @@ class TokenInfluence:
 
 @dataclass(frozen=True, slots=True)
 class QueryAnswer:
-    """The rows that help most, best first, and those that harm most, worst first.
+    """The rows that help most, best first, and those that harm most, worst first: none where no row harms.
 
     `mean` and `std` are those of the influence over the pool. `loss` (over the trained tokens) and `grad_norm` are the
     question's own, in the mean over the checkpoints with their weights; None where the run's features have none.

@@ -24,6 +24,7 @@ from influray.data.catalogue import Catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.question import Question, question_record
 from influray.data.records import BadRow
+from influray.evaluation.harm import harm_limit
 from influray.features.answer_pieces import answer_pieces
 from influray.protocols import USER_ERRORS, ArtifactMismatch, ConfigError, DataError, TokenizedExample
 from influray.report.explorer.rows import MAX_TEXT, plain
@@ -236,7 +237,7 @@ class QueryEngine:
             grad_norm=number(facts[1]),
             truncated=row.truncated,
             helpful=sides[0],
-            harmful=sides[1],
+            harmful=tuple(hit for hit in sides[1] if hit.z is not None and hit.z < harm_limit(mean, std)),
             tokens=self._token_influences(row.example, sides[0]) if asked.tokens and row.example is not None else None,
         )
 

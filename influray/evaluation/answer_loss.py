@@ -9,7 +9,7 @@ Shape suffixes: N examples, B batch, S tokens, n trained positions, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 
 def score_answers(
-    model: nn.Module, examples: Sequence[TokenizedExample], token_budget: int
+    model: nn.Module,
+    examples: Sequence[TokenizedExample],
+    token_budget: int,
+    on_done: Callable[[int], None] = lambda count: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (mean loss over the trained tokens, teacher-forced match) of each example, [N] float64 and bool.
 
     A match means that the argmax at every trained position, the end token included where it is trained, is the
     token that stands there; equal logits go to the lower token. Batches take at most `token_budget` padded tokens.
+    `on_done` is called after each with how many examples it had.
     """
     import torch
     import torch.nn.functional as F
@@ -52,4 +56,5 @@ def score_answers(
         loss_B = by_example(loss_n, batch).sum(1) / batch.loss_tokens_B.to(loss_n)
         loss_N[indices] = loss_B.double().cpu().numpy()
         match_N[indices] = (by_example(right_n.float(), batch, fill=1.0) > 0).all(1).cpu().numpy()
+        on_done(len(indices))
     return loss_N, match_N

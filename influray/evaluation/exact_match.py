@@ -5,7 +5,7 @@ Shape suffixes: B batch, S tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,12 +55,14 @@ def greedy_decode(
     ends: Collection[int],
     max_new_tokens: int,
     token_budget: int,
+    on_done: Callable[[int], None] = lambda count: None,
 ) -> list[np.ndarray]:
     """Return what greedy decoding writes after each prompt, int32, without the end token that stopped it.
 
     At each step the most likely token is taken, equal logits going to the lower one; nothing of the model's own
     generation settings (temperature, penalties) takes part. Prompts of one batch are padded on the left, and a
     batch holds at most `token_budget` tokens, those to be generated counted in.
+    `on_done` is called after each with how many prompts it had.
     """
     decoded: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     for indices in plan_batches([len(prompt) + max_new_tokens for prompt in prompts], token_budget):
@@ -68,6 +70,7 @@ def greedy_decode(
             indices, _decode_batch(model, [prompts[i] for i in indices], ends, max_new_tokens), strict=True
         ):
             decoded[index] = tokens
+        on_done(len(indices))
     return decoded
 
 
@@ -79,13 +82,14 @@ def greedy_exact_match(
     *,
     max_new_tokens: int,
     token_budget: int,
+    on_done: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
     """Return whether the text that the model generates for each example matches its answer, [N] bool.
 
     The prompt is all before the example's last trained turn; see `matches` for the rule.
     """
     prompts = [prompt_of(example) for example in examples]
-    decoded = greedy_decode(model, prompts, end_tokens(tokenizer), max_new_tokens, token_budget)
+    decoded = greedy_decode(model, prompts, end_tokens(tokenizer), max_new_tokens, token_budget, on_done)
     texts = [tokenizer.decode(tokens.tolist(), skip_special_tokens=True) for tokens in decoded]
     return np.array([matches(text, answer) for text, answer in zip(texts, answers, strict=True)], dtype=bool)
 

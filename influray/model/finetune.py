@@ -17,7 +17,7 @@ import numpy as np
 
 from influray.config import FinetuneConfig, WarmupConfig
 from influray.model.checkpoints import Checkpoint
-from influray.model.history import FinetuneResult, History
+from influray.model.history import FinetuneResult, History, OnStep
 from influray.model.schedule import learning_rate_factor
 from influray.model.step_plan import StepPlan, barrier, process_group, seeded_order
 from influray.protocols import ConfigError, DataError, TokenizedExample
@@ -54,6 +54,7 @@ def finetune(
     resume: bool = True,
     without: frozenset[int] = frozenset(),
     on_epoch_checkpoint: Callable[[Checkpoint], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> FinetuneResult:
     """Train the adapter of `model` in place and return what was done; checkpoints go to `out_folder`.
 
@@ -71,6 +72,7 @@ def finetune(
         without: positions of examples that weigh nothing: the others keep their steps, places and weights. Part of
             `identity`, where there are any.
         on_epoch_checkpoint: called on rank 0 with each checkpoint when it is committed.
+        on_step: called on rank 0 after each optimizer step: how many are done, of how many, mean loss of the last ten.
 
     Raises:
         ConfigError: nothing can be trained this way: no rate above 0, or float16 weights.
@@ -91,7 +93,7 @@ def finetune(
     out = present_folder(out_folder)
     out.mkdir(parents=True, exist_ok=True)
     training = _training_identity(config, examples, identity)
-    history = History(out, training, rank, keep, seconds_between, on_epoch_checkpoint)
+    history = History(out, training, rank, keep, seconds_between, on_epoch_checkpoint, total, on_step)
     last = history.find() if resume else None
     barrier()  # before rank 0 clears what another rank may still be looking at
     history.clear(keep=last)

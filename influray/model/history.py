@@ -16,6 +16,9 @@ from influray.store.mirror import present_folder, remove_folder
 
 logger = logging.getLogger(__name__)
 
+RECENT = 10  # steps, over which the loss is averaged that is shown
+OnStep = Callable[[int, int, float], None]  # steps done, of how many, mean loss of the last RECENT
+
 
 @dataclass(frozen=True)
 class FinetuneResult:
@@ -42,6 +45,8 @@ class History:
     keep: Literal["all", "last", "none"]
     seconds_between: float
     on_checkpoint: Callable[[Checkpoint], None] | None
+    total: int = 0  # optimizer steps of the whole training
+    on_step: OnStep | None = None
     losses: list[float] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
     mean_learning_rates: list[float] = field(default_factory=list)
@@ -75,6 +80,13 @@ class History:
         for path in (*self.folder.glob("checkpoint-*"), *self.folder.glob(".checkpoint-*")):
             if path.name not in kept:
                 remove_folder(path)
+
+    def end_step(self, loss: float, learning_rate: float) -> None:
+        """Record an optimizer step."""
+        self.losses.append(loss)
+        self.learning_rates.append(learning_rate)
+        if self.rank == 0 and self.on_step is not None:
+            self.on_step(len(self.losses), self.total, math.fsum(self.losses[-RECENT:]) / len(self.losses[-RECENT:]))
 
     def end_epoch(self, epoch: int, first_step: int, ended: bool, save: Callable[..., Checkpoint]) -> None:
         """Close an epoch (from 1) that began with `first_step`; `save` writes a checkpoint where one is due."""

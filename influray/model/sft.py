@@ -193,8 +193,7 @@ class Course(TrainerCallback):
         loss, bad = self.trainer.accelerator.reduce(sums, "sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
         if bad or not math.isfinite(loss):
             raise self._not_finite(row_B[bad_B].tolist())
-        self.history.losses.append(loss)
-        self.history.learning_rates.append(float(self.optimizer.param_groups[0]["lr"]))
+        self.history.end_step(loss, float(self.optimizer.param_groups[0]["lr"]))
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         first_step = self._next_epoch * self.batches.plan.steps_per_epoch

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config
+from influray.features.epsilon_share import epsilon_text, mostly_epsilon, stored_shares
 from influray.planning import arithmetic
 from influray.planning.arithmetic import Machine, Rates, StepCost
 from influray.planning.estimate import Found, costs, find_machine, find_split, retraining_cost
@@ -114,7 +115,7 @@ def make_plan(config: Config, directory: RunDirectory, device: str | None = None
         None if seconds is None else arithmetic.worth_workers(seconds, features.startup, features.units),
         None if seconds is None else arithmetic.saturating_workers(seconds, features.driver_seconds),
         "unknown" if seconds is None else arithmetic.limit(parts),
-        tuple(_notes(config, shape, machine, found, memory)),
+        (*_notes(config, shape, machine, found, memory), *_epsilon(config, directory, reads, checkpoints)),
         _validation(config, shape, machine, found, recorded.get("validate", {})),
     )
 
@@ -203,6 +204,14 @@ def _memory(config: Config, shape: ModelShape, machine: Machine) -> float:
             budget = max(config.data.max_tokens, min(GPU_BATCH_TOKENS, int(room / (4.0 * shape.outputs * item))))
     D = config.features.projector.dimension
     return arithmetic.worker_memory(shape, weights, item, budget, D, config.features.rows_per_shard)
+
+
+def _epsilon(config: Config, directory: RunDirectory, reads: str, checkpoints: int) -> list[str]:
+    """Return the advice on epsilon where features are there, or some of them, and the next ones would be alike."""
+    if reads != "checkpoints" or config.features.direction == "sgd":
+        return []
+    shares = stored_shares(directory, checkpoints)
+    return [epsilon_text(shares, config)] if mostly_epsilon(shares) else []
 
 
 def _notes(

@@ -15,7 +15,9 @@ import numpy as np
 
 from influray.data.quarantine import read_quarantine
 from influray.evaluation.known_answer import KnownAnswer, known_answers, task_scores
+from influray.features.epsilon_share import epsilon_text, stored_shares
 from influray.protocols import ArtifactMismatch
+from influray.registry import featurizer_reads
 from influray.report.audit import read_audit
 from influray.report.curves import committed_curves
 from influray.report.data import (
@@ -33,6 +35,7 @@ from influray.report.finding import finding
 from influray.report.readings import Readings, open_run
 from influray.report.selections import committed, overlap, selection_facts
 from influray.report.validation import Validation
+from influray.store.artifact import whole_manifest
 from influray.store.attribution import Attribution
 from influray.store.mirror import present
 
@@ -66,6 +69,7 @@ def collect(run_dir: str | Path) -> ReportData:
         name=run.path.name,
         made=max((str(step.facts.get("started", "")) for step in steps), default=""),
         model=config.model.base,
+        features=_features(readings),
         finding=finding(selections, tuned),
         tasks=tasks,
         targets=sum(task.columns for task in tasks),
@@ -116,6 +120,19 @@ def _influence(
     expected = {task: target.expected_sources for task, target in readings.config.data.targets.items()}
     known = known_answers(tasks, score_NG, pool.source_N[row_N].tolist(), expected, used)
     return tuple(known), examples_of(attribution, tasks, row_N, score_NG, pool, chosen)
+
+
+def _features(readings: Readings) -> tuple[str, ...]:
+    """Say what the features are and, of Adam's directions, how much of them is epsilon's."""
+    config, features = readings.config, readings.config.features
+    if featurizer_reads(features.featurizer) != "checkpoints":
+        return (features.featurizer,)
+    manifest = whole_manifest(readings.run.warmup) or {"checkpoints": 0}
+    count, projector = manifest["checkpoints"], features.projector
+    facts = f"{features.direction} direction, {projector.name} to {projector.dimension} numbers"
+    shares = stored_shares(readings.run, count)
+    text = f"{features.featurizer}: {facts}, {count} checkpoint{'' if count == 1 else 's'}"
+    return (text, epsilon_text(shares, config)) if shares else (text,)
 
 
 def _task_facts(readings: Readings) -> list[TaskFacts]:

@@ -232,7 +232,7 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """The rows of highest and of lowest score on a task; the first of each list is the extreme."""
+    """The rows of highest score on a task, and those of lowest that harm it; the first of each list is the extreme."""
 
     task: str
     helpful: tuple[Example, ...]
@@ -275,6 +275,7 @@ class ReportData:
     name: str
     made: str  # when the last step began, as recorded; not when the page was made, so that a page repeats
     model: str
+    features: tuple[str, ...]  # what they are, and what is to be said of them
     finding: tuple[str, ...]
     tasks: tuple[TaskFacts, ...]
     targets: int

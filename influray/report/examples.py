@@ -11,6 +11,7 @@ import numpy as np
 
 from influray.data.records import Record
 from influray.evaluation.copies import content_key
+from influray.evaluation.harm import harm_limit
 from influray.report.data import Example, TaskExamples
 from influray.report.selections import Pool
 from influray.store.attribution import Attribution
@@ -28,7 +29,7 @@ def examples_of(
     pool: Pool,
     chosen: Mapping[str, Mapping[int, int]],
 ) -> tuple[TaskExamples, ...]:
-    """Return the rows of highest and lowest score of every task that has scores.
+    """Return the rows of highest score of every task that has scores, and those of lowest that harm it.
 
     `chosen` maps a selection to {row: rank from 1}. Rows with equal turns are shown once, with their number.
     """
@@ -48,6 +49,8 @@ def examples_of(
 
         looked_at = min(LOOKED_AT, len(score_N))
         best, worst = extreme(-score_N, looked_at), extreme(score_N, looked_at)
+        limit = harm_limit(attribution.stats.mean_T[column_C], attribution.stats.std_T[column_C])
+        worst = worst[score_N[worst] < limit]
         found.append(TaskExamples(task, shown(best, HELPFUL), shown(worst, HARMFUL)))
     return tuple(found)
 

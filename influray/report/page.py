@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from influray import formatting
+from influray.evaluation.harm import NO_HARM
 from influray.report.audit import audit_tables
 from influray.report.collect import collect
 from influray.report.compare import Entry
@@ -201,8 +202,8 @@ def _task_examples(task: TaskExamples) -> dict[str, Any]:
     return {
         "task": task.task,
         "lists": [
-            ("Most helpful", [_example(one) for one in task.helpful]),
-            ("Least helpful, most harmful first", [_example(one) for one in task.harmful]),
+            ("Most helpful", [_example(one) for one in task.helpful], ""),
+            ("Most harmful", [_example(one) for one in task.harmful], NO_HARM),
         ],
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 
 from influray import formatting
+from influray.evaluation.harm import NO_HARM
 from influray.report.sheet import Table
 
 COLUMNS = ("", "influence", "z", "norm", "id", "source", "in", "text")
@@ -22,6 +23,7 @@ def query_tables(answer: Mapping[str, Any], width: int) -> list[Table]:
     tables = [
         _rows_table(title, answer[side], width)
         for side, title in (("helpful", "rows that help most"), ("harmful", "rows that harm most"))
+        if answer[side]
     ]
     if answer["tokens"] is not None:
         lines = [
@@ -41,6 +43,8 @@ def query_note(answer: Mapping[str, Any]) -> str:
         f"influence over the pool {formatting.number(answer['mean'], 4)} +- {formatting.number(answer['std'], 4)}",
     ]
     facts = [f"{name} {formatting.number(answer[key], 3)}" for name, key in _FACTS if answer[key] is not None]
+    if not answer["harmful"]:
+        facts.append(NO_HARM[0].lower() + NO_HARM[1:-1])
     if answer["truncated"]:
         facts.append("cut to data.max_tokens")
     if not answer["exact"]:

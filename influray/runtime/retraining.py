@@ -9,7 +9,9 @@ from typing import Any
 
 import ray
 
+from influray.job_status import OnJobs, not_shown
 from influray.runtime.cluster import ResolvedResources
+from influray.runtime.job_progress import JobBoard, telling
 from influray.runtime.plain_tasks import Call, PlainTasks
 from influray.runtime.process import once
 from influray.runtime.retraining_worker import Bench, Retrainer, Retraining, token_of
@@ -28,12 +30,12 @@ def retrain(
     todo: Sequence[Retraining],
     resources: ResolvedResources,
     on_event: Callable[[PoolEvent], None] = lambda event: None,
-    on_done: Callable[[int], None] = lambda count: None,
+    on_jobs: OnJobs = not_shown,
 ) -> None:
     """Carry out retrainings; their results are committed. Ray must be initialised.
 
     Args:
-        on_done: called with how many more are done.
+        on_jobs: hears every two seconds how many more are done, and how far others are.
 
     Raises:
         ConfigError, DataError, ArtifactMismatch: what the user can mend, as it was raised in the worker.
@@ -45,17 +47,23 @@ def retrain(
     limits: dict[str, Any] = {"lower": lower, "max_attempts": resources.max_attempts, "on_event": on_event}
     tasks = PlainTasks(layout.slots, resources.cpus_per_worker, layout.gpus, **limits)
     place = os.getcwd(), layout.gpus, resources.threads_per_worker
-    parts = [tuple(todo[at : at + each]) for at in range(0, len(todo), each)]
-    calls = (Call(f"retrainings {n * each + 1} to {n * each + len(part)}", (bench, part, *place))
-             for n, part in enumerate(parts))  # fmt: skip
-    for done in tasks.run(retrain_some, calls):
-        on_done(done)
+    with JobBoard(on_jobs) as board:
+        told = [(one, board.address(n)) for n, one in enumerate(todo, start=1)]
+        parts = [tuple(told[at : at + each]) for at in range(0, len(todo), each)]
+        calls = (Call(f"retrainings {n * each + 1} to {n * each + len(part)}", (bench, part, *place))
+                 for n, part in enumerate(parts))  # fmt: skip
+        for _ in tasks.run(retrain_some, calls):
+            pass
+    on_jobs(len(todo), [])
 
 
-def retrain_some(bench: Bench, part: Sequence[Retraining], folder: str, gpus: float, threads: int) -> int:
-    """Carry out some retrainings in a task, on the base that this process may have from the one before."""
+def retrain_some(bench: Bench, part: Sequence[tuple[Retraining, str]], folder: str, gpus: float, threads: int) -> None:
+    """Carry out some retrainings in a task, on the base that this process may have from the one before.
+
+    Of each, where it tells how far it is.
+    """
     with working_in(folder):
         retrainer = once(token_of(bench), Retrainer, bench, "cuda" if gpus else "cpu", threads)
-        for one in part:
-            retrainer.carry_out(one)
-    return len(part)
+        for one, address in part:
+            with telling(address, f"number {int(address.rpartition('/')[2])}") as tell:
+                retrainer.carry_out(one, tell)

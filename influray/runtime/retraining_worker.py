@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from influray.config import Config, FinetuneConfig, parse_config
+from influray.job_status import Tell, tell_nobody
 from influray.protocols import DamagedArtifact, DataError, TokenizedExample
 from influray.store.artifact import SCHEMA, fingerprint, read_sealed, write_sealed
 from influray.store.checks import set_aside
@@ -112,8 +113,10 @@ class Retrainer:
         self._model: Any = load_base(self._config.model, device, self._config.resources.device_map)
         self._fresh: dict[int, list[Any]] = {}  # seed -> the weights of its new adapter, on the CPU
 
-    def carry_out(self, one: Retraining) -> dict[str, Any]:
+    def carry_out(self, one: Retraining, tell: Tell = tell_nobody) -> dict[str, Any]:
         """Train, judge, commit, and return the result; what is committed is not repeated.
+
+        `tell` is called after every optimizer step.
 
         Raises:
             DataError: the loss is not finite, or a row cannot be trained on.
@@ -121,7 +124,7 @@ class Retrainer:
         found = self._bench.committed(one)
         if found is not None:
             return found
-        model, steps = self.train(one)
+        model, steps = self.train(one, tell)
         result = {
             "kind": "retraining",
             "fingerprint": self._bench.fingerprint(one),
@@ -133,7 +136,7 @@ class Retrainer:
         write_sealed(self._bench.place(one), result)
         return result
 
-    def train(self, one: Retraining) -> tuple[Any, int]:
+    def train(self, one: Retraining, tell: Tell = tell_nobody) -> tuple[Any, int]:
         """Return the model with the trained adapter, which the next call changes, and the steps it took."""
         from influray.model.finetune import finetune
 
@@ -141,7 +144,16 @@ class Retrainer:
         left_out = frozenset(np.searchsorted(np.array(one.rows), np.array(one.without, np.int64)).tolist())
         with tempfile.TemporaryDirectory(prefix="influray-") as folder:
             try:
-                done = finetune(model, examples, one.section, folder, keep="none", resume=False, without=left_out)
+                done = finetune(
+                    model,
+                    examples,
+                    one.section,
+                    folder,
+                    keep="none",
+                    resume=False,
+                    without=left_out,
+                    on_step=lambda done, total, loss: tell(done, total, "steps", loss),
+                )
             except DataError as error:
                 raise DataError(
                     f"validate: a retraining on {len(one.rows)} rows with seed {one.section.seed}: {error}"

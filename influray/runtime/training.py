@@ -21,8 +21,10 @@ from typing import Any
 
 import ray
 
+from influray.job_status import OnJobs, not_shown
 from influray.protocols import USER_ERRORS
 from influray.runtime.cluster import ResolvedResources
+from influray.runtime.job_progress import JobBoard, telling
 from influray.runtime.plain_tasks import Call, PlainTasks
 from influray.runtime.replaced import replaced
 from influray.runtime.retries import RayError, loss_of, need_memory
@@ -59,11 +61,14 @@ def plan_layout(jobs: int, resources: ResolvedResources, cluster_gpus: float, al
 
 
 def run_jobs(
-    jobs: Sequence[Job], resources: ResolvedResources, on_event: Callable[[PoolEvent], None] = lambda event: None
+    jobs: Sequence[Job],
+    resources: ResolvedResources,
+    on_event: Callable[[PoolEvent], None] = lambda event: None,
+    on_jobs: OnJobs = not_shown,
 ) -> list[dict[str, Any]]:
     """Carry out trainings, or evaluations, and return their manifests, in order; what is committed is not repeated.
 
-    Ray must be initialised.
+    Ray must be initialised. `on_jobs` hears every two seconds how many more are finished, and how far others are.
 
     Raises:
         ConfigError, DataError, ArtifactMismatch: what the user can mend, as it was raised in the worker.
@@ -77,29 +82,40 @@ def run_jobs(
     todo = [job for job, manifest in zip(jobs, manifests, strict=True) if manifest is None]
     logger.info("%d of %d jobs to do, %d at a time", len(todo), len(jobs), layout.slots)
     run = _over_ranks if layout.ranks > 1 else partial(_by_tasks, on_event=on_event)
-    new = iter(run(todo, resources, layout) if todo else ())
+    if not todo:
+        return [manifest for manifest in manifests if manifest is not None]
+    with JobBoard(on_jobs) as board:
+        new = iter(run(todo, resources, layout, board))
+    on_jobs(len(todo), [])
     return [next(new) if manifest is None else manifest for manifest in manifests]
 
 
 def _by_tasks(
-    jobs: Sequence[Job], resources: ResolvedResources, layout: Layout, on_event: Callable[[PoolEvent], None]
+    jobs: Sequence[Job],
+    resources: ResolvedResources,
+    layout: Layout,
+    board: JobBoard,
+    on_event: Callable[[PoolEvent], None],
 ) -> list[dict[str, Any]]:
     limits = {"lower": _lower(jobs), "max_attempts": resources.max_attempts}
     tasks = PlainTasks(layout.slots, resources.cpus_per_worker, layout.gpus, **limits, on_event=on_event)
     place = os.getcwd(), layout.gpus, resources.threads_per_worker
-    return list(tasks.run(train_one, (Call(str(job.out), (job, *place)) for job in jobs)))
+    calls = (Call(str(job.out), (job, *place, board.address(n))) for n, job in enumerate(jobs))
+    return list(tasks.run(train_one, calls))
 
 
-def train_one(job: Job, folder: str, gpus: float, threads: int) -> dict[str, Any]:
-    """Carry out a job in a task and return its manifest."""
+def train_one(job: Job, folder: str, gpus: float, threads: int, address: str) -> dict[str, Any]:
+    """Carry out a job in a task, tell at `address` how far it is, and return its manifest."""
     try:
-        with working_in(folder):
-            return carry_out(job, "cuda" if gpus else "cpu", job.parsed.resources.device_map, threads)
+        with working_in(folder), telling(address, _name(job)) as tell:
+            return carry_out(job, "cuda" if gpus else "cpu", job.parsed.resources.device_map, threads, tell)
     finally:
         gc.collect()  # a model that waits in this process for its next task would take the memory of others
 
 
-def _over_ranks(jobs: Sequence[Job], resources: ResolvedResources, layout: Layout) -> list[dict[str, Any]]:
+def _over_ranks(
+    jobs: Sequence[Job], resources: ResolvedResources, layout: Layout, board: JobBoard
+) -> list[dict[str, Any]]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
@@ -117,7 +133,11 @@ def _over_ranks(jobs: Sequence[Job], resources: ResolvedResources, layout: Layou
     with replaced(os.environ, "RAY_CHDIR_TO_TRIAL_DIR", "0"):
         trainer = InterruptibleTrainer(
             _train_loop,
-            train_loop_config={"jobs": list(jobs), "threads": resources.threads_per_worker, "folder": os.getcwd()},
+            train_loop_config={
+                "jobs": [(job, board.address(n)) for n, job in enumerate(jobs)],
+                "threads": resources.threads_per_worker,
+                "folder": os.getcwd(),
+            },
             scaling_config=ScalingConfig(
                 num_workers=layout.ranks, use_gpu=layout.gpus > 0, resources_per_worker=per_rank
             ),
@@ -154,13 +174,18 @@ def _train_loop(config: dict[str, Any]) -> list[dict[str, Any] | Exception]:
     Such an error is a result, which is not tried again. It is the same on every rank, for finetune agrees on its errors
     before it raises them.
     """
+    from ray.train import get_context
     from ray.train.torch import get_device
 
     outcomes = []
     with working_in(config["folder"]):
-        for job in config["jobs"]:
+        for job, address in config["jobs"]:
+            first = get_context().get_world_rank() == 0
             try:
-                outcomes.append(carry_out(job, get_device(), job.parsed.resources.device_map, config["threads"]))
+                with telling(address, _name(job)) if first else contextlib.nullcontext() as tell:
+                    more = {} if tell is None else {"tell": tell}
+                    device_map, threads = job.parsed.resources.device_map, config["threads"]
+                    outcomes.append(carry_out(job, get_device(), device_map, threads, **more))
             except USER_ERRORS as error:
                 return [*outcomes, error]
     return outcomes
@@ -175,6 +200,12 @@ def _given_up(jobs: Sequence[Job], error: Exception, failures: Iterable[Exceptio
     if any(loss.memory for loss in losses):
         return need_memory(what, attempts, _lower(jobs), reason)
     return RuntimeError(f"{what}: its workers were lost {attempts} times: {reason}")
+
+
+def _name(job: Job) -> str:
+    """Return what people call a job: warmup, bids/seed-0."""
+    parts = local(job.out).with_suffix("").parts
+    return "warmup" if job.kind == "warmup" else "/".join(parts[-2:])
 
 
 def _lower(jobs: Sequence[Job]) -> str:

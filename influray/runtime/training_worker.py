@@ -12,13 +12,14 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from influray.config import Config, FinetuneConfig, parse_config
+from influray.job_status import Tell, tell_nobody
 from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact, DataError
 from influray.store.artifact import (
     SCHEMA,
@@ -186,8 +187,11 @@ def _whole(folder: str, manifest: Mapping[str, Any]) -> bool:
     return True
 
 
-def carry_out(job: Job, device: Any, device_map: str | None, threads: int) -> dict[str, Any]:
-    """Carry out a job on `device` and return its manifest. With several ranks, each calls this and rank 0 commits."""
+def carry_out(job: Job, device: Any, device_map: str | None, threads: int, tell: Tell = tell_nobody) -> dict[str, Any]:
+    """Carry out a job on `device` and return its manifest. With several ranks, each calls this and rank 0 commits.
+
+    `tell` is called after every optimizer step, or batch of records, on rank 0.
+    """
     from influray.runtime.process import import_large  # with Ray: a driver that has nothing to do never comes here
 
     trains = isinstance(job, TrainingJob) and not job.imports
@@ -197,13 +201,13 @@ def carry_out(job: Job, device: Any, device_map: str | None, threads: int) -> di
     torch.set_num_threads(threads)
     try:
         if isinstance(job, EvaluationJob):
-            return _evaluate(job, device, device_map)
-        return _train(job, device, device_map) if trains else _import(job, device_map)
+            return _evaluate(job, device, device_map, tell)
+        return _train(job, device, device_map, tell) if trains else _import(job, device_map)
     except DataError as error:
         raise DataError(f"{'/'.join(local(job.out).parts[-3:])}: {error}") from error
 
 
-def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, Any]:
+def _train(job: TrainingJob, device: Any, device_map: str | None, tell: Tell) -> dict[str, Any]:
     from influray.model.finetune import finetune
     from influray.model.loading import attach_new_adapter, load_base
     from influray.model.step_plan import StepPlan, barrier, process_group
@@ -225,6 +229,7 @@ def _train(job: TrainingJob, device: Any, device_map: str | None) -> dict[str, A
         identity=job.fingerprint,
         keep="all" if warmup else "last",
         seconds_between=0.0 if warmup else TUNE_CHECKPOINT_SECONDS,
+        on_step=lambda done, total, loss: tell(done, total, "steps", loss),
     )
     facts: dict[str, Any] = {
         "rows": len(examples),
@@ -281,7 +286,7 @@ def _import(job: TrainingJob, device_map: str | None) -> dict[str, Any]:
     return manifest
 
 
-def _evaluate(job: EvaluationJob, device: Any, device_map: str | None) -> dict[str, Any]:
+def _evaluate(job: EvaluationJob, device: Any, device_map: str | None, tell: Tell) -> dict[str, Any]:
     from influray.evaluation.answer_loss import score_answers
     from influray.evaluation.exact_match import greedy_exact_match
     from influray.evaluation.summary import summarise
@@ -293,11 +298,18 @@ def _evaluate(job: EvaluationJob, device: Any, device_map: str | None) -> dict[s
     if job.adapter is not None:
         model = attach_adapter(model, str(tuned_adapter(job.adapter)))
     examples = catalogue.tokenized(0, len(catalogue))
-    losses, teacher_forced = score_answers(model, examples, settings.token_budget)
+    answers = [one.answer for one in catalogue.all_parsed(range(len(catalogue)))] if settings.exact_match else []
+    asked = [i for i, answer in enumerate(answers) if answer is not None]
+    done = {"records": 0, "answers": 0}
+
+    def on_done(count: int, unit: str, total: int) -> None:
+        done[unit] += count
+        tell(done[unit], total, unit, share=sum(done.values()) / (len(examples) + len(asked)))
+
+    read = partial(on_done, unit="records", total=len(examples))
+    losses, teacher_forced = score_answers(model, examples, settings.token_budget, read)
     exact: list[bool | None] = [None] * len(examples)
     if settings.exact_match:
-        answers = [record.answer for record in catalogue.all_parsed(range(len(catalogue)))]
-        asked = [i for i, answer in enumerate(answers) if answer is not None]
         found = greedy_exact_match(
             model,
             load_tokenizer(config.model),
@@ -305,6 +317,7 @@ def _evaluate(job: EvaluationJob, device: Any, device_map: str | None) -> dict[s
             [answers[i] or "" for i in asked],
             max_new_tokens=settings.max_new_tokens,
             token_budget=settings.token_budget,
+            on_done=partial(on_done, unit="answers", total=len(asked)),
         )
         for i, hit in zip(asked, found.tolist(), strict=True):
             exact[i] = hit

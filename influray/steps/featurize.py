@@ -7,12 +7,12 @@ the tokens of its rows. So a file added to the pool, or a new target, brings onl
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config
+from influray.features.epsilon_share import epsilon_text, mostly_epsilon
 from influray.protocols import DataError
 from influray.registry import featurizer_reads, featurizer_traits
 from influray.steps.context import StepContext, StepResult
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from influray.data.catalogue import Catalogue
 
 logger = logging.getLogger(__name__)
-
-MOSTLY_EPSILON = 0.5  # a larger share of coordinates is warned of
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,12 @@ def featurize(context: StepContext) -> StepResult:
         )
     manifests = [store.freeze() for store in stores]
     shares = [m["epsilon_share"] for m in manifests if m["split"] == "pool"]
-    _tell_epsilon([share for share in shares if share is not None], bool(context.config.warmup.checkpoints))
+    if known := [share for share in shares if share is not None]:
+        logger.log(
+            logging.WARNING if mostly_epsilon(known) else logging.INFO,
+            "featurize: %s",
+            epsilon_text(known, context.config),
+        )
     return StepResult(
         fingerprint([store.fingerprint for store in stores]),
         skipped=not missing,
@@ -139,23 +142,6 @@ def featurize(context: StepContext) -> StepResult:
         },
         artifacts=[f"features/{one.split}/checkpoint-{one.checkpoint}/manifest.json" for one in stores],
     )
-
-
-def _tell_epsilon(shares: Sequence[float], imported: bool = False) -> None:
-    """Log the share of coordinates, one a checkpoint, where epsilon outweighs Adam's second moment."""
-    if not shares:
-        return
-    told = ", ".join(f"{one:.0%}" for one in shares)
-    text = f"featurize: epsilon outweighs Adam's second moment in {told} of coordinates"
-    if max(shares) <= MOSTLY_EPSILON:
-        logger.info("%s", text)
-    else:
-        logger.warning(
-            "%s, so the direction is mostly momentum plus the plain gradient; %sfeatures.adam_epsilon_mode changes it, "
-            "features.direction: sgd does without Adam",
-            text,
-            "" if imported else "a longer warmup (warmup.fraction, warmup.epochs) or ",
-        )
 
 
 def plan(context: StepContext) -> list[FeatureStore]:

@@ -59,7 +59,9 @@ def warmup(context: StepContext) -> StepResult:
 
         check_lora_targets(context.config.model)  # before a cluster is asked for anything
         assert context.cluster
-        (manifest,) = run_jobs([job], context.resources, context.progress.current.on_event)
+        (manifest,) = run_jobs(
+            [job], context.resources, context.progress.current.on_event, context.progress.current.on_jobs
+        )
     elif drawn_from < rows:
         logger.info("warmup: kept; the pool has grown from %d to %d rows since", drawn_from, rows)
     require_moved(context.config, manifest)
@@ -95,8 +97,9 @@ def tune(context: StepContext) -> StepResult:
         from influray.runtime.training import run_jobs
 
         assert context.cluster
-        context.progress.current.note(f"{len(todo)} of {len(jobs)} fine-tunings")
-        run_jobs(jobs, context.resources, context.progress.current.on_event)
+        progress = context.progress.current
+        progress.expect(len(jobs), "fine-tunings", done=len(jobs) - len(todo))
+        run_jobs(jobs, context.resources, progress.on_event, progress.on_jobs)
     manifests = [require_manifest(job.out, "tune") for job in jobs]
     facts = {"tunings": len(jobs), "carried_out": len(todo), "steps": [manifest["steps"] for manifest in manifests]}
     files = [f"tune/{name}/seed-{seed}/manifest.json" for name, seed in tuned(context)]
@@ -118,8 +121,9 @@ def evaluate(context: StepContext) -> StepResult:
         from influray.runtime.training import run_jobs
 
         assert context.cluster
-        context.progress.current.note(f"{len(todo)} of {len(jobs)} models")
-        run_jobs(jobs, context.resources, context.progress.current.on_event)
+        progress = context.progress.current
+        progress.expect(len(jobs), "models", done=len(jobs) - len(todo))
+        run_jobs(jobs, context.resources, progress.on_event, progress.on_jobs)
     facts = {"evaluations": len(jobs), "carried_out": len(todo)}
     files = [f"evaluation/{name}/seed-{seed}.json" for name, seed in evaluated(context)]
     return StepResult(fingerprint([job.fingerprint for job in jobs]), not todo, facts, files)

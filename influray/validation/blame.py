@@ -211,7 +211,7 @@ def _removal(
         from influray.runtime.retraining import retrain
 
         assert context.cluster
-        retrain(bench, todo, context.resources, progress.on_event, progress.advance)
+        retrain(bench, todo, context.resources, progress.on_event, progress.on_jobs)
     results = [bench.committed(one) for one in jobs]
     losses = [one["losses"] for one in results if one is not None]
     assert len(losses) == len(jobs), "all are committed"

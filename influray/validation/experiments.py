@@ -88,7 +88,7 @@ def validate(context: StepContext) -> StepResult:
 
         logger.info("validate: %d of %d retrainings to do", len(todo), len(every))
         assert context.cluster
-        retrain(setting.bench, todo, context.resources, progress.on_event, progress.advance)
+        retrain(setting.bench, todo, context.resources, progress.on_event, progress.on_jobs)
     results = {name: _result(setting, name, jobs[name]) for name in names}
     facts = {"experiments": list(names), "retrainings": len(every), "carried_out": len(todo)}
     # Those of other calls stay, and are to be missed where they are gone.

@@ -21,7 +21,9 @@ from influray.model.checkpoints import load_checkpoint
 from influray.model.finetune import finetune
 from influray.model.loading import attach_adapter, attach_new_adapter, load_base
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
+from influray.runtime import job_progress
 from influray.runtime.cluster import ResolvedResources
+from influray.runtime.job_progress import JobBoard, telling
 from influray.runtime.training import Layout, plan_layout, run_jobs
 from influray.runtime.training_worker import EvaluationJob, TrainingJob, carry_out, committed
 from influray.store.artifact import read_manifest, read_sealed
@@ -155,6 +157,69 @@ def test_tunes_in_parallel_equal_each_alone_and_are_not_repeated(world, ray_clus
     assert committed(changed) is None
     run_jobs([changed, *jobs[1:]], Resources())
     assert committed(changed) is not None
+
+
+@pytest.mark.ray
+def test_the_driver_hears_how_far_jobs_are(ray_cluster, monkeypatch):
+    monkeypatch.setattr(job_progress, "SECONDS", 0.02)
+    heard: list[Any] = []
+    news = {10: threading.Event(), 30: threading.Event()}
+
+    def on_jobs(finished: int, running: Any) -> None:
+        heard.append((finished, list(running)))
+        for job in running:
+            news[job.done].set()
+
+    with JobBoard(on_jobs) as board:
+        with telling(board.address(0), "bids/seed-0") as tell:
+            for done, event in news.items():  # at 10 when it is first heard of: what was there before
+                tell(done, 40, "steps", 0.5)
+                assert event.wait(30)
+        assert board.look() == (1, [])
+        with pytest.raises(DataError), telling(board.address(1), "less/seed-0"):
+            raise DataError("not finished")
+        assert board.look() == (1, [])
+        with telling(board.address(0), "bids/seed-0"):  # its process was lost before it answered: it is told again
+            pass
+        assert board.look() == (1, [])
+    jobs = [job for _, running in heard for job in running]
+    assert {(job.name, job.total, job.unit, job.loss, job.before) for job in jobs} == {
+        ("bids/seed-0", 40, "steps", 0.5, 0.25)
+    }
+    assert [job.done for job in jobs] == sorted(job.done for job in jobs)
+    assert {job.done: job.share for job in jobs} == {10: 0.25, 30: 0.75}
+
+
+@pytest.mark.ray
+def test_trainings_tell_their_steps_and_evaluations_their_records(world, ray_cluster, tmp_path):
+    """What carry_out tells, and that workers of run_jobs get it to the driver."""
+    told: list[tuple[Any, ...]] = []
+
+    def tell(done: int, total: int, unit: str, loss: Any = None, share: Any = None) -> None:
+        told.append((done, total, unit, loss, share))
+
+    manifest = carry_out(training(world, "tune", tmp_path / "tune"), "cpu", None, 1, tell)
+    assert [one[:3] for one in told] == [(n, 6, "steps") for n in range(1, 7)]
+    assert told[0][3] == manifest["losses"][0]
+    assert told[-1][3] == pytest.approx(np.mean(manifest["losses"]))  # of the last ten, which are all
+    told.clear()
+    base = EvaluationJob(world.tree, str(world.root / "test"), None, str(tmp_path / "base.json"), {})
+    carry_out(base, "cpu", None, 1, tell)
+    assert {one[2] for one in told} == {"records", "answers"}
+    for unit in ("records", "answers"):
+        assert [one[:2] for one in told if one[2] == unit][-1] == (12, 12)
+    shares = [one[4] for one in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+    heard: list[Any] = []
+    long = {"tune": {"epochs": 60, "batch_size": 4, "device_batch_size": 4}}
+    job = training(world, "tune", tmp_path / "long" / "seed-0", **long)
+    run_jobs([job], Resources(), on_jobs=lambda finished, running: heard.append((finished, list(running))))
+    assert heard[-1] == (1, [])
+    at_work = [job for _, running in heard for job in running]
+    assert {(job.name, job.total, job.unit) for job in at_work} == {("long/seed-0", 360, "steps")}
+    assert all(0 < job.done <= 360 for job in at_work)
 
 
 @pytest.mark.ray

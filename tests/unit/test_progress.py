@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from influray import progress as progress_module
+from influray.job_status import JobStatus
 from influray.pipeline import _memory_facts
 from influray.progress import StepProgress, clock, open_progress
 from influray.runtime.tasks import PoolEvent
@@ -86,6 +87,47 @@ def test_the_selection_driver_shows_what_it_is_at(now):
     status.memory_kills, status.side_by_side = 2, 1
     step.on_status(status)
     assert "1 at a time after 2 kills for memory" in step.snapshot().line()
+
+
+def test_jobs_at_work_count_as_parts_and_only_what_is_finished_as_done(now):
+    step = StepProgress("tune")
+    step.expect(6, "fine-tunings", done=2)
+    now.time += 10
+    step.on_jobs(0, [])
+    assert step.snapshot().line() == "tune: 2/6 fine-tunings, 0:10 so far"
+    running = [
+        JobStatus("bids/seed-0", 30, 60, "steps", 1.25, share=0.5),
+        JobStatus("less/seed-1", 45, 60, "steps", 0.5, share=0.75, before=0.25),  # it was killed, and went on
+    ]
+    step.on_jobs(1, running)
+    now.time += 20
+    line = step.snapshot().line()
+    assert line.startswith("tune: 3/6 fine-tunings, bids/seed-0 30/60 steps at loss 1.250, less/seed-1 45/60 steps")
+    assert step.snapshot().eta_seconds == pytest.approx((6 - 3 - 1.25) * 30 / 2)  # two tunings' worth in 30 s
+    step.on_jobs(4, [])
+    assert step.snapshot().line() == "tune: 6/6 fine-tunings, ETA 0:00"
+
+
+def test_of_many_jobs_at_work_a_few_are_named(now):
+    step = StepProgress("evaluate")
+    step.expect(9, "models")
+    step.on_jobs(0, [JobStatus(f"m/seed-{n}", n, 10, "records", share=n / 10) for n in range(5)])
+    assert "m/seed-2 2/10 records, 2 more at work" in step.snapshot().line()
+    assert "seed-3" not in step.snapshot().line()
+
+
+def test_a_step_of_one_job_counts_in_its_steps_from_when_it_is_heard_of(now):
+    step = StepProgress("warmup")
+    step.on_jobs(0, [])
+    assert step.snapshot().line() == "warmup: 0:00 so far"
+    now.time += 60  # Ray and the model
+    step.on_jobs(0, [JobStatus("warmup", 20, 100, "steps", 2.0, share=0.2, before=0.19)])
+    assert step.snapshot().line() == "warmup: 20/100 steps, loss 2.000, 1:00 so far"
+    now.time += 10
+    step.on_jobs(0, [JobStatus("warmup", 40, 100, "steps", 1.5, share=0.4, before=0.19)])
+    assert step.snapshot().line() == "warmup: 40/100 steps, loss 1.500, ETA 0:30"
+    step.on_jobs(1, [])
+    assert step.snapshot().line() == "warmup: 100/100 steps, ETA 0:00"
 
 
 def test_kills_for_memory_stand_in_the_numbers_and_in_run_json(tmp_path):

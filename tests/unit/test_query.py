@@ -58,7 +58,9 @@ def test_a_target_that_asks_gets_its_own_column_of_the_matrix(tmp_path, featuriz
         order = np.lexsort((attribution.rows, -column(run, stored)))
         assert [hit.row for hit in stored.helpful] == attribution.rows[order].tolist()
         harmful = np.lexsort((attribution.rows, column(run, stored)))
+        harmful = [row for row in harmful if column(run, stored)[row] < min(0, stored.mean)]
         assert [hit.row for hit in stored.harmful] == attribution.rows[harmful].tolist()
+        assert all(hit.influence < 0 and hit.z < 0 for hit in stored.harmful)
         ranked = A_NT[np.searchsorted(attribution.rows, [hit.row for hit in asked.helpful]), j]
         assert np.diff(ranked).max() <= 2e-3 * scale  # in the order of the matrix, but for what lies closer than that
         assert stored.mean == pytest.approx(attribution.stats.mean_T[j], rel=1e-4, abs=1e-6 * scale)

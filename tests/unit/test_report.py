@@ -197,6 +197,7 @@ def test_examples_are_the_ends_of_the_matrix_and_tell_who_chose_them(run):
         score_N = z_NC.mean(axis=1)
         assert task.helpful[0].row == int(score_N.argmax())
         assert task.harmful[0].row == int(score_N.argmin())
+        assert all(example.score < 0 and example.influence < 0 for example in task.harmful)
         assert [e.score for e in task.helpful] == sorted((e.score for e in task.helpful), reverse=True)
         for example in (*task.helpful, *task.harmful):
             assert example.influence == pytest.approx(float(score_NT[example.row, columns].mean()), rel=1e-5)

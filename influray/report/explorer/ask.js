@@ -1,5 +1,7 @@
 // The query box, and the explanation of a row: what only a service can answer.
 
+const NO_HARM = "No row of the pool harms it: none has an influence below zero that is also below the pool's mean.";
+
 async function explain(one, place) {
   show(place, h("p", { class: "soft" }, "Asking what it serves \u2026"));
   try {
@@ -62,7 +64,7 @@ async function send(question, what) {
 }
 
 function answer(found) {
-  const rows = (name, list) => [h("h3", {}, name), hits(name, list)];
+  const rows = (name, list, none) => [h("h3", {}, name), list.length ? hits(name, list) : h("p", { class: "soft" }, none)];
   return [
     h("p", { class: "soft" }, [
       found.loss === null || found.loss === undefined ? "" : `loss of the answer ${number(found.loss, 3)}`,
@@ -71,19 +73,19 @@ function answer(found) {
       found.std ? `influence over the pool ${signed(found.mean, 4)} \u00b1 ${number(found.std, 4)}` : "",
     ].filter(Boolean).join(" \u00b7 ")),
     found.tokens?.length ? tokens(found.tokens) : null,
-    ...rows("Most helpful", found.helpful ?? []),
-    ...rows("Most harmful", found.harmful ?? []),
+    ...rows("Most helpful", found.helpful ?? [], "None."),
+    ...rows("Most harmful", found.harmful ?? [], NO_HARM),
   ];
 }
 
 function hits(name, list) {
   const columns = [{ label: "#", numeric: true }, { label: "example", kind: "example-cell" }, { label: "source", kind: "source wide" }, { label: "influence", numeric: true, kind: "wide" }, { label: "standardised", numeric: true }];
-  return list.length ? table(`${name} rows`, columns, list.map((one, i) => [
+  return table(`${name} rows`, columns, list.map((one, i) => [
     count(i + 1),
     h("div", {}, h("button", { type: "button", class: "open", click: () => openRow(one) }, one.id), h("p", { class: "snippet", dir: "auto" }, beginning(one.text)),
       one.selections?.length ? h("p", { class: "soft small" }, `chosen by ${one.selections.join(", ")}`) : null),
     h("span", { dir: "auto" }, one.source || "(no source)"), number(one.influence, 4), signed(one.z),
-  ])) : h("p", { class: "soft" }, "None.");
+  ]));
 }
 
 // A token is shaded by its part of the whole: help in one colour, harm in another; hover and table have its number.
