@@ -38,8 +38,8 @@ class Reduced:
         return np.lexsort((-self.tie_N, -self.merit_N))
 
 
-# (source, its normalisation, task of each column in use) -> merits, with places in C for columns
-Reduction = Callable[[AttributionSource, Normalised, Sequence[str]], Reduced]
+# (source, its normalisation, task of each column in use, part of the rows asked for) -> merits, with places in C
+Reduction = Callable[[AttributionSource, Normalised, Sequence[str], float], Reduced]
 
 
 def _row_by_row(
@@ -47,6 +47,7 @@ def _row_by_row(
     source: AttributionSource,
     normalised: Normalised,
     groups: Sequence[str],
+    share: float,
 ) -> Reduced:
     merits, places = [], []
     for _, block_BT in source.blocks():
@@ -84,26 +85,32 @@ class _Votes:
 
     Most rows have equal votes at the cut. There the mean over tasks of the standardised task means decides.
 
-    Source: ICONS, arXiv 2501.00654; princetonvisualai/icons. A mean equal to the percentile has the vote, as there;
-    its ties fall as an unstable sort leaves them.
+    `top_share` budget is the part of the rows, or of the tokens, that the budget asks for: then a smaller budget gives
+    no prefix.
+
+    Source: ICONS, arXiv 2501.00654, a fifth; princetonvisualai/icons generalist.py, the budget. A mean equal to the
+    percentile has the vote, as there; its ties fall as an unstable sort leaves them.
     """
 
-    def __init__(self, top_share: Annotated[float, Field(gt=0, le=1)] = 0.2) -> None:
-        self._top_share = top_share
+    def __init__(self, top_share: Annotated[float, Field(gt=0, le=1)] | Literal["budget"] = 0.2) -> None:
+        self._top_share: float | Literal["budget"] = top_share
 
-    def __call__(self, source: AttributionSource, normalised: Normalised, groups: Sequence[str]) -> Reduced:
+    def __call__(
+        self, source: AttributionSource, normalised: Normalised, groups: Sequence[str], share: float
+    ) -> Reduced:
+        top_share = share if self._top_share == "budget" else self._top_share
         mean_GN = score_tasks(source, normalised, groups, "mean")
         weight_G = _task_weights(normalised, groups)
         stats = column_stats(column_moments([(source.rows, mean_GN.T)]))
         vote_N, tie_N = np.zeros(mean_GN.shape[1]), np.zeros(mean_GN.shape[1])
         for g, mean_N in enumerate(mean_GN):
-            vote_N += weight_G[g] * (mean_N >= np.percentile(mean_N, 100 * (1 - self._top_share)))
+            vote_N += weight_G[g] * (mean_N >= np.percentile(mean_N, 100 * (1 - top_share)))
             if stats.used_T[g]:
                 tie_N += weight_G[g] * ((mean_N - stats.mean_T[g]) / stats.std_T[g])
         return Reduced(vote_N, np.full(len(vote_N), -1), tie_N / len(mean_GN))
 
 
-def _reciprocal_rank(source: AttributionSource, normalised: Normalised, groups: Sequence[str]) -> Reduced:
+def _reciprocal_rank(source: AttributionSource, normalised: Normalised, groups: Sequence[str], share: float) -> Reduced:
     """The sum over tasks of weight / the row's place by its mean for the task; equal means share their mean place.
 
     Source: CROPI, arXiv 2510.26491; thu-coai. There one target vector a set where this has the mean over the set's
@@ -116,7 +123,7 @@ def _reciprocal_rank(source: AttributionSource, normalised: Normalised, groups: 
     return Reduced(merit_N, np.full(len(merit_N), -1))
 
 
-def _best_rank(source: AttributionSource, normalised: Normalised, groups: Sequence[str]) -> Reduced:
+def _best_rank(source: AttributionSource, normalised: Normalised, groups: Sequence[str], share: float) -> Reduced:
     """The largest over columns of weight / the row's place in the column; equal scores share their mean place.
 
     As many rows as columns come first somewhere: of equal merits the larger sum over all columns goes first. It
@@ -175,6 +182,14 @@ class RowMerit:
         """Return the merits of a problem's rows, with columns of its matrix. Raises as `normalise`."""
         source = problem.attribution
         normalised = normalise(self._normaliser, source, problem.groups, self._task_weights)
-        found = self._reduce(source, normalised, [problem.groups[j] for j in normalised.column_C])
+        groups = [problem.groups[j] for j in normalised.column_C]
+        found = self._reduce(source, normalised, groups, _budget_share(problem))
         column_N = np.where(found.column_N < 0, -1, normalised.column_C[found.column_N])
         return Reduced(found.merit_N, column_N, found.tie_N)
+
+
+def _budget_share(problem: SelectionProblem) -> float:
+    """Return which part of the rows, or of their tokens, the budget asks for."""
+    if problem.limits.tokens is None:
+        return problem.budget / problem.attribution.shape[0]
+    return min(1.0, problem.limits.tokens / max(1, int(np.sum(problem.facts.get("tokens", 0), dtype=np.int64))))

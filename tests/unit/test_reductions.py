@@ -81,6 +81,20 @@ def test_votes_see_no_magnitude_and_reciprocal_ranks_reward_a_first_place():
     assert select(score_NT, groups, 3, method="betr").rows.tolist().count(0) == 1
 
 
+def test_a_share_tied_to_the_budget_is_the_share_of_that_budget():
+    score_NT = np.random.default_rng(4).standard_normal((200, 6))
+    for budget, share in ((40, 0.2), (0.2, 0.2), ({"tokens": 500}, 0.25)):
+        rows = {"tokens": [10] * 200}
+        found, fixed = (
+            select(score_NT, list("aabbcc"), budget, method="icons", reduction_options={"top_share": one}, rows=rows)
+            for one in ("budget", share)
+        )
+        assert found.rows.tolist() == fixed.rows.tolist()
+        assert found.merit.tolist() == fixed.merit.tolist()
+    half = select(score_NT, list("aabbcc"), 100, method="icons", reduction_options={"top_share": "budget"})
+    assert half.merit.mean() > 1.5, "half of the rows have the vote of a task, and the best half is taken"
+
+
 def test_a_best_place_is_not_moved_by_the_height_of_a_tail():
     rng = np.random.default_rng(1)
     score_NT = rng.standard_normal((60, 4))
@@ -96,6 +110,7 @@ def test_a_best_place_is_not_moved_by_the_height_of_a_tail():
         ({"reduction_options": {"share": 0.1}}, r"reduction_options\.share: 'votes' has no such option.*top_share"),
         ({"reduction_options": [0.1]}, r"options\.reduction_options: found \[0\.1\], expected a mapping"),
         ({"reduction_options": {"top_share": 0}}, r"top_share: found 0, expected a number above 0, at most 1"),
+        ({"reduction_options": {"top_share": "half"}}, r"top_share: found 'half', expected .* or budget"),
         ({"reduction_options": {"top_share": True}}, r"top_share: found True"),
         ({"reduction_options": {"top_share": float("nan")}}, r"top_share: found nan"),
         ({"reduction": "sum", "reduction_options": {"top_share": 0.1}}, r"'sum' has no such option \(it has none\)"),
