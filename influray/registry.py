@@ -148,6 +148,11 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"normaliser": "none", "reduction": "instance_max", "standardise": False, "temperature": 1.0},
         "a draw by log importance weight, arXiv 2302.03169",
     ),
+    "uot": (
+        "top_k",
+        {"normaliser": "none", "reduction": "transport"},
+        "mass by unbalanced optimal transport, arXiv 2602.14696",
+    ),
     "betr": ("top_k", {"normaliser": "none", "reduction": "best_rank"}, "BETR's best rank, arXiv 2507.12466"),
 }
 

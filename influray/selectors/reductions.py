@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from influray.options import check_options
-from influray.protocols import AttributionSource, SelectionProblem
+from influray.protocols import SelectionProblem
 from influray.selectors.columns import falling_ranks, whole_columns
 from influray.selectors.normalisers import Normalised, NormaliserName, TaskWeights, normalise
 from influray.selectors.task_scores import members, score_tasks, task_means, total
@@ -38,19 +38,18 @@ class Reduced:
         return np.lexsort((-self.tie_N, -self.merit_N))
 
 
-# (source, its normalisation, task of each column in use, part of the rows asked for) -> merits, with places in C
-Reduction = Callable[[AttributionSource, Normalised, Sequence[str], float], Reduced]
+# (problem, the normalisation of its matrix, task of each column in use) -> merits, with places in C for columns
+Reduction = Callable[[SelectionProblem, Normalised, Sequence[str]], Reduced]
 
 
 def _row_by_row(
     function: Callable[[np.ndarray, Sequence[str]], tuple[np.ndarray, np.ndarray | None]],
-    source: AttributionSource,
+    problem: SelectionProblem,
     normalised: Normalised,
     groups: Sequence[str],
-    share: float,
 ) -> Reduced:
     merits, places = [], []
-    for _, block_BT in source.blocks():
+    for _, block_BT in problem.attribution.blocks():
         merit_B, place_B = function(np.ascontiguousarray(normalised.lines(block_BT).T), groups)
         merits.append(merit_B)
         places.append(np.full(len(merit_B), -1) if place_B is None else place_B)
@@ -95,10 +94,9 @@ class _Votes:
     def __init__(self, top_share: Annotated[float, Field(gt=0, le=1)] | Literal["budget"] = 0.2) -> None:
         self._top_share: float | Literal["budget"] = top_share
 
-    def __call__(
-        self, source: AttributionSource, normalised: Normalised, groups: Sequence[str], share: float
-    ) -> Reduced:
-        top_share = share if self._top_share == "budget" else self._top_share
+    def __call__(self, problem: SelectionProblem, normalised: Normalised, groups: Sequence[str]) -> Reduced:
+        top_share = _budget_share(problem) if self._top_share == "budget" else self._top_share
+        source = problem.attribution
         mean_GN = score_tasks(source, normalised, groups, "mean")
         weight_G = _task_weights(normalised, groups)
         stats = column_stats(column_moments([(source.rows, mean_GN.T)]))
@@ -110,20 +108,20 @@ class _Votes:
         return Reduced(vote_N, np.full(len(vote_N), -1), tie_N / len(mean_GN))
 
 
-def _reciprocal_rank(source: AttributionSource, normalised: Normalised, groups: Sequence[str], share: float) -> Reduced:
+def _reciprocal_rank(problem: SelectionProblem, normalised: Normalised, groups: Sequence[str]) -> Reduced:
     """The sum over tasks of weight / the row's place by its mean for the task; equal means share their mean place.
 
     Source: CROPI, arXiv 2510.26491; thu-coai. There one target vector a set where this has the mean over the set's
     columns, and places beyond the budget count nothing; here all count, so that a budget extends a smaller one.
     """
-    weight_G = _task_weights(normalised, groups)
+    source, weight_G = problem.attribution, _task_weights(normalised, groups)
     merit_N = np.zeros(source.shape[0])
     for weight, mean_N in zip(weight_G, score_tasks(source, normalised, groups, "mean"), strict=True):
         merit_N += weight / falling_ranks(mean_N)
     return Reduced(merit_N, np.full(len(merit_N), -1))
 
 
-def _best_rank(source: AttributionSource, normalised: Normalised, groups: Sequence[str], share: float) -> Reduced:
+def _best_rank(problem: SelectionProblem, normalised: Normalised, groups: Sequence[str]) -> Reduced:
     """The largest over columns of weight / the row's place in the column; equal scores share their mean place.
 
     As many rows as columns come first somewhere: of equal merits the larger sum over all columns goes first. It
@@ -132,6 +130,7 @@ def _best_rank(source: AttributionSource, normalised: Normalised, groups: Sequen
     Source: BETR, arXiv 2507.12466, the best rank (max). There the labels of a classifier that scores the pool,
     ranked by embeddings; here the rows are ranked by influence and taken as they stand.
     """
+    source = problem.attribution
     merit_N, tie_N = np.zeros(source.shape[0]), np.zeros(source.shape[0])
     place_N = np.zeros(source.shape[0], np.int64)
     for place, score_N in whole_columns(source, normalised.column_C):
@@ -142,11 +141,42 @@ def _best_rank(source: AttributionSource, normalised: Normalised, groups: Sequen
     return Reduced(merit_N, place_N, tie_N)
 
 
+class _Transport:
+    """The log of the mean over columns of exp(z / temperature) over its sum in the column; a column weighs as its task.
+
+    The mass that optimal transport brings to a row where every target has one unit to spend, each by itself. It reads
+    every column whole, some at a time.
+
+    Source: UOT of arXiv 2602.14696; dcml-lab/targeted-instruction-selection uot.py: costs (1 - cosine) / 2, entropic
+    weight 0.01, a hard marginal of the targets, and one of the pool with weight 1e-4. A pool's marginal as loose as
+    that changes hardly anything, so the plan is this softmax, and no iteration is needed. `temperature` is in units of
+    the normalised scores, 2 * 0.01 for cosines.
+    """
+
+    def __init__(self, temperature: Annotated[float, Field(gt=0)] = 0.02) -> None:
+        self._temperature = temperature
+
+    def __call__(self, problem: SelectionProblem, normalised: Normalised, groups: Sequence[str]) -> Reduced:
+        rows = problem.attribution.shape[0]
+        log_N, best_N, place_N = np.full(rows, -np.inf), np.full(rows, -np.inf), np.zeros(rows, np.int64)
+        weight_C = normalised.weight_C
+        for place, score_N in whole_columns(problem.attribution, normalised.column_C):
+            share_N = normalised.values(score_N[:, None], [place])[:, 0] / (weight_C[place] * self._temperature)
+            share_N -= share_N.max()  # before exp, which knows no number above exp(709)
+            share_N += np.log(weight_C[place]) - np.log(np.exp(share_N).sum())
+            log_N = np.logaddexp(log_N, share_N)
+            better_N = share_N > best_N
+            best_N[better_N], place_N[better_N] = share_N[better_N], place
+        return Reduced(log_N - np.log(weight_C.sum()), place_N)
+
+
 def _task_weights(normalised: Normalised, groups: Sequence[str]) -> list[float]:
     return [float(normalised.weight_C[places[0]]) for places in members(groups).values()]
 
 
-ReductionName = Literal["group_mean_max", "instance_max", "mean", "sum", "votes", "reciprocal_rank", "best_rank"]
+ReductionName = Literal[
+    "group_mean_max", "instance_max", "mean", "sum", "votes", "reciprocal_rank", "best_rank", "transport"
+]
 # name -> a maker of the reduction, whose parameters are its options
 REDUCTIONS: dict[ReductionName, Callable[..., Reduction]] = {
     "group_mean_max": lambda: partial(_row_by_row, _group_mean_max),
@@ -156,6 +186,7 @@ REDUCTIONS: dict[ReductionName, Callable[..., Reduction]] = {
     "votes": _Votes,
     "reciprocal_rank": lambda: _reciprocal_rank,
     "best_rank": lambda: _best_rank,
+    "transport": _Transport,
 }
 
 
@@ -180,10 +211,8 @@ class RowMerit:
 
     def of(self, problem: SelectionProblem) -> Reduced:
         """Return the merits of a problem's rows, with columns of its matrix. Raises as `normalise`."""
-        source = problem.attribution
-        normalised = normalise(self._normaliser, source, problem.groups, self._task_weights)
-        groups = [problem.groups[j] for j in normalised.column_C]
-        found = self._reduce(source, normalised, groups, _budget_share(problem))
+        normalised = normalise(self._normaliser, problem.attribution, problem.groups, self._task_weights)
+        found = self._reduce(problem, normalised, [problem.groups[j] for j in normalised.column_C])
         column_N = np.where(found.column_N < 0, -1, normalised.column_C[found.column_N])
         return Reduced(found.merit_N, column_N, found.tie_N)
 

@@ -21,8 +21,9 @@ class TopK(Selector):
 
     Args:
         normaliser: none, zscore, robust, rank or minmax.
-        reduction: group_mean_max, instance_max, sum, mean, votes (ICONS), reciprocal_rank (CROPI) or best_rank (BETR).
-        reduction_options: of the reduction; votes has top_share, 0.2 where not given.
+        reduction: group_mean_max, instance_max, sum, mean, votes (ICONS), reciprocal_rank (CROPI), best_rank (BETR) or
+            transport (UOT).
+        reduction_options: of the reduction; votes has top_share, 0.2 where not given, transport temperature, 0.02.
         task_weights: task -> factor on its normalised columns, on its votes and on its 1 / rank; 1 where not given.
         drop_share: the part of the rows that is set aside, the highest merits, rounded down: the hardest rows are often
             noise (BERT on a data diet, arXiv 2211.05610, of GraNd and EL2N). They follow all others, the lowest first.

@@ -32,8 +32,9 @@ STANDARDISED = [
 ]
 # A larger budget only adds at the end; not so where shares are parts of the budget.
 PREFIX = [name for name in ALL if name not in ("quota", "strata")]
-# A row that comes second in two columns and first in none is won by the lower one: which one, the order decides.
-COLUMNS_TIE = ["betr"]
+# A row that comes second in two columns and first in none, or that has all mass of two, is won by the lower one: which
+# one, the order decides.
+COLUMNS_TIE = ["betr", "uot"]
 TOKENS = np.random.default_rng(9).permutation(90) + 1
 
 
