@@ -348,7 +348,7 @@ class SelectionProblem:
     seed: int = 0
     facts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     limits: Limits = Limits()
-    features: UnitRows | None = None  # for limits.near_duplicates
+    features: UnitRows | None = None  # for limits.near_duplicates, and selectors that need them
     on_progress: Callable[[int, int], None] = lambda chosen, budget: None  # called now and then by a greedy method
     passed_over: tuple[int, ...] = ()  # positions that near-duplicates rule out: with them a minimum could not be kept
 
@@ -372,6 +372,8 @@ class Selection:
 
 class Selector(ABC):
     """Attribution -> selection: a pure function of the problem and its seed. It is made as `kind(**options)`."""
+
+    needs_features: bool = False  # reads `problem.features`; it may depend on the options
 
     @abstractmethod
     def select(self, problem: SelectionProblem) -> Selection:

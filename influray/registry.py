@@ -153,6 +153,16 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"normaliser": "none", "reduction": "transport"},
         "mass by unbalanced optimal transport, arXiv 2602.14696",
     ),
+    "knn_uniform": (
+        "top_k",
+        {"normaliser": "none", "reduction": "neighbours"},
+        "near to many targets, KNN-Uniform of TSDS, arXiv 2410.11303",
+    ),
+    "knn_kde": (
+        "top_k",
+        {"normaliser": "none", "reduction": "neighbours_by_density"},
+        "near to many targets, near-duplicates sharing, KNN-KDE of TSDS, arXiv 2410.11303",
+    ),
     "betr": ("top_k", {"normaliser": "none", "reduction": "best_rank"}, "BETR's best rank, arXiv 2507.12466"),
 }
 

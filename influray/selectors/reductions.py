@@ -18,7 +18,9 @@ from pydantic import Field
 from influray.options import check_options
 from influray.protocols import SelectionProblem
 from influray.selectors.columns import falling_ranks, whole_columns
+from influray.selectors.nearest_lists import assigned_mass, densities, nearest_lists
 from influray.selectors.normalisers import Normalised, NormaliserName, TaskWeights, normalise
+from influray.selectors.row_facts import features_of
 from influray.selectors.task_scores import members, score_tasks, task_means, total
 from influray.store.moments import column_moments, column_stats
 
@@ -170,12 +172,81 @@ class _Transport:
         return Reduced(log_N - np.log(weight_C.sum()), place_N)
 
 
+class _Neighbours:
+    """The share of the targets' mass that a row receives where each target spreads its own over its nearest rows alike.
+
+    That is, the share of the columns that have the row among their K best. K grows from 1 while the mean over columns
+    of the sum over those K of (z - z of the next row) is below (1 - alpha) / alpha * `scale`, up to `neighbours` and a
+    tenth of the rows. Of equal shares, and of rows without any, the one with the highest z in some column goes first.
+
+    Source: KNN-Uniform of TSDS, arXiv 2410.11303, as arXiv 2602.14696 has it (dcml-lab/targeted-instruction-selection
+    tsds_subset.py), whose numbers are the defaults, for cosines: distances are 1 - z. There rows of one share stand in
+    the order of the pool, and no tenth bounds the lists.
+    """
+
+    def __init__(
+        self,
+        neighbours: Annotated[int, Field(ge=1)] = 5000,
+        alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01,
+        scale: Annotated[float, Field(gt=0)] = 5.0,
+    ) -> None:
+        self._neighbours, self._alpha, self._scale = neighbours, alpha, scale
+
+    def __call__(self, problem: SelectionProblem, normalised: Normalised, groups: Sequence[str]) -> Reduced:
+        lists = nearest_lists(problem.attribution, normalised, self._neighbours)
+        capacity_N = self._capacities(problem, np.unique(lists.position_CL))
+        mass_N = assigned_mass(lists, capacity_N, normalised.weight_C, self._alpha, self._scale)
+        return Reduced(mass_N, lists.place_N, lists.best_N)
+
+    def _capacities(self, problem: SelectionProblem, position_U: np.ndarray) -> np.ndarray:
+        return np.ones(problem.attribution.shape[0])
+
+
+class _NeighboursByDensity(_Neighbours):
+    """As neighbours, but a row takes in 1 / density of what it would: copies share what one row had.
+
+    The density of a row is the sum over the listed rows of max(0, 1 - |u - v|^2 / sigma^2), u and v unit feature rows:
+    1 for a row far from all others. It takes the features of the pool, and time quadratic in the rows that stand in
+    some column's list; distances are those of sketches.
+
+    Source: KNN-KDE of TSDS, as neighbours. There the 1,000 nearest rows alone count, and what full lists cannot hold
+    goes to the last row of each; here to none.
+    """
+
+    needs_features = True
+
+    def __init__(
+        self,
+        neighbours: Annotated[int, Field(ge=1)] = 5000,
+        alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01,
+        scale: Annotated[float, Field(gt=0)] = 5.0,
+        sigma: Annotated[float, Field(gt=0)] = 0.75,
+    ) -> None:
+        super().__init__(neighbours, alpha, scale)
+        self._sigma = sigma
+
+    def _capacities(self, problem: SelectionProblem, position_U: np.ndarray) -> np.ndarray:
+        capacity_N = super()._capacities(problem, position_U)
+        row_U = problem.attribution.rows[position_U]
+        capacity_N[position_U] = 1 / densities(features_of(problem, "knn_kde"), row_U, self._sigma)
+        return capacity_N
+
+
 def _task_weights(normalised: Normalised, groups: Sequence[str]) -> list[float]:
     return [float(normalised.weight_C[places[0]]) for places in members(groups).values()]
 
 
 ReductionName = Literal[
-    "group_mean_max", "instance_max", "mean", "sum", "votes", "reciprocal_rank", "best_rank", "transport"
+    "group_mean_max",
+    "instance_max",
+    "mean",
+    "sum",
+    "votes",
+    "reciprocal_rank",
+    "best_rank",
+    "transport",
+    "neighbours",
+    "neighbours_by_density",
 ]
 # name -> a maker of the reduction, whose parameters are its options
 REDUCTIONS: dict[ReductionName, Callable[..., Reduction]] = {
@@ -187,11 +258,15 @@ REDUCTIONS: dict[ReductionName, Callable[..., Reduction]] = {
     "reciprocal_rank": lambda: _reciprocal_rank,
     "best_rank": lambda: _best_rank,
     "transport": _Transport,
+    "neighbours": _Neighbours,
+    "neighbours_by_density": _NeighboursByDensity,
 }
 
 
 class RowMerit:
     """The options of every selector that works on one number per row, and those numbers.
+
+    `needs_features`: the reduction looks at the features of the rows.
 
     Raises:
         ConfigError: an option of the reduction that is wrong.
@@ -206,6 +281,7 @@ class RowMerit:
     ) -> None:
         maker, given = REDUCTIONS[reduction], reduction_options or {}
         self._reduce = maker(**check_options(maker, reduction, "options.reduction_options", (), given))
+        self.needs_features: bool = getattr(self._reduce, "needs_features", False)
         self._normaliser: NormaliserName = normaliser
         self._task_weights = dict(task_weights or {})
 

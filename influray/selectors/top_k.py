@@ -21,9 +21,10 @@ class TopK(Selector):
 
     Args:
         normaliser: none, zscore, robust, rank or minmax.
-        reduction: group_mean_max, instance_max, sum, mean, votes (ICONS), reciprocal_rank (CROPI), best_rank (BETR) or
-            transport (UOT).
-        reduction_options: of the reduction; votes has top_share, 0.2 where not given, transport temperature, 0.02.
+        reduction: group_mean_max, instance_max, sum, mean, votes (ICONS), reciprocal_rank (CROPI), best_rank (BETR),
+            transport (UOT), neighbours (KNN-Uniform) or neighbours_by_density (KNN-KDE).
+        reduction_options: of the reduction; votes has top_share, 0.2 where not given, transport temperature, 0.02,
+            neighbours neighbours, alpha and scale, and by density sigma too (influray.selectors.reductions).
         task_weights: task -> factor on its normalised columns, on its votes and on its 1 / rank; 1 where not given.
         drop_share: the part of the rows that is set aside, the highest merits, rounded down: the hardest rows are often
             noise (BERT on a data diet, arXiv 2211.05610, of GraNd and EL2N). They follow all others, the lowest first.
@@ -38,6 +39,7 @@ class TopK(Selector):
         drop_share: Annotated[float, Field(ge=0, le=1)] = 0.0,
     ) -> None:
         self._merit = RowMerit(normaliser, reduction, reduction_options, task_weights)
+        self.needs_features = self._merit.needs_features
         self._drop_share = drop_share
 
     def select(self, problem: SelectionProblem) -> Selection:
