@@ -74,6 +74,9 @@ SCORERS: dict[str, Entry] = {
     "whitened": Entry("influray.scorers.whitened:Whitened", "cosine of jointly whitened rows (TAROT)"),
     "gram": Entry("influray.scorers.gram:Gram", "through the inverse Gram matrix of plain gradients (TRAK, DsDm)"),
     "datainf": Entry("influray.scorers.datainf:DataInf", "closed-form inverse Hessian of each LoRA module (DataInf)"),
+    "shampoo": Entry(
+        "influray.scorers.shampoo:Shampoo", "inverse curvature of each weight, by Shampoo's eigenvectors, corrected"
+    ),
     "grand": Entry("influray.scorers.grand:GraNd", "norm of the plain gradient; asks for no target"),
     "vog": Entry("influray.scorers.vog:VoG", "spread of the gradient over checkpoints; asks for no target"),
     "dsir": Entry("influray.scorers.dsir:DSIR", "log importance weight of hashed n-grams, one column a task (DSIR)"),
