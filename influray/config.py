@@ -114,7 +114,7 @@ class FeaturesConfig(Section):
     adam_epsilon_mode: Literal["less", "adamw"] = "less"  # epsilon inside or outside the root
     adam_momentum: bool = True  # False drops the momentum term that all rows share
     projector: ProjectorConfig = ProjectorConfig()
-    blocks: Literal["whole", "module"] = "whole"  # module = an equal part of the D numbers for each LoRA module
+    blocks: Literal["whole", "module"] = "whole"  # module = equal parts of the D numbers for LoRA modules, or layers
     store: Literal["float16", "int8", "sign1"] = "float16"  # of a pool row's vector: 16, 8 or 1 bit; targets keep 16
     token_budget: Positive | Literal["auto"] = "auto"  # padded tokens a batch; ngram has no batches
     rows_per_shard: Positive = 512

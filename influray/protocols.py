@@ -157,6 +157,10 @@ class FactorProjector(Projector):
         """Say what the coordinates are: (offset, out, in) of every weight."""
 
     @abstractmethod
+    def result_shape(self, offset: int) -> tuple[int, int]:
+        """Return (rows, columns) of the matrix that the weight at `offset` comes to; (1, D) where it is none."""
+
+    @abstractmethod
     def add_factors(self, out_BD: Tensor, offset: int, grad_BSo: Tensor, x_BSi: Tensor) -> None:
         """Add the projection of sum_s grad_s x_s', the gradient of the weight at `offset`, to `out_BD`, in place."""
 
@@ -186,6 +190,7 @@ class Featurizer(ABC):
     epsilon_share: float | None = None  # how much of Adam's denominator is epsilon; None where there is no Adam
     step: str | None = None  # which of several programs with other last bits computes
     bounds: tuple[int, ...] = ()  # where the part of the D numbers of each module begins, and D; () = one part
+    factors: tuple[tuple[int, int, int], ...] = ()  # (first of the D numbers, rows, columns) of each weight's matrix
 
     @abstractmethod
     def compute(self, examples: Sequence[Any]) -> FeatureBlock:
@@ -226,6 +231,8 @@ class Stores:
     blocks: str = "whole"  # module = a part of the D numbers for each LoRA module
     matrices: str = "one"  # of the projection: one for all checkpoints, or each its own
     bounds_K: tuple[tuple[int, ...], ...] = ()  # per checkpoint: where parts begin, and D or buckets; () = not made yet
+    projector: str = ""  # its name
+    factors_K: tuple[tuple[tuple[int, int, int], ...], ...] = ()  # per checkpoint: factors as of Featurizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +355,7 @@ class SelectionProblem:
     seed: int = 0
     facts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     limits: Limits = Limits()
-    features: UnitRows | None = None  # for limits.near_duplicates
+    features: UnitRows | None = None  # for limits.near_duplicates, and selectors that need them
     on_progress: Callable[[int, int], None] = lambda chosen, budget: None  # called now and then by a greedy method
     passed_over: tuple[int, ...] = ()  # positions that near-duplicates rule out: with them a minimum could not be kept
 
@@ -372,6 +379,8 @@ class Selection:
 
 class Selector(ABC):
     """Attribution -> selection: a pure function of the problem and its seed. It is made as `kind(**options)`."""
+
+    needs_features: bool = False  # reads `problem.features`; it may depend on the options
 
     @abstractmethod
     def select(self, problem: SelectionProblem) -> Selection:

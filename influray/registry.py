@@ -74,6 +74,9 @@ SCORERS: dict[str, Entry] = {
     "whitened": Entry("influray.scorers.whitened:Whitened", "cosine of jointly whitened rows (TAROT)"),
     "gram": Entry("influray.scorers.gram:Gram", "through the inverse Gram matrix of plain gradients (TRAK, DsDm)"),
     "datainf": Entry("influray.scorers.datainf:DataInf", "closed-form inverse Hessian of each LoRA module (DataInf)"),
+    "shampoo": Entry(
+        "influray.scorers.shampoo:Shampoo", "inverse curvature of each weight, by Shampoo's eigenvectors, corrected"
+    ),
     "grand": Entry("influray.scorers.grand:GraNd", "norm of the plain gradient; asks for no target"),
     "vog": Entry("influray.scorers.vog:VoG", "spread of the gradient over checkpoints; asks for no target"),
     "dsir": Entry("influray.scorers.dsir:DSIR", "log importance weight of hashed n-grams, one column a task (DSIR)"),
@@ -147,6 +150,21 @@ METHODS: dict[str, tuple[str, dict[str, Any], str]] = {
         "gumbel_top_k",
         {"normaliser": "none", "reduction": "instance_max", "standardise": False, "temperature": 1.0},
         "a draw by log importance weight, arXiv 2302.03169",
+    ),
+    "uot": (
+        "top_k",
+        {"normaliser": "none", "reduction": "transport"},
+        "mass by unbalanced optimal transport, arXiv 2602.14696",
+    ),
+    "knn_uniform": (
+        "top_k",
+        {"normaliser": "none", "reduction": "neighbours"},
+        "near to many targets, KNN-Uniform of TSDS, arXiv 2410.11303",
+    ),
+    "knn_kde": (
+        "top_k",
+        {"normaliser": "none", "reduction": "neighbours_by_density"},
+        "near to many targets, near-duplicates sharing, KNN-KDE of TSDS, arXiv 2410.11303",
     ),
     "betr": ("top_k", {"normaliser": "none", "reduction": "best_rank"}, "BETR's best rank, arXiv 2507.12466"),
 }

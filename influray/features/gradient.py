@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from influray.features.blocks import feature_block
 from influray.features.fused_step import FusedStep, fused_step
 from influray.features.inner_step import TorchStep
-from influray.features.module_blocks import ModuleBlocks
+from influray.features.module_blocks import FactorBlocks, module_blocks
 from influray.features.preconditioners import Direction, epsilon_share, make_direction
 from influray.model.batch import Batch, make_batch
 from influray.model.example_gradients import ExampleGradients
@@ -47,9 +47,10 @@ class GradientFeaturizer(Featurizer):
 
     Takes the model over: freezes it and hooks into it.
     `direction` is "adam" (needs `moments`), "sgd" or "sign". `bounds` are where the part of the D numbers of each LoRA
-    module begins, and D; (0, D) where they share all. `head` says how logits are made (see ExampleGradients),
-    `epsilon_share` how much of Adam's denominator is epsilon (None for other directions). `step` is what adds up a
-    weight's gradients: "fused" on a GPU where FusedStep can take them, else "torch"; asked for by name, it is that one.
+    module begins, and D; (0, D) where they share all. `factors` are as FactorBlocks has them, () where there are none.
+    `head` says how logits are made (see ExampleGradients), `epsilon_share` how much of Adam's denominator is epsilon
+    (None for other directions). `step` is what adds up a weight's gradients: "fused" on a GPU where FusedStep can take
+    them, else "torch"; asked for by name, it is that one.
 
     Raises:
         ConfigError: the projector's options are wrong, the model has no LoRA matrices that can be tracked, the
@@ -94,8 +95,9 @@ class GradientFeaturizer(Featurizer):
 
         self.bounds: tuple[int, ...] = (0, settings.dimension)
         if features_config.blocks == "module":
-            blocks = ModuleBlocks(weights, settings.dimension, make, "features.projector.dimension")
+            blocks = module_blocks(weights, settings.dimension, make, "features.projector.dimension")
             self._projector, self.bounds = blocks, blocks.bounds
+            self.factors = blocks.factors if isinstance(blocks, FactorBlocks) else ()
         else:
             self._projector = make(settings.dimension)
         self._factors = self._projector if isinstance(self._projector, FactorProjector) else None

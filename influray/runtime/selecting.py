@@ -19,7 +19,7 @@ from influray.data.pool_facts import PoolFacts
 from influray.evaluation.balance import Balance, measure_balance
 from influray.evaluation.copies import count_copies
 from influray.protocols import ArtifactMismatch, Selection, SelectionProblem
-from influray.selectors.api import resolve_limits, run_selector
+from influray.selectors.api import needs_features, resolve_limits, run_selector
 from influray.store.attribution import Attribution
 from influray.store.ranges import Mapper
 from influray.store.run_directory import RunDirectory
@@ -60,7 +60,8 @@ def select_and_write(
     facts = PoolFacts(catalogue, rows_N)
     constraints = parse_constraints(selector["constraints"])
     budget, limits = resolve_limits(selector["budget"], constraints, len(rows_N), id_root)
-    features = None if limits.near_duplicates is None else attribution.features()
+    compared = needs_features(selector["method"], selector["options"], limits)
+    features = attribution.features() if compared else None
     folder = run.selection(selector["name"])
     problem = SelectionProblem(
         attribution, attribution.groups, budget, selector["seed"], facts, limits, features, on_progress

@@ -192,6 +192,7 @@ class FeatureWorker:
             "epsilon_share": featurizer.epsilon_share,
             "step": featurizer.step,
             "bounds": featurizer.bounds or (0, featurizer.dimension),
+            "factors": featurizer.factors,
             "token_budget": token_budget,
             "packed": any(len(batch) > 1 for batch in batches),
             "batch_tokens": batch_tokens(lengths, batches) if token_budget is not None else None,  # with padding

@@ -48,7 +48,12 @@ class MeanLoss(_OneColumn):
 
 
 class EL2N(_OneColumn):
-    """Mean |softmax - one-hot label| over the row's trained tokens, arXiv 2107.07075; `prefer` "high" = hard rows."""
+    """Mean |softmax - one-hot label|_2 over the row's trained tokens; `prefer` "high" takes the hard rows.
+
+    Source: arXiv 2107.07075. There a row has one label, and its error is that of classifiers some epochs into their
+    training, averaged over ten of them; here the labels are tokens, and the model is the base, before any training.
+    The very hardest are often noise: `drop_share` of top_k leaves them out (BERT on a data diet, arXiv 2211.05610).
+    """
 
     name = "el2n"
 

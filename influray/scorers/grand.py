@@ -11,7 +11,8 @@ from influray.scorers.options import require
 class GraNd(Scorer):
     """One column: the sum over checkpoints of w_k * norm of the plain gradient, unprojected, whatever the direction.
 
-    The loss is a mean over tokens, so short answers have longer gradients. The very highest are often noise.
+    The loss is a mean over tokens, so short answers have longer gradients. The very highest are often noise:
+    `drop_share` of top_k leaves them out (BERT on a data diet, arXiv 2211.05610).
 
     Raises:
         ArtifactMismatch: stores of something other than gradients.

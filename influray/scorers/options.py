@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from influray.protocols import ArtifactMismatch, Scorer, Stores
-from influray.registry import FEATURIZERS, featurizer_traits, make
+from influray.registry import FEATURIZERS, PROJECTORS, featurizer_traits, make
 
 if TYPE_CHECKING:
     from influray.config import Config
@@ -35,7 +35,8 @@ def expected_stores(config: Config) -> Stores:
         count = 1
     weights = (1 / count,) * count if count else ()
     made = features.featurizer, traits.makes, traits.columns
-    return Stores(weights, *made, features.direction, features.blocks, features.projector.matrices)
+    projector = features.projector
+    return Stores(weights, *made, features.direction, features.blocks, projector.matrices, projector=projector.name)
 
 
 def made_stores(manifest_K: Sequence[Mapping[str, Any]], weights: Sequence[float]) -> Stores:
@@ -51,6 +52,8 @@ def made_stores(manifest_K: Sequence[Mapping[str, Any]], weights: Sequence[float
         blocks=first.get("blocks", "whole"),
         matrices=first.get("projector", {}).get("matrices", "one"),
         bounds_K=tuple(tuple(one["bounds"]) for one in manifest_K),
+        projector=first.get("projector", {}).get("name", ""),
+        factors_K=tuple(tuple(tuple(one) for one in found.get("factors", ())) for found in manifest_K),
     )
 
 
@@ -62,6 +65,7 @@ def require(
     column: str | None = None,
     gradients: Literal["any", "plain"] | None = None,
     blocks: bool = False,
+    factors: bool = False,
     matrices: Literal["one"] | None = None,
     checkpoints: int = 0,
 ) -> None:
@@ -69,7 +73,7 @@ def require(
 
     `makes` is what stands for a row, `column` a plain column; `gradients` come with the norm of the plain one, and
     "plain" ones are pool rows of that direction. `blocks`: the D numbers are split over the modules of the model.
-    `matrices`: all checkpoints are projected alike.
+    `factors`: and a module's part holds a matrix for each weight. `matrices`: all checkpoints are projected alike.
     """
     kinds = {"vectors": "feature vectors", "counts": "counts of n-grams"}
     if makes is not None and stores.makes != makes:
@@ -87,6 +91,12 @@ def require(
         raise ArtifactMismatch(
             f"attribution.scorer: {scorer!r} needs a block of features for each LoRA module, and these datastores "
             "hold one for the whole model; set features.blocks: module"
+        )
+    known = PROJECTORS.keys() - {"factored"}
+    if factors and (stores.projector in known or (stores.bounds_K and not all(stores.factors_K))):
+        raise ArtifactMismatch(
+            f"attribution.scorer: {scorer!r} needs the gradient of a layer as a smaller matrix, and the projector "
+            f"{stores.projector!r} makes one row of numbers of it; set features.projector.name: factored"
         )
     if matrices is not None and stores.matrices != matrices:
         raise ArtifactMismatch(

@@ -27,8 +27,10 @@ class Whitened(Scorer):
     Cost: D^2 a row, D^3 once, then D^2 a row. In bytes a checkpoint: 16 D^2 in a worker that takes sums (1 GB at
     D = 8192), 8 D^2 on disk for each of them until the fit, 4 D^2 for the state, which workers of one machine share.
 
-    Source: vita-epfl/TAROT wfd_estimator.py, get_wfd. There rows have their norms, which makes pool rows of another
-    direction than the targets' incomparable; only the last checkpoint is used; and products are float16.
+    Source: the paper, whose whitening is x L^-T. The authors' code (vita-epfl/TAROT wfd_estimator.py, get_wfd)
+    multiplies by the transpose, x L^-1, which leaves a covariance that is not the identity. There rows have their
+    norms, which makes pool rows of another direction than the targets' incomparable; only the last checkpoint is
+    used; and products are float16.
 
     Raises:
         ArtifactMismatch: the stores hold no vectors.

@@ -58,7 +58,7 @@ def select(
         rows: per-row facts [N] by name (source, tokens, id), for the methods and constraints that read them: a mapping
             of columns, a data frame or an Arrow table; of a path, those of the run's catalogue.
         features: feature rows [N, D] of any length, arrays or tensors, or a list of one such per checkpoint, for
-            constraints["near_duplicates"]; of a path, those of the run.
+            constraints["near_duplicates"] and the methods that compare rows; of a path, those of the run.
         constraints: as `constraints` of a config's selector: include, exclude (ids), sources, tasks (name -> {"min",
             "max"}), near_duplicates (a cosine).
         options: of the method; they take precedence over those that a published method's name stands for.
@@ -81,7 +81,7 @@ def select(
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ConfigError(f"seed: found {seed!r}, expected an integer of 0 or more")
     count, limits = resolve_limits(budget, limited, total)
-    if features is None and limits.near_duplicates is not None and isinstance(source, Attribution):
+    if features is None and isinstance(source, Attribution) and needs_features(method, options, limits):
         features = source.features()
     elif features is not None and (hasattr(features, "detach") or not hasattr(features, "gather")):  # tensors have both
         features = ArrayFeatures(features, total)
@@ -135,6 +135,12 @@ def check_method(method: str) -> None:
     if method not in SELECTORS and method not in METHODS and outside_code("selectors", method) is None:
         known = sorted({*METHODS, *SELECTORS, *offered("selectors")})
         raise ConfigError(f"method: no method is called {method!r}{near(method, known)} (known: {', '.join(known)})")
+
+
+def needs_features(method: str, options: Mapping[str, Any], limits: Limits) -> bool:
+    """Return whether a selection by this method under these limits compares feature rows. Raises as `make_selector`."""
+    name, preset = resolve_method(method)
+    return limits.near_duplicates is not None or make_selector(name, {**preset, **options}).needs_features
 
 
 def make_selector(name: str, options: Mapping[str, Any]) -> Selector:

@@ -46,6 +46,7 @@ class GumbelTopK(Selector):
         self._temperature = temperature
         self._standardise = standardise
         self._merit = RowMerit(normaliser, reduction, reduction_options, task_weights)
+        self.needs_features = self._merit.needs_features
 
     def select(self, problem: SelectionProblem) -> Selection:
         random = np.random.default_rng(problem.seed)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from influray.protocols import Selection, SelectionProblem, Selector
+from influray.protocols import ConfigError, Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection
 from influray.selectors.heads import Heads
 from influray.selectors.normalisers import Normalised, NormaliserName, normalise
@@ -30,6 +30,8 @@ class RoundRobin(Selector):
         over: instances or tasks.
         normaliser: zscore, robust, rank, minmax or none. Over instances it decides only which columns take part.
         task_score: max or mean over the task's columns; with normaliser minmax the latter is RDS+'s normalized_mean.
+        taken: what becomes of a task whose best row is chosen already: it takes its "next" one, or it has "lost" its
+            turn, as in hamishivi/automated-instruction-selection get_top_aggregated_influences.py. Over tasks alone.
 
     Source: over instances RR of arXiv 2602.14696, over tasks RDS+, arXiv 2503.01807; there on cosines of hidden
     states, here on any attribution matrix.
@@ -40,17 +42,22 @@ class RoundRobin(Selector):
         over: Literal["instances", "tasks"] = "instances",
         normaliser: NormaliserName = "zscore",
         task_score: TaskScore = "max",
+        taken: Literal["next", "lost"] = "next",
     ) -> None:
-        self._take_turns = _OVER[over]
+        if over == "instances" and taken == "lost":
+            raise ConfigError("options.taken: only tasks can lose a turn; set options.over: tasks, or taken: next")
+        self._over, self._losing = over, taken == "lost"
         self._normaliser: NormaliserName = normaliser
         self._task_score: TaskScore = task_score
 
     def select(self, problem: SelectionProblem) -> Selection:
         normalised = normalise(self._normaliser, problem.attribution, problem.groups, {})
-        return self._take_turns(problem, normalised, self._task_score)
+        if self._over == "instances":
+            return _over_instances(problem, normalised)
+        return _over_tasks(problem, normalised, self._task_score, self._losing)
 
 
-def _over_instances(problem: SelectionProblem, normalised: Normalised, task_score: str) -> Selection:
+def _over_instances(problem: SelectionProblem, normalised: Normalised) -> Selection:
     source, rows = problem.attribution, problem.attribution.rows
     columns = len(normalised.column_C)
     admission = Admission(problem)
@@ -80,13 +87,13 @@ def _over_instances(problem: SelectionProblem, normalised: Normalised, task_scor
     return Selection(rows[admission.chosen], np.array(merit), normalised.column_C[place])
 
 
-def _over_tasks(problem: SelectionProblem, normalised: Normalised, task_score: str) -> Selection:
+def _over_tasks(problem: SelectionProblem, normalised: Normalised, task_score: str, losing: bool) -> Selection:
     source, rows = problem.attribution, problem.attribution.rows
     groups = [problem.groups[j] for j in normalised.column_C]
     admission = Admission(problem)
     turns = TaskTurns(source, normalised, groups, task_score)
     turns.force(admission)
-    turns.fill(admission)
+    turns.fill(admission, losing)
     chosen = admission.chosen
     column_N = np.full(len(rows), -1)
     if task_score == "max":
@@ -98,6 +105,3 @@ def _over_tasks(problem: SelectionProblem, normalised: Normalised, task_score: s
                 place = places[turns.winner_N[position]]
                 column_N[position] = normalised.column_C[place[int(z_C[place].argmax())]]
     return as_selection(problem, chosen, turns.merit_N, column_N)
-
-
-_OVER = {"instances": _over_instances, "tasks": _over_tasks}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from influray.protocols import ConfigError, DataError
+from influray.protocols import ConfigError, DataError, SelectionProblem, UnitRows
 from influray.store.attribution import as_array
 
 
@@ -56,6 +56,13 @@ def _counts(name: str, values: list[Any]) -> np.ndarray:
         if not whole or value != int(value):
             raise ConfigError(f"rows.{name}: found {value!r} at row {place}, expected a number of tokens, 0 or more")
     return np.array([int(value) for value in values], np.int64)
+
+
+def features_of(problem: SelectionProblem, method: str) -> UnitRows:
+    """Return the features of the rows that a method compares. Raises ConfigError where there are none."""
+    if problem.features is None:
+        raise ConfigError(f"features: {method!r} compares the rows of the pool; give their features, [N, D]")
+    return problem.features
 
 
 class ArrayFeatures:

@@ -45,6 +45,7 @@ class Strata(Selector):
         self._strata = strata
         self._drop_share = drop_share
         self._merit = RowMerit(normaliser, reduction, reduction_options, task_weights)
+        self.needs_features = self._merit.needs_features
 
     def select(self, problem: SelectionProblem) -> Selection:
         draw_N = np.random.default_rng(problem.seed).permutation(problem.attribution.shape[0])

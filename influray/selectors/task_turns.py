@@ -43,12 +43,17 @@ class TaskTurns:
         """Move the task on to its next row."""
         self._next_G[task] += 1
 
-    def take_best(self, task: int, admission: Admission) -> None:
-        """Take the task's best row that is neither chosen nor refused, if there is one and the budget lasts."""
+    def take_best(self, task: int, admission: Admission, losing: bool = False) -> None:
+        """Take the task's best row that is neither chosen nor refused, if there is one and the budget lasts.
+
+        Where it is `losing` its turn, it takes none if its next row, of those not refused, is chosen already.
+        """
         while not admission.full and (position := self.head(task)) is not None:
             self.step(task)
             if admission.open_N[position] and admission.take(position):
                 self.credit(position, task)
+                return
+            if losing and self.winner_N[position] >= 0:
                 return
 
     def force(self, admission: Admission) -> None:
@@ -57,11 +62,11 @@ class TaskTurns:
             admission.take(position)
             self.credit(position)
 
-    def fill(self, admission: Admission) -> None:
+    def fill(self, admission: Admission, losing: bool = False) -> None:
         """Let the tasks take their best rows in turn until nothing more is to be chosen, and check the selection."""
         while not admission.full and admission.open_N.any():
             for task in self.tasks:
-                self.take_best(task, admission)
+                self.take_best(task, admission, losing)
         admission.finish()
 
     def credit(self, position: int, task: int | None = None) -> None:

@@ -71,6 +71,7 @@ class FeatureStore:
             "token_budget": budgets[0] if len(budgets) == 1 else budgets,
             "epsilon_share": shares[0] if shares else None,
             "bounds": details[0]["bounds"],
+            "factors": details[0].get("factors", []),  # shards of earlier versions have none
             # A row that killed its process might live on another machine, and then share a batch with others.
             "byte_reproducible": len(budgets) <= 1
             and len(steps) == 1

@@ -201,7 +201,7 @@ def run_features(pool: Path, weights: Sequence[float]) -> JoinedRows:
         raise ArtifactMismatch(f"{pool}: the matrix names no checkpoint; run `influray score` again")
     found = JoinedRows([pool / f"checkpoint-{k}" for k in range(1, len(weights) + 1)], weights)
     for store in found.stores:
-        store.require_vectors("which constraints.near_duplicates compares")
+        store.require_vectors("which near-duplicates and densities are told by")
     return found
 
 

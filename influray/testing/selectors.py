@@ -11,6 +11,7 @@ import numpy as np
 
 from influray.protocols import ConfigError, Limits, Selection, SelectionProblem, Selector
 from influray.selectors.kept import require_kept
+from influray.selectors.row_facts import ArrayFeatures
 from influray.store.attribution import ArrayAttribution
 from influray.testing.laws import law
 
@@ -21,6 +22,7 @@ FACTS = {
     "source": ["web" if i % 3 else "code" for i in range(ROWS)],
     "tokens": (np.random.default_rng(9).permutation(ROWS) + 1).tolist(),
 }
+FEATURES = ArrayFeatures(np.random.default_rng(8).standard_normal((ROWS, 6)), ROWS)
 
 
 def check_selector(make: Callable[[], Selector]) -> None:
@@ -40,7 +42,9 @@ def made_matrix(seed: int = 0, rows: int = ROWS) -> np.ndarray:
 
 
 def _chosen(make: Callable[[], Selector], score_NT: np.ndarray, budget: int = 30, block_rows: int = 2048) -> Selection:
-    return make().select(SelectionProblem(ArrayAttribution(score_NT, block_rows), GROUPS, budget, 7, FACTS))
+    return make().select(
+        SelectionProblem(ArrayAttribution(score_NT, block_rows), GROUPS, budget, 7, FACTS, features=FEATURES)
+    )
 
 
 def _same(one: Selection, other: Selection) -> bool:
@@ -90,7 +94,7 @@ def keeps_the_limits(make: Callable[[], Selector]) -> None:
     limits = Limits(include=("row-5",), exclude=("row-0", "row-7"), sources={"web": (4, 12)})
     for one in (limits, Limits(tokens=400)):
         budget = ROWS if one.tokens else 20
-        problem = SelectionProblem(ArrayAttribution(made_matrix()), GROUPS, budget, 7, FACTS, one)
+        problem = SelectionProblem(ArrayAttribution(made_matrix()), GROUPS, budget, 7, FACTS, one, FEATURES)
         try:
             require_kept(make().select(problem), problem, "the selector")
         except ConfigError as error:

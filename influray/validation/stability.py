@@ -26,7 +26,7 @@ from influray.evaluation.stability import mean_interval, means_by_label, times_c
 from influray.protocols import AttributionSource, ConfigError, SelectionProblem
 from influray.registry import featurizer_reads
 from influray.runtime.retraining_worker import Retraining
-from influray.selectors.api import resolve_limits, run_selector
+from influray.selectors.api import needs_features, resolve_limits, run_selector
 from influray.steps.context import StepContext
 from influray.steps.data import data
 from influray.steps.featurize import featurize
@@ -228,7 +228,8 @@ def _select(
     given = selector.budget if isinstance(selector.budget, int | float) else {"tokens": selector.budget.tokens}
     root = Path(config.data.root)
     budget, limits = resolve_limits(given, selector.constraints, matrix.shape[0], root)
-    features = None if limits.near_duplicates is None else Attribution(context.directory.attribution).features()
+    compared = needs_features(selector.method, selector.options, limits)
+    features = Attribution(context.directory.attribution).features() if compared else None
     problem = SelectionProblem(source, matrix.groups, budget, selector.seed, facts, limits, features)
     return run_selector(problem, selector.method, selector.options).rows
 

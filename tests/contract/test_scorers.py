@@ -17,6 +17,10 @@ from tests.features import made_for
 # What a scorer is made for where that is not the default; a new scorer that needs something else has a line here.
 STORES: dict[str, dict[str, Any]] = {
     "datainf": {"blocks": "module", "bounds_K": ((0, 6, 12, 18, 24),) * CHECKPOINTS},
+    "shampoo": {
+        **{"blocks": "module", "bounds_K": ((0, 12, 24),) * CHECKPOINTS, "projector": "factored"},
+        "factors_K": (((0, 2, 3), (6, 3, 2), (12, 4, 1), (18, 2, 3)),) * CHECKPOINTS,
+    },
     "dsir": {"featurizer": "ngram", "bounds_K": ((0, 24),)},
     "bm25": {"featurizer": "ngram"},
     "el2n": {"featurizer": "loss"},

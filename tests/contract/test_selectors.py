@@ -9,8 +9,9 @@ from influray.protocols import DataError, SelectionProblem
 from influray.registry import METHODS, SELECTORS, resolve, resolve_method
 from influray.selectors.admission import Admission
 from influray.selectors.api import make_selector, run_selector, select
+from influray.selectors.row_facts import ArrayFeatures
 from influray.store.attribution import ArrayAttribution
-from influray.testing.selectors import GROUPS, SELECTOR_LAWS, made_matrix
+from influray.testing.selectors import FEATURES, GROUPS, SELECTOR_LAWS, made_matrix
 
 ALL = sorted({*SELECTORS, *METHODS})
 DRAWN = [
@@ -20,6 +21,7 @@ DRAWN = [
     "dsir",
 ]  # chance goes by the row's place, so another row order is another draw
 UNSCORED = ["random", "longest"]  # methods that do not look at the scores
+COMPARING = ["knn_kde"]  # methods that look at the features too, and so rank no row by its scores alone
 SCORED = [name for name in ALL if name not in UNSCORED]
 # The order of the columns is the order of the turns, as published: another order gives another selection.
 IN_TURN = ["quota", "round_robin", "rr", "rr_tasks"]
@@ -32,15 +34,19 @@ STANDARDISED = [
 ]
 # A larger budget only adds at the end; not so where shares are parts of the budget.
 PREFIX = [name for name in ALL if name not in ("quota", "strata")]
-# A row that comes second in two columns and first in none is won by the lower one: which one, the order decides.
-COLUMNS_TIE = ["betr"]
+# A row that comes second in two columns and first in none, or that has all mass of two, is won by the lower one: which
+# one, the order decides.
+COLUMNS_TIE = ["betr", "uot"]
 TOKENS = np.random.default_rng(9).permutation(90) + 1
+UNITS = np.random.default_rng(8).standard_normal((90, 6))
 
 
-def run(method: str, score_NT, budget: int = 30, groups=GROUPS, seed: int = 7, block_rows: int = 2048, tokens=TOKENS):
+def run(method: str, score_NT, budget: int = 30, groups=GROUPS, seed: int = 7, block_rows: int = 2048, order=slice(90)):
     method, _, normaliser = method.partition("-")
     source = ArrayAttribution(score_NT, block_rows)
-    problem = SelectionProblem(source, groups, budget, seed, {"tokens": tokens[: len(score_NT)]})
+    rows = len(score_NT)
+    facts, features = {"tokens": TOKENS[order][:rows]}, ArrayFeatures(UNITS[order][:rows], rows)
+    problem = SelectionProblem(source, groups, budget, seed, facts, features=features)
     return run_selector(problem, method, {"normaliser": normaliser} if normaliser else {})
 
 
@@ -59,7 +65,7 @@ def test_it_obeys_the_laws_of_its_seam(method, law):
 def test_row_order_does_not_change_the_selection(method):
     score_NT = made_matrix()
     order = np.random.default_rng(1).permutation(90)
-    found, moved = run(method, score_NT), run(method, score_NT[order], tokens=TOKENS[order])
+    found, moved = run(method, score_NT), run(method, score_NT[order], order=order)
     assert order[moved.rows].tolist() == found.rows.tolist()
     np.testing.assert_allclose(moved.merit, found.merit, rtol=1e-9, atol=1e-12)
     assert moved.column.tolist() == found.column.tolist()
@@ -120,7 +126,7 @@ def test_a_constant_column_is_as_if_it_were_not_there(method):
 def test_one_column_one_task_and_one_row_are_fine(method):
     score_N1 = made_matrix()[:, :1]
     found = run(method, score_N1, groups=("a",))
-    if method in SCORED and method not in DRAWN:
+    if method in SCORED and method not in (*DRAWN, *COMPARING):
         assert found.rows.tolist() == np.argsort(-score_N1[:, 0], kind="stable")[:30].tolist()
     assert len(run(method, made_matrix(), groups=("a",) * 10).rows) == 30
     if method in STANDARDISED:
@@ -143,7 +149,7 @@ def test_narrow_and_scattered_arrays_are_read_as_their_values(method):
 
 @pytest.mark.parametrize("method", ALL)
 def test_the_python_function_gives_the_same(method):
-    found = select(made_matrix(), list(GROUPS), 30, method=method, seed=7, rows={"tokens": TOKENS})
+    found = select(made_matrix(), list(GROUPS), 30, method=method, seed=7, rows={"tokens": TOKENS}, features=UNITS)
     assert same(found, run(method, made_matrix()))
     assert found.method == method
 
@@ -192,7 +198,9 @@ def test_limits_are_kept_whatever_is_refused_forced_or_barred(monkeypatch, metho
     module = __import__(resolve("selectors", name, "method").__module__, fromlist=["Admission"])
     monkeypatch.setattr(module, "Admission", limited)
     source = ArrayAttribution(made_matrix(), 13)
-    found = make_selector(name, options).select(SelectionProblem(source, GROUPS, budget, 7, {"tokens": TOKENS}))
+    found = make_selector(name, options).select(
+        SelectionProblem(source, GROUPS, budget, 7, {"tokens": TOKENS}, features=FEATURES)
+    )
     rows = found.rows.tolist()
     assert sorted(rows[:2]) == [12, 40]
     assert len(rows) == len(set(rows)) == len(found.merit) == len(found.column)
@@ -221,7 +229,7 @@ def test_a_matrix_of_one_value_is_ranked_by_row_or_refused(method):
     if method in STANDARDISED:
         with pytest.raises(DataError, match="constant"):
             run(method, same_NT)
-    elif method in DRAWN or method == "longest":
+    elif method in (*DRAWN, *COMPARING, "longest"):
         assert len(set(run(method, same_NT).rows.tolist())) == 30
     else:
         assert run(method, same_NT).rows.tolist() == list(range(30)), "ties go to the lowest row"

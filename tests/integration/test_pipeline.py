@@ -26,6 +26,7 @@ from influray.cli import main
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.store.artifact import hash_file, read_json
 from influray.store.run_directory import RunDirectory
+from tests.reference.corrected_shampoo import shampoo_influence
 from tests.reference.datainf_loop import datainf
 from tests.reference.whitening import whitened_cosines
 from tests.tiny import chat, pool_rows, target_rows, write_jsonl, write_tiny_model
@@ -384,6 +385,27 @@ def test_datainf_reads_plain_gradients_in_a_block_for_each_module(first, world, 
         pool, target = (np.multiply(*exact_rows(again, split, k)) for split in ("pool", "target"))
         expected += weight * datainf(pool, target, (0, 16, 32, 48, 64), 0.1)
     np.testing.assert_allclose(matrix_of(again), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_shampoo_reads_a_matrix_for_each_weight_at_any_number_of_workers(first, world, tmp_path):
+    found = []
+    for workers in (1, 2):
+        config = copied(first, tmp_path / str(workers), world, attribution={"scorer": "shampoo"})
+        projector = {"name": "factored", "dimension": 512}
+        config["features"] = {**config["features"], "direction": "sgd", "blocks": "module", "projector": projector}
+        config["resources"] = {**config["resources"], "workers": workers}
+        again = run(config)
+        manifest = again.datastore("pool").manifest
+        assert manifest["bounds"] == [0, 128, 256, 384, 512]
+        assert [first for first, _, _ in manifest["factors"]] == list(range(0, 512, 64))
+        factors = tuple(tuple(one) for one in manifest["factors"])
+        expected = np.zeros((24, 6))
+        for k, weight in enumerate(again.attribution().manifest["weights"], start=1):
+            pool, target = (np.multiply(*exact_rows(again, split, k)) for split in ("pool", "target"))
+            expected += weight * shampoo_influence(pool, target, factors, 0.1)
+        np.testing.assert_allclose(matrix_of(again), expected, atol=1e-4 * np.abs(expected).max())
+        found.append(matrix_of(again))
+    assert np.array_equal(*found)
 
 
 def test_a_score_without_targets_is_one_column_of_which_everything_can_be_made(first, world, tmp_path):

@@ -15,6 +15,19 @@ def round_robin(score_NC: np.ndarray, budget: int) -> tuple[list[int], list[int]
     return rows, columns
 
 
+def losing_round_robin(score_NC: np.ndarray, budget: int) -> tuple[list[int], list[int]]:
+    """Return (rows, columns): a column takes its next row off its list at every turn, chosen already or not."""
+    lists = [np.argsort(-score_N, kind="stable").tolist() for score_N in score_NC.T]
+    rows, columns = [], []
+    while len(rows) < budget:
+        for column, ranked in enumerate(lists):
+            row = ranked.pop(0) if ranked and len(rows) < budget else None
+            if row is not None and row not in rows:
+                rows.append(row)
+                columns.append(column)
+    return rows, columns
+
+
 def layers(score_NC: np.ndarray, z_NC: np.ndarray, budget: int) -> list[int]:
     """The first rows of all columns, then the second ones; a layer by falling z where the row has that place."""
     order_NC = np.argsort(-score_NC, axis=0, kind="stable")

@@ -13,11 +13,13 @@ from influray.scorers.datainf import DataInf
 from influray.scorers.gram import Gram
 from influray.scorers.grand import GraNd
 from influray.scorers.options import make_scorer
+from influray.scorers.shampoo import Shampoo
 from influray.scorers.vog import VoG
 from influray.scorers.whitened import Whitened
 from influray.store.arrays import add_arrays
 from influray.testing.scorers import taken
 from tests.features import made_for, make_rows, plain, scaled
+from tests.reference.corrected_shampoo import shampoo_influence
 from tests.reference.datainf_loop import datainf, datainf_by_inverses
 from tests.reference.gradient_variance import variance_of_gradients
 from tests.reference.gram_inverse import gram_influence
@@ -25,6 +27,8 @@ from tests.reference.whitening import whitened, whitened_cosines
 
 BOUNDS = (0, 5, 12, 20)
 MODULES = made_for(2, blocks="module", bounds_K=(BOUNDS, BOUNDS))
+FACTORS = ((0, 2, 2), (5, 2, 3), (12, 4, 2))  # a number of the first module and one of the second are left over
+WEIGHTS = replace(MODULES, projector="factored", factors_K=(FACTORS, FACTORS))
 
 
 def scores(scorer, pool: FeatureRows, target: FeatureRows, cuts: int = 3) -> np.ndarray:
@@ -57,6 +61,11 @@ def test_every_scorer_equals_its_explicit_version(rows, dimension, seed):
     for damping in (0.1, 3.0):
         expected = weighted(stores, lambda k, d=damping: datainf(plain(pool, k), plain(target, k), BOUNDS, d))
         assert_close(scores(DataInf(stores, damping), pool, target), expected)
+    for damping in (0.1, 3.0):
+        expected = weighted(
+            stores, lambda k, d=damping: shampoo_influence(plain(pool, k), plain(target, k), FACTORS, d)
+        )
+        assert_close(scores(Shampoo(WEIGHTS, damping), pool, target), expected)
     for ridge in (0.01, 2.0):
         expected = weighted(stores, lambda k, r=ridge: gram_influence(plain(pool, k), plain(target, k), r))
         assert_close(scores(Gram(stores, ridge), pool, target), expected)
@@ -84,12 +93,65 @@ def test_a_module_without_gradients_adds_nothing():
     assert_close(found, scores(DataInf(stores), *small))
 
 
-@pytest.mark.parametrize("make", [Gram, DataInf])
+def test_with_a_large_damping_shampoo_is_the_dot_product_of_each_weight_over_its_mean_square():
+    pool, target = make_rows(40, 20), make_rows(4, 20, seed=1)
+    found = scores(Shampoo(WEIGHTS, 1e6), pool, target)
+    expected = np.zeros((40, 4))
+    for k, weight in enumerate(WEIGHTS.weights):
+        for first, p, q in FACTORS:
+            g, v = (plain(one, k)[:, first : first + p * q] for one in (pool, target))
+            expected += weight * g @ v.T / (1e6 * np.square(g).mean())
+    assert_close(found, expected)
+    alone = replace(WEIGHTS, factors_K=(((0, 4, 5),),) * 2, weights=(1.0, 0.0))
+    found = scores(Shampoo(alone, 1e6), pool, target)
+    dot = plain(pool, 0) @ plain(target, 0).T
+    assert_close(found * (dot[0, 0] / found[0, 0]), dot, 1e-4)
+
+
+def test_shampoo_does_not_see_a_rotation_of_either_side():
+    pool, target = make_rows(60, 20, 1), make_rows(4, 20, 1, seed=1)
+    stores = made_for(1, blocks="module", bounds_K=((0, 20),), factors_K=(((0, 4, 5),),))
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((n, n)))[0] for n in (4, 5))
+    turned = [
+        replace(one, feature_KBD=[(left @ one.feature_KBD[0].reshape(-1, 4, 5) @ right).reshape(-1, 20)])
+        for one in (pool, target)
+    ]
+    assert_close(scores(Shampoo(stores), *turned), scores(Shampoo(stores), pool, target), 1e-4)
+
+
+def test_shampoo_finds_the_rows_that_help_under_a_direction_that_all_rows_have():
+    rng = np.random.default_rng(0)
+    pool, target = make_rows(200, 20, 1), make_rows(1, 20, 1, seed=1)
+    common, signal = (np.outer(rng.standard_normal(4), rng.standard_normal(5)).reshape(-1) for _ in range(2))
+    helping = np.arange(200) % 10 == 0
+    rows_BD = 6 * rng.standard_normal((200, 1)) * common + 0.3 * rng.standard_normal((200, 20))
+    rows_BD[helping] += signal
+    made = [
+        replace(one, feature_KBD=[row_BD], facts_KB=[{"norm": np.ones(len(row_BD), np.float32)}])
+        for one, row_BD in ((pool, rows_BD), (target, (signal + common)[None]))
+    ]
+    stores = made_for(1, blocks="module", bounds_K=((0, 20),), factors_K=(((0, 4, 5),),))
+    best = np.argsort(-scores(Shampoo(stores), *made)[:, 0])[:20]
+    plain_best = np.argsort(-(rows_BD @ (signal + common)))[:20]
+    assert helping[best].sum() >= 18
+    assert helping[plain_best].sum() <= 10
+
+
+def test_a_weight_without_gradients_adds_nothing_to_shampoo():
+    pool, target = make_rows(15, 20), make_rows(3, 20, seed=1)
+    for k in range(2):
+        pool.feature_KBD[k][:, 5:11] = 0
+    left = replace(WEIGHTS, factors_K=((FACTORS[0], FACTORS[2]),) * 2)
+    assert_close(scores(Shampoo(WEIGHTS), pool, target), scores(Shampoo(left), pool, target))
+
+
+@pytest.mark.parametrize("make", [Gram, DataInf, Shampoo])
 def test_the_scale_of_the_gradients_is_a_common_factor_or_none(make):
     pool, target = make_rows(40, 20), make_rows(4, 20, seed=1)
     # lambda follows the pool: A goes as (target / pool), whatever unit the loss has.
-    found = scores(make(MODULES), scaled(pool, 8), scaled(target, 2))
-    assert_close(found, scores(make(MODULES), pool, target) / 4)
+    found = scores(make(WEIGHTS), scaled(pool, 8), scaled(target, 2))
+    assert_close(found, scores(make(WEIGHTS), pool, target) / 4)
 
 
 def test_with_a_large_ridge_the_gram_matrix_is_no_matter():
@@ -160,6 +222,23 @@ def test_grand_is_the_weighted_gradient_norm_of_any_direction():
         ),
         ("datainf", {"direction": "sign"}, r"'datainf' needs plain gradients.*set features\.direction: sgd"),
         ("datainf", {}, r"'datainf' needs a block of features for each LoRA module.*set features\.blocks: module"),
+        ("shampoo", {"direction": "adam"}, r"'shampoo' needs plain gradients.*set features\.direction: sgd"),
+        ("shampoo", {}, r"'shampoo' needs a block of features for each LoRA module.*set features\.blocks: module"),
+        (
+            "shampoo",
+            {"blocks": "module", "projector": "sparse_jl"},
+            r"'shampoo' needs the gradient of a layer as a smaller matrix.*'sparse_jl'.*set features\.projector\.name: fac",
+        ),
+        (
+            "shampoo",
+            {
+                "blocks": "module",
+                "projector": "package.module:Class",
+                "bounds_K": ((0, 20),) * 2,
+                "factors_K": ((), ()),
+            },
+            r"'package\.module:Class' makes one row of numbers of it",
+        ),
         ("vog", {"direction": "adam"}, r"'vog' needs plain gradients.*set features\.direction: sgd"),
         ("vog", {"matrices": "each"}, r"'vog' compares.*set features\.projector\.matrices: one"),
         ("vog", {}, r"'vog' needs datastores of 3 checkpoints or more, and there are 2; set warmup\.epochs"),
@@ -184,6 +263,7 @@ def test_a_store_of_something_else_has_no_gradients():
         ("gram", {"ridge": 0}, r"attribution\.options\.ridge: found 0, expected a number above 0"),
         ("whitened", {"ridge": "small"}, r"attribution\.options\.ridge: found 'small'"),
         ("whitened", {"ridge": float("nan")}, r"attribution\.options\.ridge: found nan"),
+        ("shampoo", {"damping": 0}, r"attribution\.options\.damping: found 0, expected a number above 0"),
         ("datainf", {"damping": True}, r"attribution\.options\.damping: found True"),
         ("datainf", {"dampin": 1}, r"attribution\.options\.dampin: .*did you mean 'damping'\? \(known: damping\)"),
         ("grand", {"ridge": 1}, r"attribution\.options\.ridge: 'grand' has no such option \(it has none\)"),
@@ -191,7 +271,7 @@ def test_a_store_of_something_else_has_no_gradients():
 )
 def test_wrong_options_are_named_by_their_key(scorer, options, said):
     with pytest.raises(ConfigError, match=said):
-        make_scorer(scorer, MODULES, options)
+        make_scorer(scorer, WEIGHTS, options)
 
 
 def test_from_a_config_as_much_is_refused_as_it_tells():

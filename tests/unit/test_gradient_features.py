@@ -13,7 +13,7 @@ from influray.model.tracked_weights import lora_weights
 from influray.protocols import ArtifactMismatch, ConfigError, TokenizedExample
 from influray.registry import resolve
 from tests.reference.adam_direction import adam_number
-from tests.reference.dense_projection import dense_factored
+from tests.reference.dense_projection import dense_factored, side
 from tests.reference.loop_gradients import loop_gradient
 from tests.tiny import tiny_llama
 from tests.unit.test_example_gradients import ATTENTION, example, mixed_batch, with_lora
@@ -139,10 +139,47 @@ def test_with_blocks_each_lora_pair_is_projected_to_a_part_of_its_own(name, opti
 
 
 def test_blocks_of_unequal_size_are_refused():
-    with pytest.raises(ConfigError, match=r"features\.projector\.dimension: 100 .* 8 LoRA modules.* take 96 or 104"):
+    with pytest.raises(ConfigError, match=r"features\.projector\.dimension: 100 .* 8 modules.* take 96 or 104"):
         GradientFeaturizer(adapted(), config("rademacher", 100, blocks="module"), None, "sgd")
-    with pytest.raises(ConfigError, match=r"features\.blocks: module needs a projector of single coordinates"):
-        GradientFeaturizer(adapted(), config("factored", 800, {"columns": 4}, blocks="module"), None, "sgd")
+    with pytest.raises(ConfigError, match=r"features\.projector\.dimension: 8 numbers .* leave a weight of them none"):
+        GradientFeaturizer(adapted(), config("factored", 8, blocks="module"), None, "sgd")
+    with pytest.raises(
+        ConfigError, match=r"columns: found 8; its square must be at most .* = 50 \(of features\.blocks"
+    ):
+        GradientFeaturizer(adapted(), config("factored", 800, {"columns": 8}, blocks="module"), None, "sgd")
+
+
+@pytest.mark.parametrize(("dimension", "options"), [(800, {"columns": 4}), (800, {}), (8 * 2 * 4096, {})])
+def test_with_blocks_each_weight_is_a_matrix_of_its_own_factored(dimension, options):
+    featurizer = GradientFeaturizer(adapted(), config("factored", dimension, options, blocks="module"), None, "sgd")
+    assert featurizer.bounds == tuple(range(0, dimension + 1, dimension // 8))
+    weights, share = lora_weights(adapted()), dimension // 16
+    assert [first for first, _, _ in featurizer.factors] == list(range(0, dimension, share))
+    reference = with_lora(tiny_llama(dtype=torch.float64), ATTENTION)
+    gradient_BP = torch.stack([loop_gradient(reference, e)[0] for e in mixed_batch()]).numpy()
+    block = featurizer.compute(mixed_batch())
+    plain_BD = block.feature_BD.astype(np.float64) * block.norm_B[:, None]
+    used_D = np.zeros(dimension, bool)
+    for weight, (first, p, q) in zip(weights, featurizer.factors, strict=True):
+        outputs, inputs = weight.module.weight.shape
+        columns = options.get("columns") or max(k for k in range(1, 65) if min(outputs, k) * min(inputs, k) <= share)
+        assert (p, q) == (min(outputs, columns), min(inputs, columns))
+        sides = (side(0, weight.offset, width, columns, which) for which, width in ((1, outputs), (0, inputs)))
+        here = slice(weight.offset, weight.offset + weight.size)
+        part = plain_BD[:, first : first + p * q]
+        np.testing.assert_allclose(part, gradient_BP[:, here] @ np.kron(*sides), atol=1e-3 * float(block.norm_B.max()))
+        used_D[first : first + p * q] = True
+    assert not plain_BD[:, ~used_D].any()
+    if dimension > 800:  # room for every weight whole: signs alone are put on, and nothing is lost
+        np.testing.assert_allclose(block.norm_B, np.linalg.norm(gradient_BP, axis=1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("projector", ["sparse_jl", "factored"])
+def test_with_blocks_a_layer_whose_own_weight_is_taken_is_a_module(projector):
+    settings = config(projector, 256, weights=("down_proj", "up_proj"), blocks="module")
+    featurizer = GradientFeaturizer(tiny_llama(), settings, None, "sgd")
+    assert featurizer.bounds == (0, 64, 128, 192, 256), "two of each of two layers"
+    assert [first for first, _, _ in featurizer.factors] == ([0, 64, 128, 192] if projector == "factored" else [])
 
 
 @pytest.mark.parametrize("columns", [2, 20])

@@ -13,6 +13,7 @@ from influray.selectors.api import select
 from influray.selectors.reductions import RowMerit
 from influray.store.attribution import ArrayAttribution
 from tests.reference import reduced as reference
+from tests.reference.transport import softmax_mass, unbalanced_transport
 from tests.unit.test_balanced import KINDS, scores
 
 
@@ -62,6 +63,49 @@ def test_votes_and_reciprocal_ranks_equal_their_definitions(kind, name, seed, sm
         np.testing.assert_allclose(found.tie_N, tie_N, rtol=1e-9, atol=1e-9)
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 2**32),
+    small=st.integers(1, 20),
+    weight=st.sampled_from((1.0, 6.0)),
+    temperature=st.sampled_from((0.02, 1.0)),
+)
+def test_transported_mass_equals_the_plain_softmax(kind, seed, small, weight, temperature):
+    rng = np.random.default_rng(seed)
+    n, t = int(rng.integers(1, 40)), int(rng.integers(2, 6))
+    score_NT = scores(kind, n, t, rng).clip(-50, 50) * 0.05
+    groups = ["ab"[j % 2] for j in range(t)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "GROUP_BYTES", 100 * small)
+        found = reduce("transport", score_NT, groups, small, {"b": weight}, temperature=temperature)
+    expected = softmax_mass(score_NT, temperature, np.array([(1.0, weight)[j % 2] for j in range(t)]))
+    np.testing.assert_allclose(np.exp(found.merit_N), expected, rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_transported_mass_ranks_as_the_iterations_of_optimal_transport(seed):
+    rng = np.random.default_rng(seed)
+    pool, targets = rng.standard_normal((2000, 12)), rng.standard_normal((25, 12))
+    pool[:, :3] += 1.5  # rows that many targets like, so that the pool's marginal has something to say
+    pool, targets = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (pool, targets + 0.5))
+    cosine_NT = pool @ targets.T
+    found = select(cosine_NT, ["a"] * 25, 100, method="uot").rows
+    expected = np.argsort(-unbalanced_transport(cosine_NT))[:100]
+    assert len(set(found.tolist()) & set(expected.tolist())) >= 98
+
+
+def test_transported_mass_is_finite_whatever_the_scale_and_shifts_of_a_column_do_not_matter():
+    score_NT = np.random.default_rng(0).standard_normal((80, 4))
+    far = select(1e4 * score_NT, list("aabb"), 80, method="uot")
+    assert np.isfinite(far.merit).all()
+    assert len(set(far.merit[4:].tolist())) == 76, "no row's mass may vanish beside that of the four best"
+    offset_T = np.array([3, -2, 9, 0])
+    found, shifted = (select(one, list("aabb"), 80, method="uot") for one in (score_NT, score_NT + offset_T))
+    assert found.rows.tolist() == shifted.rows.tolist()
+    np.testing.assert_allclose(found.merit, shifted.merit, atol=1e-9)
+
+
 def test_equal_votes_go_to_the_row_that_is_higher_over_all_tasks():
     # Every row is among the highest half of one task.
     score_NT = np.array([[3.0, 0.0], [4.0, 0.0], [0.0, 5.0], [0.0, 3.0]])
@@ -81,6 +125,20 @@ def test_votes_see_no_magnitude_and_reciprocal_ranks_reward_a_first_place():
     assert select(score_NT, groups, 3, method="betr").rows.tolist().count(0) == 1
 
 
+def test_a_share_tied_to_the_budget_is_the_share_of_that_budget():
+    score_NT = np.random.default_rng(4).standard_normal((200, 6))
+    for budget, share in ((40, 0.2), (0.2, 0.2), ({"tokens": 500}, 0.25)):
+        rows = {"tokens": [10] * 200}
+        found, fixed = (
+            select(score_NT, list("aabbcc"), budget, method="icons", reduction_options={"top_share": one}, rows=rows)
+            for one in ("budget", share)
+        )
+        assert found.rows.tolist() == fixed.rows.tolist()
+        assert found.merit.tolist() == fixed.merit.tolist()
+    half = select(score_NT, list("aabbcc"), 100, method="icons", reduction_options={"top_share": "budget"})
+    assert half.merit.mean() > 1.5, "half of the rows have the vote of a task, and the best half is taken"
+
+
 def test_a_best_place_is_not_moved_by_the_height_of_a_tail():
     rng = np.random.default_rng(1)
     score_NT = rng.standard_normal((60, 4))
@@ -96,8 +154,13 @@ def test_a_best_place_is_not_moved_by_the_height_of_a_tail():
         ({"reduction_options": {"share": 0.1}}, r"reduction_options\.share: 'votes' has no such option.*top_share"),
         ({"reduction_options": [0.1]}, r"options\.reduction_options: found \[0\.1\], expected a mapping"),
         ({"reduction_options": {"top_share": 0}}, r"top_share: found 0, expected a number above 0, at most 1"),
+        ({"reduction_options": {"top_share": "half"}}, r"top_share: found 'half', expected .* or budget"),
         ({"reduction_options": {"top_share": True}}, r"top_share: found True"),
         ({"reduction_options": {"top_share": float("nan")}}, r"top_share: found nan"),
+        (
+            {"reduction": "transport", "reduction_options": {"temperature": 0}},
+            r"temperature: found 0, expected a number",
+        ),
         ({"reduction": "sum", "reduction_options": {"top_share": 0.1}}, r"'sum' has no such option \(it has none\)"),
     ],
 )

@@ -68,6 +68,18 @@ def test_the_merit_of_a_row_is_the_same_bits_in_a_block_of_any_size(block_rows):
         assert cut.rows.tolist() == whole.rows.tolist()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])
+def test_the_highest_merits_can_be_set_aside_and_are_not_lost(share):
+    score_N1 = matrix(t=1)
+    order = np.argsort(-score_N1[:, 0], kind="stable").tolist()
+    aside = int(share * 120)
+    expected = order[aside:] + order[:aside][::-1]
+    for budget in (1, 60, 120):
+        found = select(score_N1, ["a"], budget, method="sum", drop_share=share)
+        assert found.rows.tolist() == expected[:budget]
+        assert found.merit.tolist() == score_N1[found.rows, 0].tolist()
+
+
 def test_task_weights_scale_the_columns_before_the_reduction():
     score_NT = matrix(t=4)
     found = select(score_NT, list("aabb"), 120, method="sum", task_weights={"b": 3})
@@ -121,6 +133,7 @@ def test_random_differs_by_seed_and_repeats_for_one():
             {"reduction": "average"},
             r"options\.reduction: found 'average', expected group_mean_max, instance_max, mean, sum, votes",
         ),
+        ("sum", {"drop_share": 1.5}, r"options\.drop_share: found 1\.5, expected a number from 0 to 1"),
         ("bids", {"iterate": "yes"}, r"options\.iterate: found 'yes', expected true or false"),
         ("bids", {"task_weights": [1, 2]}, r"options\.task_weights: found \[1, 2\], expected a mapping"),
         ("bids", {"task_weights": {"a": 0}}, r"options\.task_weights\.a: found 0"),

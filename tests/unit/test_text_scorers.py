@@ -71,7 +71,11 @@ def scores(scorer, pool: FeatureRows, target: FeatureRows, parts: int = 1) -> np
 
 
 POOL, TARGET = text_rows(texts(60, 0), ("p",)), text_rows(texts(7, 1), ("b", "a", "b"))
-SCORERS = [DSIR(made()), DSIR(made(), smoothing=0.5, per_token=True), BM25(made()), BM25(made(), k1=0.9, b=0.4)]
+SCORERS = [
+    *(DSIR(made()), DSIR(made(), smoothing=0.5, per_token=True), DSIR(made(), pooled=True)),
+    *(BM25(made()), BM25(made(), k1=0.9, b=0.4)),
+]
+NAMES = ["dsir", "dsir smoothed", "dsir pooled", "bm25", "bm25 flat"]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 1.0])
@@ -83,6 +87,15 @@ def test_dsir_is_the_sum_of_log_ratios_of_a_rows_n_grams(smoothing):
         np.testing.assert_allclose(found[:, g], expected, rtol=1e-6, atol=1e-5)
     per_token = scores(DSIR(made(), smoothing=smoothing, per_token=True), POOL, TARGET)
     np.testing.assert_allclose(per_token, found / [[len(text)] for text in lists(POOL)], rtol=1e-6)
+
+
+def test_dsir_of_pooled_targets_has_one_distribution_for_all_of_them():
+    found = scores(DSIR(made(), smoothing=0.5, pooled=True), POOL, TARGET)
+    expected = dsir_weights(lists(POOL), lists(TARGET), range(V), 0.5)
+    assert found.shape == (60, 1)
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6, atol=1e-5)
+    columns = DSIR(made(), pooled=True).columns(Columns((0, 1), ("x", "y"), ("b", "a")))
+    assert columns == Columns((-1,), ("dsir",), ("dsir",))
 
 
 def test_dsir_by_hand():
@@ -108,7 +121,7 @@ def test_bm25_of_texts_that_share_nothing_is_nothing():
     assert found[1, 1] > found[0, 1] == 0
 
 
-@pytest.mark.parametrize("scorer", SCORERS, ids=["dsir", "dsir smoothed", "bm25", "bm25 flat"])
+@pytest.mark.parametrize("scorer", SCORERS, ids=NAMES)
 def test_blocks_rows_and_their_order_do_not_show(scorer, monkeypatch):
     found = scores(scorer, POOL, TARGET)
     assert (found.dtype, len(found)) == (np.float32, 60)
@@ -123,11 +136,11 @@ def test_blocks_rows_and_their_order_do_not_show(scorer, monkeypatch):
     assert np.concatenate(alone).tobytes() == found.tobytes()
 
 
-@pytest.mark.parametrize("scorer", SCORERS, ids=["dsir", "dsir smoothed", "bm25", "bm25 flat"])
+@pytest.mark.parametrize("scorer", SCORERS, ids=NAMES)
 def test_the_columns_are_as_wide_as_the_matrix(scorer):
     columns = scorer.columns(Columns(tuple(range(7)), tuple("0123456"), tuple(TARGET.group_B)))
     assert len(columns) == scores(scorer, POOL, TARGET).shape[1]
-    if isinstance(scorer, DSIR):
+    if isinstance(scorer, DSIR) and len(columns) > 1:
         assert columns == Columns((-1, -1), ("b", "a"), ("b", "a"))
 
 
@@ -145,6 +158,7 @@ def test_other_stores_and_wrong_options_are_refused():
     for name, options, message in (
         ("dsir", {"smoothing": -1}, r"attribution\.options\.smoothing: found -1"),
         ("dsir", {"per_token": 1}, r"attribution\.options\.per_token: found 1, expected true or false"),
+        ("dsir", {"pooled": "yes"}, r"attribution\.options\.pooled: found 'yes', expected true or false"),
         ("bm25", {"k1": float("nan")}, r"attribution\.options\.k1: found nan"),
         ("bm25", {"b": 1.5}, r"attribution\.options\.b: found 1\.5, expected a number from 0 to 1"),
     ):

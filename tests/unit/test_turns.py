@@ -69,16 +69,18 @@ def test_a_round_over_instances_equals_the_plain_loop(kind, seed, small, name):
     seed=st.integers(0, 2**32),
     small=st.integers(1, 20),
     name=st.sampled_from(("max", "mean")),
+    taken=st.sampled_from(("next", "lost")),
 )
-def test_a_round_over_tasks_equals_the_plain_loop(kind, seed, small, name):
+def test_a_round_over_tasks_equals_the_plain_loop(kind, seed, small, name, taken):
     score_NT, groups, budget = problem(kind, seed)
     score_NT = grid(score_NT)
     member = [[j for j, g in enumerate(groups) if g == task] for task in dict.fromkeys(groups)]
     task_NG = np.stack([getattr(score_NT[:, m], name)(axis=1) for m in member], axis=1)
     live_G = live_tasks(task_NG)
     source = ArrayAttribution(score_NT, small)
-    found = select(source, groups, budget, method="rr_tasks", task_score=name)
-    rows, places = reference.round_robin(task_NG[:, live_G], budget)
+    found = select(source, groups, budget, method="rr_tasks", task_score=name, taken=taken)
+    turns = {"next": reference.round_robin, "lost": reference.losing_round_robin}[taken]
+    rows, places = turns(task_NG[:, live_G], budget)
     assert found.rows.tolist() == rows
     assert found.merit.tolist() == task_NG[rows, live_G[places]].tolist()
     winners = [member[live_G[p]] for p in places]
@@ -146,6 +148,24 @@ def test_every_task_has_its_quota_where_the_highest_task_mean_gives_one_task_all
     assert len(best_b & set(select(score_NT, list("aabb"), 40, method="less").rows.tolist())) < 10
 
 
+def test_a_task_whose_row_is_taken_may_lose_its_turn():
+    score_NT = np.array([[9.0, 9.0], [8.0, 1.0], [7.0, 2.0], [1.0, 8.0], [0.0, 0.0]])
+    assert select(score_NT, ["a", "b"], 4, method="rr_tasks").rows.tolist() == [0, 3, 1, 2]
+    # b's best is row 0, which a has; then each has its second, and a its third.
+    assert select(score_NT, ["a", "b"], 4, method="rr_tasks", taken="lost").rows.tolist() == [0, 1, 3, 2]
+    # A row that a limit bars costs nothing: b goes on to its own best at once.
+    found = select(
+        score_NT,
+        ["a", "b"],
+        3,
+        method="rr_tasks",
+        taken="lost",
+        rows={"id": list("vwxyz")},
+        constraints={"exclude": ["v"]},
+    )
+    assert found.rows.tolist() == [1, 3, 2]
+
+
 def test_a_row_that_all_tasks_want_is_chosen_once_and_counts_for_each():
     score_NT = np.array([[9.0, 9.0], [8.0, 1.0], [7.0, 2.0], [1.0, 8.0], [0.0, 0.0]])
     # Shares of two: rows 0 and 1, and rows 0 and 3. The fourth is spent in turn, beginning with task a.
@@ -163,6 +183,8 @@ def test_a_row_that_all_tasks_want_is_chosen_once_and_counts_for_each():
             {"over": "task"},
             r"options\.over: found 'task', expected instances or tasks; did you mean 'tasks'\?",
         ),
+        ("round_robin", {"taken": "skip"}, r"options\.taken: found 'skip', expected next or lost"),
+        ("rr", {"taken": "lost"}, r"options\.taken: only tasks can lose a turn; set options\.over: tasks"),
         ("round_robin", {"task_score": "sum"}, r"options\.task_score: found 'sum', expected mean or max"),
         ("quota", {"task_weights": {"z": 1.0}}, r"no column has the task 'z'"),
         ("layers", {"normaliser": "z"}, r"options\.normaliser: "),

@@ -17,6 +17,8 @@ from torch import Tensor
 from influray.features.projectors.hashing import SignBits, hash_words
 from influray.protocols import ConfigError, FactorProjector
 
+MOST_COLUMNS = 64  # unless asked for
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:
@@ -48,8 +50,9 @@ class FactoredProjector(FactorProjector):
     weights average it out: for L weights with equal shares it falls with 1 / (L k). Weights that share columns add what
     independent signs would.
 
-    Options: `columns` (auto = the root of D, at most 64). Cost: k (out + in) operations a token and weight, where
-    forming the gradient takes out * in: worth it only where both sides are much wider than k, not for small ranks.
+    Options: `columns` (auto = the root of D, at most 64; for a single weight as many as D has room for).
+    Cost: k (out + in) operations a token and weight, where forming the gradient takes out * in: worth it only where
+    both sides are much wider than k, not for small ranks.
     """
 
     def __init__(
@@ -60,11 +63,12 @@ class FactoredProjector(FactorProjector):
         device: str | torch.device = "cpu",
         columns: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto",
     ) -> None:
-        self.columns = min(64, isqrt(dimension)) if columns == "auto" else columns
+        self._auto = columns == "auto"
+        self.columns = min(MOST_COLUMNS, isqrt(dimension)) if columns == "auto" else columns
         if self.columns**2 > dimension:
             raise ConfigError(
                 f"features.projector.options.columns: found {self.columns}; its square must be at most "
-                f"features.projector.dimension = {dimension}"
+                f"features.projector.dimension = {dimension} (of features.blocks: module, what a weight has of it)"
             )
         self.dimension, self.parameters, self.seed = dimension, parameters, seed
         self.device = torch.device(device)
@@ -74,6 +78,15 @@ class FactoredProjector(FactorProjector):
     def set_layout(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Say what the coordinates are: (offset, out, in) of every weight. Before, they are one weight [1, P]."""
         self._shapes, self._made = list(shapes), {}
+        if self._auto and len(self._shapes) == 1:
+            _, outputs, inputs = self._shapes[0]
+            fitting = (k for k in range(MOST_COLUMNS, 0, -1) if min(outputs, k) * min(inputs, k) <= self.dimension)
+            self.columns = next(fitting)
+
+    def result_shape(self, offset: int) -> tuple[int, int]:
+        """Return (rows, columns) of the result of the weight at `offset`."""
+        part = self._parts()[offset]
+        return part.output_ok.shape[1], part.input_ik.shape[1]
 
     def _parts(self) -> dict[int, _Part]:
         if not self._made:
