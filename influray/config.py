@@ -217,6 +217,7 @@ class TuneConfig(FinetuneConfig):
     # Names of selectors; "full" is the whole pool
     selections: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = "all"
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
+    model: ModelConfig | None = None  # another base to tune and judge than the one that selects; none = `model`
 
     @field_validator("selections", "seeds")
     @classmethod
@@ -281,6 +282,18 @@ class Config(Section):
         copy = self.model_copy()
         copy._run_directory = run_directory
         return copy
+
+    @property
+    def tuned(self) -> Config:
+        """This config with the model that is tuned in the place of the one that selects."""
+        other = self.tune.model if self.tune is not None else None
+        return self if other is None else self.model_copy(update={"model": other})
+
+    @property
+    def models(self) -> tuple[tuple[str, ModelConfig], ...]:
+        """The models with their keys: the one that selects, and that of `tune` where it is another."""
+        selects = (("model", self.model),)
+        return (*selects, ("tune.model", self.tune.model)) if self.tune is not None and self.tune.model else selects
 
     @property
     def retraining(self) -> FinetuneConfig:

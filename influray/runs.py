@@ -238,10 +238,9 @@ def admit(config: Config, run_directory: Path | None, overrides: Mapping[str, An
                     f"{run_directory}: {key} names the plug-in {name!r}, and a run directory may not name code to "
                     f"import; {advice}"
                 )
-        if config.model.trust_remote_code and not _overridden("model.trust_remote_code", overrides):
-            raise ConfigError(
-                f"{run_directory}: model.trust_remote_code runs code that comes with {config.model.base!r}; {advice}"
-            )
+        for key, model in config.models:
+            if model.trust_remote_code and not _overridden(f"{key}.trust_remote_code", overrides):
+                raise ConfigError(f"{run_directory}: {key}.trust_remote_code runs code of {model.base!r}; {advice}")
     permit(target for _, target in outside.values())
 
 

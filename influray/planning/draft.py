@@ -19,8 +19,7 @@ from influray.data.hub import PREFIX
 from influray.data.survey import Survey, survey
 from influray.formatting import visible
 from influray.protocols import ConfigError
-from influray.steps.subject import Subject
-from influray.store.run_directory import RunDirectory
+from influray.steps.subject import context_length
 from influray.store.uri import is_uri
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a laptop trains it
@@ -88,7 +87,7 @@ def draft(files: Files, run_dir: str, base: str = BASE, columns: Mapping[str, st
     values |= {**_settings(found), **_places(files, found)}
     template = environment.get_template(TEMPLATE)
     text = template.render(values)
-    context = Subject(parse_config(yaml.safe_load(text)), RunDirectory(run_dir), ()).context_length
+    context = context_length(Path(parse_config(yaml.safe_load(text)).model.base))
     if context is not None and context < values["max_tokens"]:
         text = template.render({**values, "max_tokens": context})
     return Draft(text, found)

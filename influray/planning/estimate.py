@@ -271,6 +271,10 @@ def _tuning(
     config: Config, shape: ModelShape | None, machine: Machine, pool: Workload, test: Workload
 ) -> tuple[StepCost, StepCost]:
     assert config.tune is not None
+    if config.tune.model is not None:
+        from influray.model.shape import model_shape
+
+        shape = model_shape(config.tune.model)
     shares = {selector.name: _share(selector.budget, pool) for selector in config.selectors} | {"full": 1.0}
     chosen = config.tune.selections
     names = [selector.name for selector in config.selectors] if chosen == "all" else chosen

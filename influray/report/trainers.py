@@ -100,6 +100,7 @@ def _untrained(record: Record) -> bool:
 
 def snippet(trainer: str, written: Written, config: Config, stem: str) -> dict[str, str]:
     """Return the files of a trainer for an exported file: ending of the name (or whole name) -> text."""
+    config = config.tuned
     return {"trl": _trl, "axolotl": _axolotl, "llamafactory": _llamafactory}[trainer](written, config, stem)
 
 

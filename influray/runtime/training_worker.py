@@ -21,6 +21,7 @@ import numpy as np
 from influray.config import Config, FinetuneConfig, parse_config
 from influray.job_status import Tell, tell_nobody
 from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact, DataError
+from influray.runtime.job_examples import examples_of, text_digest
 from influray.store.artifact import (
     SCHEMA,
     describe,
@@ -80,6 +81,11 @@ class TrainingJob:
         return FinetuneConfig(**{**fields, "seed": self.seed})
 
     @property
+    def encodes(self) -> bool:
+        """Whether the model that is tuned is another than the one whose tokens the catalogue has."""
+        return self.kind == "tune" and self.parsed.tune is not None and self.parsed.tune.model is not None
+
+    @property
     def tokens(self) -> int | None:
         """Where the training ends in tokens; None where epochs or steps say it."""
         return self.parsed.tune.tokens if self.kind == "tune" and self.parsed.tune else None
@@ -103,6 +109,8 @@ class TrainingJob:
             return _fingerprint(self, NUMERIC, imported=list(map(_imported_facts, self.parsed.warmup.checkpoints)))
         catalogue = _catalogue(self)
         content = [(start, stop, catalogue.content_digest(start, stop)) for start, stop in _ranges(self, catalogue)]
+        if self.encodes:
+            content = [(*one, text_digest(catalogue, *one[:2])) for one in content]
         section = self.section.model_dump(mode="json") | ({"tokens": self.tokens} if self.tokens else {})
         return _fingerprint(self, NUMERIC, section=section, rows=content)
 
@@ -125,6 +133,11 @@ class EvaluationJob:
     @cached_property
     def parsed(self) -> Config:
         return parse_config(self.config)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the model that is judged is another than the one whose tokens the catalogue has."""
+        return self.parsed.tune is not None and self.parsed.tune.model is not None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -213,7 +226,7 @@ def _train(job: TrainingJob, device: Any, device_map: str | None, tell: Tell) ->
     from influray.model.step_plan import StepPlan, barrier, process_group
 
     config, warmup, catalogue = job.parsed, job.kind == "warmup", _catalogue(job)
-    examples = [example for start, stop in _ranges(job, catalogue) for example in catalogue.tokenized(start, stop)]
+    examples = examples_of(job.parsed, job.encodes, catalogue, _ranges(job, catalogue), "pool")
     tokens_N, settings = np.array([example.tokens for example in examples]), job.section
     rank, ranks = process_group()
     if job.tokens:
@@ -297,7 +310,7 @@ def _evaluate(job: EvaluationJob, device: Any, device_map: str | None, tell: Tel
     model: Any = load_base(config.model, device, device_map)
     if job.adapter is not None:
         model = attach_adapter(model, str(tuned_adapter(job.adapter)))
-    examples = catalogue.tokenized(0, len(catalogue))
+    examples = examples_of(config, job.encodes, catalogue, [(0, len(catalogue))], "test")
     answers = [one.answer for one in catalogue.all_parsed(range(len(catalogue)))] if settings.exact_match else []
     asked = [i for i, answer in enumerate(answers) if answer is not None]
     done = {"records": 0, "answers": 0}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from influray.config import DataConfig
+from influray.config import DataConfig, ModelConfig
 from influray.config_data import Entry
 from influray.data.hub import PREFIX
 from influray.extras import install_command
 from influray.protocols import ConfigError
 from influray.registry import PROJECTORS, check, make, resolve, resolve_method
 from influray.scorers.options import expected_stores, make_scorer
-from influray.steps.subject import Subject
+from influray.steps.subject import Subject, context_length, under
 from influray.store.artifact import whole_manifest
 from influray.store.claim import require_apart
 from influray.store.uri import is_uri
@@ -26,7 +27,7 @@ def place(subject: Subject) -> None:
     root = Path(config.data.root)
     data = [(key, root / entry) for key, entry in _entries(subject) if not is_uri(entry)]
     require_apart(subject.directory.path, data)
-    others = [("model.base", config.model.base)]
+    others = [(f"{key}.base", model.base) for key, model in config.models]
     for i, checkpoint in enumerate(config.warmup.checkpoints):
         others.append((f"warmup.checkpoints.{i}.adapter", checkpoint.adapter))
         others.append((f"warmup.checkpoints.{i}.optimizer", checkpoint.optimizer or ""))
@@ -89,16 +90,15 @@ def asked_for(subject: Subject) -> None:
 
 def packages(subject: Subject) -> None:
     """What must be installed besides influray's own requirements."""
-    config = subject.config
     needed: list[tuple[str, str, str]] = []
-    if subject.loads_model and config.model.quantization != "none":
-        needed.append(
-            (f"model.quantization: {config.model.quantization!r}", "bitsandbytes", 'pip install "bitsandbytes>=0.46"')
-        )
-    if subject.loads_model and config.model.attention == "flash_attention_2":
-        needed.append(
-            ("model.attention: 'flash_attention_2'", "flash_attn", "pip install flash-attn --no-build-isolation")
-        )
+    for key, model in _loaded(subject):
+        if model.quantization != "none":
+            needed.append(
+                (f"{key}.quantization: {model.quantization!r}", "bitsandbytes", 'pip install "bitsandbytes>=0.46"')
+            )
+        if model.attention == "flash_attention_2":
+            what = f"{key}.attention: 'flash_attention_2'"
+            needed.append((what, "flash_attn", "pip install flash-attn --no-build-isolation"))
     hub = [(key, entry) for key, entry in _entries(subject) if entry.startswith(PREFIX)]
     needed += [(f"{key}: {entry!r}", "datasets", install_command("hub")) for key, entry in hub]
     for what, module, install in needed:
@@ -108,36 +108,53 @@ def packages(subject: Subject) -> None:
 
 def numbers_of_the_model(subject: Subject) -> None:
     """Types of weights that can be trained, and that the attention takes."""
-    model = subject.config.model
-    tunes = "tune" in subject.steps and subject.config.tune is not None
-    if model.dtype == "float16" and (subject.trains or tunes):
-        raise ConfigError(
-            "model.dtype: float16 cannot be trained without losing small gradients; take bfloat16 or float32"
-        )
-    if model.attention == "flash_attention_2" and model.dtype not in ("bfloat16", "float16"):
-        raise ConfigError(f"model.dtype: flash_attention_2 takes bfloat16 or float16 alone (found {model.dtype})")
-    if model.quantization != "none" and model.dtype == "float64":
-        raise ConfigError("model.dtype: 4-bit weights are multiplied in float32, bfloat16 or float16 (found float64)")
+    trained = [subject.config.model] * subject.trains + [subject.config.tuned.model] * _tunes(subject)
+    for key, model in subject.config.models:
+        key = f"{key}.dtype"
+        if model.dtype == "float16" and model in trained:
+            raise ConfigError(
+                f"{key}: float16 cannot be trained without losing small gradients; take bfloat16 or float32"
+            )
+        if model.attention == "flash_attention_2" and model.dtype not in ("bfloat16", "float16"):
+            raise ConfigError(f"{key}: flash_attention_2 takes bfloat16 or float16 alone (found {model.dtype})")
+        if model.quantization != "none" and model.dtype == "float64":
+            raise ConfigError(f"{key}: 4-bit weights are multiplied in float32, bfloat16 or float16 (found float64)")
+
+
+def _of(key: str) -> AbstractContextManager[object]:
+    """Return what puts the section of `tune.model` before messages on a model."""
+    return nullcontext() if key == "model" else under(key.removesuffix(".model"))
+
+
+def _tunes(subject: Subject) -> bool:
+    return "tune" in subject.steps and subject.config.tune is not None
+
+
+def _loaded(subject: Subject) -> list[tuple[str, ModelConfig]]:
+    """Return the models that a step holds in memory, with their keys."""
+    loads = {"model": subject.loads_model, "tune.model": _tunes(subject)}
+    return [(key, model) for key, model in subject.config.models if loads[key]]
 
 
 def base(subject: Subject) -> Iterator[str]:
     """The base is a folder with a config, or a hub id; a row of max_tokens fits into its context."""
-    model, most = subject.config.model, subject.config.data.max_tokens
-    base = Path(model.base)
+    for key, model in subject.config.models:
+        yield from _base(subject, key, model)
+
+
+def _base(subject: Subject, key: str, model: ModelConfig) -> Iterator[str]:
+    base, most, loaded = Path(model.base), subject.config.data.max_tokens, (key, model) in _loaded(subject)
     if base.is_file():
-        raise ConfigError(f"model.base: {model.base!r} is a file; it must be the folder of a base model, or a hub id")
-    if not base.is_dir():
-        if subject.loads_model:
+        raise ConfigError(f"{key}.base: {model.base!r} is a file; it must be the folder of a base model, or a hub id")
+    if not (base / "config.json").is_file():
+        if loaded or base.is_dir():
             from influray.model.loading import require_base
 
-            require_base(model)
+            with _of(key):
+                require_base(model)
         return
-    if not (base / "config.json").is_file():
-        from influray.model.loading import require_base
-
-        require_base(model)
-    length = subject.context_length
-    if not subject.loads_model or length is None or most <= length:
+    length = context_length(base)
+    if not loaded or length is None or most <= length:
         return
     text = f"data.max_tokens: {most}, and {model.base!r} has positions for {length} tokens (config.json)"
     if most != DataConfig.model_fields["max_tokens"].default:
@@ -175,13 +192,17 @@ def adapter(subject: Subject) -> None:
     """The adapter's targets are layers of the base; its shape alone is read."""
     config = subject.config
     warms = subject.trains and whole_manifest(subject.directory.warmup) is None
-    if not Path(config.model.base).is_dir() or not (warms or ("tune" in subject.steps and config.tune is not None)):
-        return
-    if not warms and whole_manifest(subject.directory.attribution) is not None:
-        return
-    from influray.model.loading import check_lora_targets
+    scored = whole_manifest(subject.directory.attribution) is not None
+    wanted = {
+        "model": warms or (_tunes(subject) and config.tuned is config and not scored),
+        "tune.model": _tunes(subject),
+    }
+    for key, model in config.models:
+        if wanted[key] and Path(model.base).is_dir():
+            from influray.model.loading import check_lora_targets
 
-    check_lora_targets(config.model)
+            with _of(key):
+                check_lora_targets(model)
 
 
 def resources(subject: Subject) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from influray.config import Config, FinetuneConfig, SelectorConfig
 from influray.protocols import Columns, ConfigError
 from influray.scorers.options import expected_stores, make_scorer
-from influray.steps.subject import Subject
+from influray.steps.subject import Subject, context_length, under
 from influray.store.artifact import whole_manifest
 
 
@@ -27,7 +27,7 @@ def limits(subject: Subject) -> None:
     for index, selector in enumerate(config.selectors):
         key = f"selectors.{index}"
         limits = selector.constraints
-        with _under(key):
+        with under(key):
             ids = {
                 kind: read_ids(f"constraints.{kind}", getattr(limits, kind), root) for kind in ("include", "exclude")
             }
@@ -87,9 +87,9 @@ def budgets(subject: Subject) -> None:
                 )
 
 
-def context_length(subject: Subject) -> None:
+def positions(subject: Subject) -> None:
     """No row is longer than the model has positions for."""
-    length = subject.context_length
+    length = context_length(Path(subject.config.model.base))
     if length is None or not subject.loads_model:
         return
     longest = int(subject.pool.facts("tokens")["tokens"].max())
@@ -108,7 +108,7 @@ def ids_and_sources(subject: Subject) -> None:
     root, total = Path(subject.config.data.root), len(subject.pool)
     facts = PoolFacts(subject.pool, np.arange(total))
     for index, selector in enumerate(subject.config.selectors):
-        with _under(f"selectors.{index}"):
+        with under(f"selectors.{index}"):
             check_limits(facts, total, selector.budget, selector.constraints, root)
 
 
@@ -176,17 +176,3 @@ def _no_rate(section: str, config: FinetuneConfig, name: str, rows: int) -> str:
         f"{config.batch_size}) is all of them, at learning rate 0; lower {section}.batch_size or set "
         f"{section}.warmup_ratio to 0"
     )
-
-
-class _under:  # noqa: N801 - reads as a statement
-    """Put a dotted key before that of an error."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ConfigError):
-            raise ConfigError(f"{self._key}.{error}") from error

@@ -83,6 +83,12 @@ class StepContext:
 
         return model_digest(self.config.model)
 
+    @cached_property
+    def tuned(self) -> StepContext:
+        """This context with the model that is tuned in the place of the one that selects."""
+        config = self.config.tuned
+        return self if config is self.config else self.beside(config, self.directory)
+
     def catalogue(self, split: str) -> Catalogue:
         from influray.data.catalogue import Catalogue
 

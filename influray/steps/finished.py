@@ -42,7 +42,7 @@ def read_digest(config: Config, directory: RunDirectory) -> str | None:
 
     None where a run lies on object storage, where some of it is the hub's to tell, or a file cannot be read.
     """
-    if location_of(directory.path) is not None or not Path(config.model.base).is_dir():
+    if location_of(directory.path) is not None or not all(Path(model.base).is_dir() for _, model in config.models):
         return None
     try:
         return _read_digest(config)
@@ -51,9 +51,10 @@ def read_digest(config: Config, directory: RunDirectory) -> str | None:
 
 
 def _read_digest(config: Config) -> str | None:
-    base, root = Path(config.model.base), Path(config.data.root)
-    files = [*_files(base), *_files(base / "additional_chat_templates")]
-    files += [Path(config.model.chat_template)] if config.model.chat_template != "auto" else []
+    root, files = Path(config.data.root), []
+    for _, model in config.models:
+        files += [*_files(Path(model.base)), *_files(Path(model.base) / "additional_chat_templates")]
+        files += [Path(model.chat_template)] if model.chat_template != "auto" else []
     for one in config.warmup.checkpoints:
         files += _files(Path(one.adapter))
         if one.optimizer is not None:

@@ -59,7 +59,7 @@ CONFIG_CHECKS = (
 DATA_CHECKS = (
     Check(of_data.budgets, ("select",)),
     Check(of_data.ids_and_sources, ("select",)),
-    Check(of_data.context_length, MODEL_STEPS),
+    Check(of_data.positions, MODEL_STEPS),
     Check(of_data.warmup_rates, ("warmup",)),
     Check(of_data.tune_rates, ("tune",)),
 )

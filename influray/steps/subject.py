@@ -40,23 +40,7 @@ class Subject:
     def loads_model(self) -> bool:
         """Whether one of its steps holds the base in memory."""
         features = {"warmup", "featurize"} & set(self.steps) and self.reads != "records"
-        return bool(features or {"tune", "evaluate"} & set(self.steps))
-
-    @cached_property
-    def context_length(self) -> int | None:
-        """How many tokens the base has positions for; None where it is not a folder here, or does not tell.
-
-        Raises:
-            ConfigError: its config.json cannot be read.
-        """
-        path = Path(self.config.model.base) / "config.json"
-        if not path.is_file():
-            return None
-        try:
-            settings = json.loads(path.read_bytes())
-            return _context(settings.get("text_config", settings))
-        except (OSError, ValueError, AttributeError) as error:
-            raise ConfigError(f"model.base: {path} cannot be read as a model's config: {error}") from None
+        return bool(features or ({"tune", "evaluate"} & set(self.steps) and self.config.tuned is self.config))
 
     @cached_property
     def pool(self) -> Catalogue:
@@ -64,6 +48,22 @@ class Subject:
         from influray.data.catalogue import Catalogue
 
         return Catalogue(self.directory.data("pool"))
+
+
+def context_length(base: Path) -> int | None:
+    """Return how many tokens a base has positions for; None where it is not a folder here, or does not tell.
+
+    Raises:
+        ConfigError: its config.json cannot be read.
+    """
+    path = base / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        settings = json.loads(path.read_bytes())
+        return _context(settings.get("text_config", settings))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"model.base: {path} cannot be read as a model's config: {error}") from None
 
 
 def _context(settings: dict[str, Any]) -> int | None:
@@ -84,3 +84,17 @@ def _context(settings: dict[str, Any]) -> int | None:
         kind == "yarn" and scaling.get("original_max_position_embeddings") == length
     )
     return int(length * factor) if before and isinstance(factor, int | float) and factor > 1 else length
+
+
+class under:  # noqa: N801 - reads as a statement
+    """Put a dotted key before that of an error."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"{self._key}.{error}") from error

@@ -170,7 +170,8 @@ def _tune_jobs(context: StepContext) -> Iterator[TrainingJob]:
     from influray.runtime.training_worker import TrainingJob
     from influray.store.selection import read_selection
 
-    config, directory = context.config.model_dump(mode="json"), context.directory
+    config, directory = context.tuned.config.model_dump(mode="json"), context.directory
+    inputs = {"base": context.tuned.model_digest, **_encoding(context)}
     for name, seed in tuned(context):
         rows = range(len(context.catalogue("pool"))) if name == FULL else read_selection(directory.selection(name)).rows
         yield TrainingJob(
@@ -180,7 +181,7 @@ def _tune_jobs(context: StepContext) -> Iterator[TrainingJob]:
             rows=[int(row) for row in rows],
             out=address_of(directory.tune(name, seed)),
             seed=seed,
-            inputs={"base": context.model_digest},
+            inputs=inputs,
         )
 
 
@@ -188,9 +189,10 @@ def _evaluation_jobs(context: StepContext) -> Iterator[EvaluationJob]:
     from influray.model.loading import writing_digest
     from influray.runtime.training_worker import EvaluationJob
 
-    config, directory = context.config.model_dump(mode="json"), context.directory
+    other, directory = context.tuned, context.directory
+    config, encoding = other.config.model_dump(mode="json"), _encoding(context)
     for name, seed in evaluated(context):
-        inputs: dict[str, Any] = {"base": context.model_digest, "tokenizer": writing_digest(context.tokenizer)}
+        inputs: dict[str, Any] = {"base": other.model_digest, "tokenizer": writing_digest(other.tokenizer), **encoding}
         adapter = None
         if name != BASE:
             inputs["adapter"] = require_manifest(directory.tune(name, seed), "tune")["digest"]
@@ -202,6 +204,22 @@ def _evaluation_jobs(context: StepContext) -> Iterator[EvaluationJob]:
             out=address_of(directory.evaluation(name, seed)),
             inputs=inputs,
         )
+
+
+def _encoding(context: StepContext) -> dict[str, Any]:
+    """Return what decides the tokens of `tune.model`; nothing where those of the catalogue are taken."""
+    if context.tuned is context:
+        return {}
+    from influray.data.chat import split_encoder
+    from influray.model.loading import tokenizer_digest
+
+    tokenizer = context.tuned.tokenizer
+    return {
+        "encoding": [
+            tokenizer_digest(tokenizer),
+            split_encoder(context.tuned.config, tokenizer, "pool").template_digest,
+        ]
+    }
 
 
 def _describe_warmup(config: Config) -> str:
@@ -216,7 +234,8 @@ def _describe_tune(config: Config) -> str:
     if config.tune is None:
         return "not asked for"
     tokens = f", {config.tune.tokens:,} tokens each" if config.tune.tokens else ""
-    return f"{_listed(config.tune.selections)}, seeds {_listed(config.tune.seeds)}{tokens}"
+    other = f", of {config.tune.model.base}" if config.tune.model else ""
+    return f"{_listed(config.tune.selections)}, seeds {_listed(config.tune.seeds)}{tokens}{other}"
 
 
 def _describe_evaluate(config: Config) -> str:

@@ -19,7 +19,7 @@ from influray.data.chat import ChatEncoder
 from influray.data.files import resolve_files
 from influray.model.checkpoints import load_checkpoint
 from influray.model.finetune import finetune
-from influray.model.loading import attach_adapter, attach_new_adapter, load_base
+from influray.model.loading import attach_adapter, attach_new_adapter, load_base, load_tokenizer
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.runtime import job_progress
 from influray.runtime.cluster import ResolvedResources
@@ -27,7 +27,7 @@ from influray.runtime.job_progress import JobBoard, telling
 from influray.runtime.training import Layout, plan_layout, run_jobs
 from influray.runtime.training_worker import EvaluationJob, TrainingJob, carry_out, committed
 from influray.store.artifact import read_manifest, read_sealed
-from tests.tiny import byte_tokenizer, pool_rows, target_rows, write_jsonl, write_tiny_model
+from tests.tiny import CHATML, byte_tokenizer, pool_rows, target_rows, tiny_llama, write_jsonl, write_tiny_model
 
 LORA = {"r": 2, "alpha": 8, "dropout": 0.1, "targets": ["q_proj", "v_proj"]}
 LOOP = {"epochs": 2, "learning_rate": 5e-3, "batch_size": 8, "device_batch_size": 4}
@@ -128,6 +128,59 @@ def test_a_tune_in_tokens_is_the_tune_of_as_many_steps(world, tmp_path):
     assert weights(tmp_path / "tokens") == weights(tmp_path / "steps")
     assert committed(by_tokens) is not None
     assert committed(training(world, "tune", tmp_path / "tokens", tune={"tokens": each})) is None
+
+
+def test_a_tune_of_another_model_reads_the_records_with_its_own_tokenizer(world, tmp_path):
+    """Chosen with one model, tuned and judged with another whose tokens are others: as if that had been `model`."""
+    other = tmp_path / "other"
+    tiny_llama(seed=5, hidden_size=48, num_attention_heads=4).save_pretrained(other)
+    byte_tokenizer(CHATML.replace("m['role']", "m['role'][0]")).save_pretrained(other)
+    lora = {"r": 3, "alpha": 6.0, "targets": ["q_proj"]}
+    model = {"base": str(other), "lora": lora}
+    swapped = {**world.tree, "model": parse_config({**world.tree, "model": model}).model.model_dump(mode="json")}
+    swapped["tune"] = {**swapped["tune"], "model": model}
+    rows = list(range(0, 24, 2))
+    job = TrainingJob("tune", swapped, str(world.root / "pool"), rows, str(tmp_path / "proxy"), 0)
+    manifest = here(job)
+
+    config = parse_config({**world.tree, "model": model})
+    encoder = ChatEncoder(load_tokenizer(config.model), "auto", 128)
+    files = [("", f) for f in resolve_files(config.data.pool, world.root, "data.pool")]
+    place = tmp_path / "its-own"
+    build_catalogue(place / "pool", "pool", files, encoder, "key", config.data, quarantine=place / "quarantine.jsonl")
+    alone = TrainingJob("tune", config.model_dump(mode="json"), str(place / "pool"), rows, str(tmp_path / "alone"), 0)
+    assert here(alone)["losses"] == manifest["losses"]
+    assert weights(tmp_path / "alone") == weights(tmp_path / "proxy")
+    assert job.fingerprint != alone.fingerprint, "of other files"
+    assert manifest["tokens"] < here(training(world, "tune", tmp_path / "first", rows=rows))["tokens"]
+
+    judged = EvaluationJob(
+        swapped, str(world.root / "test"), str(tmp_path / "proxy" / "adapter"), str(tmp_path / "e.json")
+    )
+    found = carry_out(judged, "cpu", None, threads=1)
+    files = [(t, f) for t in config.data.targets for f in resolve_files((f"{t}.jsonl",), world.root, "data.targets")]
+    build_catalogue(place / "test", "test", files, encoder, "key", config.data, quarantine=place / "quarantine.jsonl")
+    own = EvaluationJob(
+        config.model_dump(mode="json"),
+        str(place / "test"),
+        str(tmp_path / "alone" / "adapter"),
+        str(tmp_path / "o.json"),
+    )
+    assert carry_out(own, "cpu", None, threads=1)["tasks"] == found["tasks"]
+
+
+def test_a_record_that_the_tuned_model_cannot_write_is_named(world, tmp_path):
+    other = tmp_path / "other"
+    tiny_llama(seed=5).save_pretrained(other)
+    refused = "{% if m['content'] == 'Hello.' %}{{ raise_exception('no talk') }}{% endif %}"
+    loop = "{% for m in messages %}"
+    byte_tokenizer(CHATML.replace(loop, loop + refused)).save_pretrained(other)
+    model = {"base": str(other), "lora": LORA}
+    tree = {**world.tree, "model": {**world.tree["model"], "base": str(other)}}
+    tree["tune"] = {**tree["tune"], "model": model}
+    job = TrainingJob("tune", tree, str(world.root / "pool"), [0, 1, 2], str(tmp_path / "out"), 0)
+    with pytest.raises(DataError, match=r"tune\.model: 1 of 3 records cannot be written .*'talk-2'.*no talk.*exclude"):
+        here(job)
 
 
 @pytest.mark.ray

@@ -154,6 +154,10 @@ def test_a_run_that_trusts_model_code_is_not_trusted_either(finished, tmp_path):
     for entry in (open_run, lambda run: pipeline.plan(run / "config.yaml")):
         with pytest.raises(ConfigError, match=r"model\.trust_remote_code runs code"):
             entry(run)
+    other = {"base": "tiny", "trust_remote_code": True}
+    run = foreign(finished, tmp_path / "another", "tune.model", other)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"tune\.model\.trust_remote_code runs code of 'tiny'"):
+        open_run(run)
 
 
 def test_what_the_user_spells_out_is_hers(finished, tmp_path):
