@@ -41,11 +41,10 @@ if TYPE_CHECKING:
     from influray.planning.plan import Plan
     from influray.progress import StepProgress
     from influray.report.data import CurveFacts
+    from influray.report.targets import TargetCover
     from influray.report.validation import Validation
-
-logger = logging.getLogger(__name__)
-
 MAX_REPAIRS = 30  # times that damage found by a reader sends a run back to its first step; more is a failing disk
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -308,6 +307,19 @@ def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:
     this = located(run_dir)  # what was computed is looked at, and nothing that its config names
     with this.directory.hold():
         return this, look_over(this.directory.path)
+
+
+def targets(run_dir: str | Path, keep: int | float, to: str | Path | None = None) -> tuple[TargetCover, list[Path]]:
+    """Return which `keep` targets of a scored run stand for the others, and the files of their records in `to`.
+
+    Raises: as `report.targets.cover_targets` and `write_targets`.
+    """
+    from influray.report.targets import cover_targets, write_targets
+
+    this = located(run_dir)
+    with this.directory.hold():
+        found = cover_targets(this.directory.path, keep)
+        return found, [] if to is None else write_targets(this.directory.path, found, to)
 
 
 def plan(

@@ -1,4 +1,4 @@
-"""The verbs that look: plan, inspect, compare, methods."""
+"""The verbs that look: plan, inspect, compare, targets, methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from influray.cli.options import Given, of_config
+from influray.cli.options import Given, RunPath, number, of_config
 from influray.cli.printing import err, out, print_comparison, print_tables, table
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command("plan")(of_config(plan, cluster=False))
     app.command("inspect")(of_config(inspect, cluster=False))
     app.command()(compare)
+    app.command()(targets)
     app.command()(methods)
 
 
@@ -98,6 +99,36 @@ def compare(
     if plain is not None:
         write_json(plain, result.as_plain())
         out.print(f"numbers: {escape(str(plain))}")
+
+
+def targets(
+    run: RunPath,
+    keep: Annotated[str, typer.Option("--keep", help="How many: a number, or a fraction such as 0.25.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", help="A folder for the records of those kept, a file a task.")
+    ] = None,
+    numbers: Annotated[str | None, typer.Option("--json", help="Write what was found as JSON; - prints it.")] = None,
+) -> None:
+    """Say which few targets stand for the others: fewer gradients, a smaller evaluation set."""
+    from influray import pipeline
+    from influray.report.sheet import check_output_path
+    from influray.store.artifact import write_json
+
+    plain = None if numbers is None or numbers == "-" else check_output_path(numbers, "--json")
+    cover, files = pipeline.targets(run, number(keep, "--keep"), to)
+    told = out
+    if numbers == "-":
+        typer.echo(json.dumps(cover.as_plain()))
+        told = err
+    else:
+        print_tables(cover.tables(), [])
+    if cover.left_out:
+        ids = ", ".join(cover.ids[t] for t in cover.left_out[:5])
+        told.print(f"{len(cover.left_out)} targets whose columns carry nothing were left out: {escape(ids)}")
+    for path in [*files, *([plain] if plain else [])]:
+        told.print(f"written: {escape(str(path))}")
+    if plain is not None:
+        write_json(plain, cover.as_plain())
 
 
 def methods() -> None:

@@ -12,6 +12,7 @@ import typer
 
 from influray.cli.printing import err
 from influray.plugins import allow_plugins
+from influray.protocols import ConfigError
 
 if TYPE_CHECKING:
     from influray.runs import Run
@@ -87,3 +88,11 @@ def of_config(verb: Callable[..., None], cluster: bool = True) -> Callable[..., 
     command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command
+
+
+def number(text: str, option: str) -> int | float:
+    """Return a number of examples or a fraction. Raises ConfigError naming the option."""
+    try:
+        return int(text) if text.strip().lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise ConfigError(f"{option}: found {text!r}, expected a number of examples or a fraction in (0, 1]") from None

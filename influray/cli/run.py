@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from influray.cli.export import print_selections
-from influray.cli.options import Address, Given, of_config
+from influray.cli.options import Address, Given, number, of_config
 from influray.cli.printing import err, out, print_comparison, print_tables
 from influray.protocols import ConfigError
 from influray.store.run_directory import RunDirectory
@@ -77,7 +77,7 @@ def select(
                 raise ConfigError(f"{option}: {value!r} is for the curve; add --curve")
         _up_to(given, "select")
         return
-    budget = None if curve_budget is None else _number(curve_budget, "--curve-budget")
+    budget = None if curve_budget is None else number(curve_budget, "--curve-budget")
     place = {"run_dir": given.run_dir, "address": given.address}
     which = {"selection": curve_selection, "budget": budget}
     curves, paths = pipeline.curves(given.config, given.overrides, console=err, **place, **which)
@@ -135,10 +135,3 @@ def _print_outcome(*runs: Run) -> None:
     for run in runs:
         print_selections(run)
         out.print(f"report: {escape(str(run.directory.report))}")
-
-
-def _number(text: str, option: str) -> int | float:
-    try:
-        return int(text) if text.strip().lstrip("+-").isdigit() else float(text)
-    except ValueError:
-        raise ConfigError(f"{option}: found {text!r}, expected a number of examples or a fraction in (0, 1]") from None

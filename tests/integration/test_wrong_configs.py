@@ -276,6 +276,8 @@ ARGUMENTS = [
     (["serve", "absent"], "no run lies here"),
     (["audit", "absent"], "no run lies here"),
     (["index", "absent"], "no run lies here"),
+    (["targets", "absent", "--keep", "3"], "no run lies here"),
+    (["targets", "absent", "--keep", "many"], "--keep: found 'many'"),
     (["compare", "absent"], "neither a run directory"),
     (["demo", "--size", "huge", "--run-dir", "D"], "--size"),
     (["demo", "--size", "small", "--run-dir", "F"], "run_dir: "),
