@@ -39,6 +39,7 @@ from influray.store.run_directory import versions
 
 if TYPE_CHECKING:
     from influray.data.catalogue import Catalogue
+    from influray.model.history import Report
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ class TrainingJob:
     `rows` are catalogue rows, or the path of a .npy file of them; they count as a set. A warmup whose config lists
     `warmup.checkpoints` imports these and trains nothing. `inputs` are digests of what the job reads beside the
     catalogue, such as the base model. `out` is a folder: RUN/warmup, or RUN/tune/NAME/seed-S. `pool_rows`, of how many
-    rows those of a warmup were drawn, is kept in its manifest and makes no difference to what it is.
+    rows those of a warmup were drawn, is kept in its manifest and makes no difference to what it is; nor do `facts`,
+    numbers that are told where its section reports to.
     """
 
     kind: Literal["warmup", "tune"]
@@ -65,6 +67,7 @@ class TrainingJob:
     seed: int
     inputs: Mapping[str, Any] = field(default_factory=dict)
     pool_rows: int = 0
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def parsed(self) -> Config:
@@ -78,6 +81,16 @@ class TrainingJob:
             raise ConfigError("tune: required to tune, but not given (a mapping; {} takes all defaults)")
         fields = {name: getattr(section, name) for name in FinetuneConfig.model_fields}
         return FinetuneConfig(**{**fields, "seed": self.seed})
+
+    @property
+    def report(self) -> Report:
+        """Where its steps are reported."""
+        from influray.model.history import Report
+
+        section = self.parsed.warmup if self.kind == "warmup" else self.parsed.tune
+        place = local(self.out)
+        name = "/".join(place.parts[-2:] if self.kind == "warmup" else place.parts[-4:])
+        return Report(() if section is None else section.report_to, name, self.facts)
 
     @property
     def imports(self) -> bool:
@@ -220,6 +233,7 @@ def _train(job: TrainingJob, device: Any, device_map: str | None, tell: Tell) ->
         keep="all" if warmup else "last",
         seconds_between=0.0 if warmup else TUNE_CHECKPOINT_SECONDS,
         on_step=lambda done, total, loss: tell(done, total, "steps", loss),
+        report=job.report,
     )
     facts: dict[str, Any] = {
         "rows": len(examples),

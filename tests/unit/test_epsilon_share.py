@@ -29,7 +29,9 @@ def test_a_high_share_is_told_with_its_settings(shares, much, config):
 
 
 def test_imported_checkpoints_are_not_told_of_a_warmup(tmp_path):
-    imported = parse_config({**config_tree(tmp_path), "warmup": {"checkpoints": [{"adapter": "a", "mean_learning_rate": 1e-4}]}})
+    imported = parse_config(
+        {**config_tree(tmp_path), "warmup": {"checkpoints": [{"adapter": "a", "mean_learning_rate": 1e-4}]}}
+    )
     text = epsilon_text([0.9], imported)
     assert "features.adam_epsilon_mode" in text
     assert "warmup" not in text
