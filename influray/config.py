@@ -72,11 +72,17 @@ class ImportedCheckpoint(Section):
     mean_learning_rate: float = Field(gt=0)  # the weight of this checkpoint before normalisation
 
 
+Reporter = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class WarmupConfig(FinetuneConfig):
     """How the warmup checkpoints come to be (LESS section 3; BIDS appendix A)."""
 
     fraction: Fraction = 1.0  # of the pool, drawn by `seed` (BIDS 1.0, LESS 0.05)
     checkpoints: tuple[ImportedCheckpoint, ...] = ()  # the user's own in place of training
+    report_to: tuple[
+        Reporter, ...
+    ] = ()  # where loss, rate and gradient norm of each step go, by transformers' own ways
 
 
 SEEDS_APART = 2**40 + 15  # of two checkpoints' maps: no seeds that anyone names are so far apart
@@ -218,6 +224,7 @@ class TuneConfig(FinetuneConfig):
     selections: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = "all"
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     model: ModelConfig | None = None  # another base to tune and judge than the one that selects; none = `model`
+    report_to: tuple[Reporter, ...] = ()  # as that of warmup, with rows, tokens and AID of the selection
 
     @field_validator("selections", "seeds")
     @classmethod

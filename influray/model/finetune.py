@@ -17,7 +17,7 @@ import numpy as np
 
 from influray.config import FinetuneConfig, WarmupConfig
 from influray.model.checkpoints import Checkpoint
-from influray.model.history import FinetuneResult, History, OnStep
+from influray.model.history import FinetuneResult, History, OnStep, Report
 from influray.model.schedule import learning_rate_factor
 from influray.model.step_plan import StepPlan, barrier, process_group, seeded_order
 from influray.protocols import ConfigError, DataError, TokenizedExample
@@ -55,6 +55,7 @@ def finetune(
     without: frozenset[int] = frozenset(),
     on_epoch_checkpoint: Callable[[Checkpoint], None] | None = None,
     on_step: OnStep | None = None,
+    report: Report = Report(),  # noqa: B008 - frozen
 ) -> FinetuneResult:
     """Train the adapter of `model` in place and return what was done; checkpoints go to `out_folder`.
 
@@ -72,6 +73,7 @@ def finetune(
         without: positions of examples that weigh nothing: the others keep their steps, places and weights. Part of
             `identity`, where there are any.
         on_epoch_checkpoint: called on rank 0 with each checkpoint when it is committed.
+        report: where transformers reports the steps.
         on_step: called on rank 0 after each optimizer step: how many are done, of how many, mean loss of the last ten.
 
     Raises:
@@ -100,7 +102,7 @@ def finetune(
 
     from influray.model.sft import run_training_loop
 
-    run_training_loop(model, examples, config, plan, factors, last, history)
+    run_training_loop(model, examples, config, plan, factors, last, history, report)
     return history.result()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -33,6 +33,15 @@ class FinetuneResult:
     learning_rates: tuple[float, ...]
     mean_learning_rates: tuple[float, ...]
     checkpoints: tuple[Checkpoint, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where transformers reports a training (its `report_to`), under which name, and what numbers at its start."""
+
+    to: tuple[str, ...] = ()
+    name: str = ""
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass

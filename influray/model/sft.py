@@ -7,8 +7,9 @@ optimizer states without names.
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,7 +24,7 @@ from influray.config import FinetuneConfig
 from influray.model.batch import Batch, make_batch
 from influray.model.checkpoints import Checkpoint, save_checkpoint
 from influray.model.example_losses import mean_losses, trained_logits
-from influray.model.history import History
+from influray.model.history import History, Report
 from influray.model.optimizer_state import AdamMoments
 from influray.model.step_plan import StepPlan, barrier, process_group
 from influray.protocols import DataError, TokenizedExample
@@ -40,6 +41,7 @@ def run_training_loop(
     factors: Sequence[float],
     last: Checkpoint | None,
     history: History,
+    report: Report,
 ) -> None:
     """Train `model` from the end of `last`, or from its start, to the end of `factors`, one per optimizer step."""
     epochs_done, steps_done = (last.state["epoch"], last.state["step"]) if last is not None else (0, 0)
@@ -63,12 +65,12 @@ def run_training_loop(
         optimizer, lambda step: factors[min(steps_done + step, len(factors) - 1)]
     )
     batches = EpochBatches(plan, epochs_done, process_group()[0])
-    course = Course(optimizer, trained, batches, config, history, len(factors))
+    course = Course(optimizer, trained, batches, config, history, len(factors), report.facts if report.to else {})
     model_config: Any = model.config
     use_cache = model_config.use_cache
     trainer = SftTrainer(
         model=model,
-        args=_arguments(model, config, plan, len(factors) - steps_done, history),
+        args=_arguments(model, config, plan, len(factors) - steps_done, history, report),
         train_dataset=ExampleDataset(examples),
         data_collator=collate,
         optimizers=(optimizer, scheduler),
@@ -80,6 +82,10 @@ def run_training_loop(
     try:
         trainer.train()
     finally:
+        if "wandb" in report.to:
+            importlib.import_module(
+                "wandb"
+            ).finish()  # else the next training of this process would go on in the same run
         model_config.use_cache = use_cache  # Trainer turns it off for good
         model.eval()
     barrier()  # no rank goes on before rank 0 has written
@@ -156,7 +162,7 @@ class SftTrainer(Trainer):
         # DDP averages over ranks what is here a sum over them.
         self.accelerator.backward(loss * self.accelerator.num_processes)
         self.course.add(tensors["row"], loss_B.detach(), tensors["weight"])
-        return loss.detach()
+        return loss.detach() * self.accelerator.num_processes  # what Trainer logs, as a mean over the ranks
 
 
 @dataclass(eq=False)
@@ -169,6 +175,7 @@ class Course(TrainerCallback):
     config: FinetuneConfig
     history: History
     total: int
+    facts: Mapping[str, float]  # told once, where the steps are reported
 
     def __post_init__(self) -> None:
         self.trainer: SftTrainer  # set when there is one
@@ -177,6 +184,10 @@ class Course(TrainerCallback):
 
     def add(self, row_B: Tensor, loss_B: Tensor, weight_B: Tensor) -> None:
         self._passes.append((row_B, loss_B, weight_B))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.facts:
+            self.trainer.log(dict(self.facts))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.batches.epoch = self._next_epoch
@@ -231,7 +242,7 @@ class Course(TrainerCallback):
 
 
 def _arguments(
-    model: nn.Module, config: FinetuneConfig, plan: StepPlan, steps: int, history: History
+    model: nn.Module, config: FinetuneConfig, plan: StepPlan, steps: int, history: History, report: Report
 ) -> TrainingArguments:
     device = next(model.parameters()).device
     base = {p.dtype for p in model.parameters() if not p.requires_grad}
@@ -248,9 +259,11 @@ def _arguments(
         dataloader_pin_memory=False,
         average_tokens_across_devices=False,
         logging_nan_inf_filter=False,
-        logging_strategy="no",
+        logging_strategy="steps" if report.to else "no",
+        logging_steps=1,
         save_strategy="no",
-        report_to="none",
+        report_to=list(report.to) or "none",
+        run_name=report.name or None,
         disable_tqdm=True,
     )
     if arguments.n_gpu > 1:

@@ -97,7 +97,7 @@ def make_plan(config: Config, directory: RunDirectory, device: str | None = None
         for step in STEPS
     )
     features = estimated["featurize"]
-    memory = None if shape is None or reads == "records" else _memory(config, shape, machine)
+    memory = None if shape is None or reads == "records" else _memory(config, shape, machine, found["pool"])
     seconds = features.worker_seconds
     parts = {
         "compute": (seconds or 0.0) / min(machine.workers, features.units),
@@ -192,7 +192,7 @@ def _validation(
     )
 
 
-def _memory(config: Config, shape: ModelShape, machine: Machine) -> float:
+def _memory(config: Config, shape: ModelShape, machine: Machine, pool: Found) -> float:
     item = arithmetic.ITEM_BYTES[config.model.dtype]
     weights = 0.5 * shape.body if config.model.quantization != "none" else float(item * shape.parameters)
     budget = config.features.token_budget
@@ -202,8 +202,11 @@ def _memory(config: Config, shape: ModelShape, machine: Machine) -> float:
             # As resolve_token_budget: 0.7 of the memory, of which weights take their part.
             room = 0.7 * machine.device.memory - weights
             budget = max(config.data.max_tokens, min(GPU_BATCH_TOKENS, int(room / (4.0 * shape.outputs * item))))
-    D = config.features.projector.dimension
-    return arithmetic.worker_memory(shape, weights, item, budget, D, config.features.rows_per_shard)
+    D, rows, work = config.features.projector.dimension, config.features.rows_per_shard, pool.work
+    if work.rows:  # no batch holds more than a shard
+        budget = min(budget, max(config.data.max_tokens, -(-work.tokens * min(rows, work.rows) // work.rows)))
+    process = 0.0 if machine.device.memory else arithmetic.PROCESS_BYTES  # beside a GPU its memory is what is short
+    return process + arithmetic.worker_memory(shape, weights, item, budget, D, rows)
 
 
 def _epsilon(config: Config, directory: RunDirectory, reads: str, checkpoints: int) -> list[str]:

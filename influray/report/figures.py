@@ -1,20 +1,26 @@
 """The report's figures: small functions from numbers to inline SVG, without a plotting library.
 
+Each is drawn twice: for a page, and for one of 390 px, where a scaled figure could not be read; style.css shows one.
 Colours come from the classes c0 .. c5 and cg (grey, for references) of style.css, so that a figure follows the page
 into dark mode and print; series also differ by marker, so that colour alone carries nothing. Every text is escaped.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ParamSpec
 
 from markupsafe import Markup, escape
 
 WIDTH = 880
+NARROW = 358  # 390 px less the margins of the page
+LABEL = {WIDTH: 26, NARROW: 13}  # characters of a row's name that are shown
 LETTER = 6.6  # mean width of a character at 12 px, a little generous
 LEGEND_LINE = 20
+P = ParamSpec("P")
 MARKERS = ("circle", "square", "diamond", "triangle", "wedge")
 
 
@@ -82,6 +88,23 @@ def shorten(text: str, most: int = 26) -> str:
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
+def _for_both_widths(draw: Callable[P, Markup]) -> Callable[P, Markup]:
+    @functools.wraps(draw)
+    def both(*args: P.args, **options: P.kwargs) -> Markup:
+        wide, again = draw(*args, **options), functools.partial(draw, *args, **options)
+        narrow: Any = {"ident": f"{options['ident']}-narrow", "width": NARROW}
+        return wide + again(**narrow) if wide else wide
+
+    return both
+
+
+def wide_part(drawing: Markup) -> Markup:
+    """Return a figure as it is drawn for a page, without that for a narrow one."""
+    end = "</svg>"
+    return Markup(drawing[: drawing.index(end) + len(end)])  # noqa: S704 - a drawing of this module
+
+
+@_for_both_widths
 def dots(
     rows: Sequence[str],
     series: Sequence[Series],
@@ -91,6 +114,7 @@ def dots(
     axis: str,
     reference: float | None = None,
     stems: bool = False,
+    width: int = WIDTH,
 ) -> Markup:
     """Return a dot plot: one band a row, one line in it a series; whiskers where a series has them.
 
@@ -102,8 +126,8 @@ def dots(
         return Markup("")
     lane = 11 if len(series) > 1 else 16
     band = lane * len(series) + 10
-    legend, more = _legend(series, _gutter(rows)) if len(series) > 1 else (Markup(""), -24)
-    plot = _Plot(rows, ticks(min(present), max(present)), top=30 + more, band=band)
+    legend, more = _legend(series, _gutter(rows, width), width) if len(series) > 1 else (Markup(""), -24)
+    plot = _Plot(rows, (min(present), max(present)), top=30 + more, band=band, width=width)
     out = [legend]
     out += plot.frame(axis, reference)
     for r, row in enumerate(rows):
@@ -122,15 +146,24 @@ def dots(
             if ends:
                 out.append(_line(plot.x(ends[0]), y, plot.x(ends[1]), y, "whisker"))
             out += [_marker(plot.x(value), y, _shape(series, k)), Markup("</g>")]
-    return _figure(ident, title, _told(rows, series), plot.height, out)
+    return _figure(ident, title, _told(rows, series), plot.height, out, width)
 
 
-def intervals(rows: Sequence[Interval], *, ident: str, title: str, axis: str, reference: float | None = None) -> Markup:
+@_for_both_widths
+def intervals(
+    rows: Sequence[Interval],
+    *,
+    ident: str,
+    title: str,
+    axis: str,
+    reference: float | None = None,
+    width: int = WIDTH,
+) -> Markup:
     """Return one line a row: range, inner range, middle, and the single points."""
     ends = [v for row in rows for v in (row.low, row.high)] + ([] if reference is None else [reference])
     if not rows:
         return Markup("")
-    plot = _Plot([row.label for row in rows], ticks(min(ends), max(ends)), top=6, band=28)
+    plot = _Plot([row.label for row in rows], (min(ends), max(ends)), top=6, band=28, width=width)
     out = plot.frame(axis, reference)
     for r, row in enumerate(rows):
         y = plot.top + r * plot.band + plot.band / 2
@@ -139,11 +172,19 @@ def intervals(rows: Sequence[Interval], *, ident: str, title: str, axis: str, re
         out.append(_line(plot.x(row.inner_low), y, plot.x(row.inner_high), y, "inner"))
         out += [_line(plot.x(point), y - 6, plot.x(point), y + 6, "point") for point in row.points]
         out += [_marker(plot.x(row.middle), y, "circle"), Markup("</g>")]
-    return _figure(ident, title, "; ".join(_interval_text(row) for row in rows), plot.height, out)
+    return _figure(ident, title, "; ".join(_interval_text(row) for row in rows), plot.height, out, width)
 
 
+@_for_both_widths
 def lines(
-    curves: Sequence[Line], *, ident: str, title: str, x_axis: str, y_axis: str, rule: tuple[float, str] | None = None
+    curves: Sequence[Line],
+    *,
+    ident: str,
+    title: str,
+    x_axis: str,
+    y_axis: str,
+    rule: tuple[float, str] | None = None,
+    width: int = WIDTH,
 ) -> Markup:
     """Return curves over one horizontal axis; a marked point has a ring and a drop line to the axis.
 
@@ -152,9 +193,12 @@ def lines(
     points = [point for curve in curves for point in curve.points]
     if not points:
         return Markup("")
-    across, up = ticks(0.0, max(x for x, _ in points), 8), ticks(min(y for _, y in points), max(y for _, y in points))
-    left, right, height = 62.0, WIDTH - 24.0, 250.0
-    legend, top = _legend([Series(curve.label, curve.style, ()) for curve in curves], left)
+    across, up = (
+        ticks(0.0, max(x for x, _ in points), 8 if width == WIDTH else 3),
+        ticks(min(y for _, y in points), max(y for _, y in points)),
+    )
+    left, right, height = 62.0, width - 24.0, 250.0
+    legend, top = _legend([Series(curve.label, curve.style, ()) for curve in curves], left, width)
     top += 52
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -175,10 +219,11 @@ def lines(
         out += [_line(x, top, x, top + height, "rule"), _text(x - 5, top + 12, rule[1], "axis", "end")]
     for k, curve in enumerate(curves):
         out.append(_curve(curve, [place(*point) for point in curve.points], MARKERS[k % len(MARKERS)], top + height))
-    out.append(_text((left + right) / 2, top + height + 38, x_axis, "axis", "middle"))
-    return _figure(ident, title, "; ".join(_curve_text(curve) for curve in curves), top + height + 46, out)
+    out.append(_text((left + right) / 2 if width == WIDTH else width / 2, top + height + 38, x_axis, "axis", "middle"))
+    return _figure(ident, title, "; ".join(_curve_text(curve) for curve in curves), top + height + 46, out, width)
 
 
+@_for_both_widths
 def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
@@ -188,10 +233,11 @@ def heat_map(
     ident: str,
     title: str,
     full: float | None = None,
+    width: int = WIDTH,
 ) -> Markup:
     """Return a table of shaded cells with their text in them; `full` is the value of the strongest shade."""
-    left = _gutter(rows)
-    cell, height, top = min(112.0, (WIDTH - left - 8) / max(1, len(columns))), 26, 28
+    left, most_letters = _gutter(rows, width), LABEL[width]
+    cell, height, top = min(112.0, (width - left - 8) / max(1, len(columns))), 26, 28
     most = full if full is not None else max((v for line in values for v in line if v is not None), default=1.0)
     fits = max(3, int(cell / LETTER) - 1)
     out = []
@@ -199,7 +245,7 @@ def heat_map(
         out.append(_text(left + (c + 0.5) * cell, top - 10, shorten(name, fits), "head", "middle", name))
     for r, name in enumerate(rows):
         y = top + r * height
-        out.append(_text(left - 10, y + height / 2 + 4, shorten(name), "label", "end", name))
+        out.append(_text(left - 10, y + height / 2 + 4, shorten(name, most_letters), "label", "end", name))
         for c, column in enumerate(columns):
             value = values[r][c]
             shade = 0.0 if value is None or most <= 0 else min(1.0, max(0.0, value / most))
@@ -214,7 +260,7 @@ def heat_map(
         f"{row}: " + ", ".join(f"{c} {t}" for c, t in zip(columns, line, strict=True))
         for row, line in zip(rows, texts, strict=True)
     )
-    return _figure(ident, title, told, top + len(rows) * height + 6, out, width=left + cell * len(columns) + 8)
+    return _figure(ident, title, told, top + len(rows) * height + 6, out, width, left + cell * len(columns) + 8)
 
 
 def bullet(value: float | None, most: float, style: str = "c0", reference: float | None = None) -> Markup:
@@ -257,10 +303,11 @@ def _curve_text(curve: Line) -> str:
 class _Plot:
     """Where things are: a gutter of row labels on the left, the value axis below."""
 
-    def __init__(self, rows: Sequence[str], marks: list[float], *, top: float, band: int) -> None:
-        self.rows, self.marks, self.top, self.band = rows, marks, top, band
-        self.left = _gutter(rows)
-        self.right = WIDTH - 16
+    def __init__(self, rows: Sequence[str], ends: tuple[float, float], *, top: float, band: int, width: int) -> None:
+        self.rows, self.top, self.band, self.width = rows, top, band, width
+        self.marks = ticks(*ends, 6 if width == WIDTH else 3)
+        self.left = _gutter(rows, width)
+        self.right = width - 16
         self.bottom = top + band * len(rows)
         self.height = self.bottom + 44
 
@@ -275,40 +322,56 @@ class _Plot:
             y = self.top + r * self.band
             if r % 2 == 0:
                 out.append(
-                    Markup('<rect class="stripe" x="0" y="{}" width="{}" height="{}"/>').format(y, WIDTH, self.band)
+                    Markup('<rect class="stripe" x="0" y="{}" width="{}" height="{}"/>').format(
+                        y, self.width, self.band
+                    )
                 )
-            out.append(_text(self.left - 10, y + self.band / 2 + 4, shorten(name), "label", "end", name))
+            out.append(
+                _text(self.left - 10, y + self.band / 2 + 4, shorten(name, LABEL[self.width]), "label", "end", name)
+            )
         for mark in self.marks:
             out.append(_line(self.x(mark), self.top, self.x(mark), self.bottom, "grid"))
             out.append(_text(self.x(mark), self.bottom + 16, tick_label(mark, step), "axis", "middle"))
         if reference is not None:
             out.append(_line(self.x(reference), self.top, self.x(reference), self.bottom, "zero"))
-        out.append(_text((self.left + self.right) / 2, self.bottom + 36, axis, "axis", "middle"))
+        middle = (self.left + self.right) / 2 if self.width == WIDTH else self.width / 2
+        out.append(_text(middle, self.bottom + 36, shorten(axis, int(self.width / LETTER)), "axis", "middle", axis))
         return out
 
 
-def _figure(ident: str, title: str, told: str, height: float, parts: Sequence[Markup], width: float = WIDTH) -> Markup:
+def _figure(
+    ident: str, title: str, told: str, height: float, parts: Sequence[Markup], width: int, used: float | None = None
+) -> Markup:
+    """Return the drawing of a figure for pages of this width; `used` is what of it is drawn on."""
     start = Markup(
-        '<svg class="figure" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-labelledby="{i}-t {i}-d">'
-        '<title id="{i}-t">{title}</title><desc id="{i}-d">{told}</desc>'
-    ).format(w=_n(width), h=_n(height), i=ident, title=title, told=told)
+        '<svg class="figure {k}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" '
+        'aria-labelledby="{i}-t {i}-d"><title id="{i}-t">{title}</title><desc id="{i}-d">{told}</desc>'
+    ).format(
+        k="wide" if width == WIDTH else "narrow",
+        w=_n(width if used is None else used),
+        h=_n(height),
+        i=ident,
+        title=title,
+        told=told,
+    )
     return start + Markup("").join(parts) + Markup("</svg>")
 
 
-def _gutter(rows: Sequence[str]) -> float:
-    return max((len(shorten(name)) for name in rows), default=0) * LETTER + 22
+def _gutter(rows: Sequence[str], width: int) -> float:
+    return max((len(shorten(name, LABEL[width])) for name in rows), default=0) * LETTER + 22
 
 
-def _legend(series: Sequence[Series], left: float) -> tuple[Markup, float]:
+def _legend(series: Sequence[Series], left: float, width: int) -> tuple[Markup, float]:
     """The legend in as many lines as it needs, and the height of all but the first."""
+    left = left if width == WIDTH else 4.0
     x, y, out = left, 14.0, []
     for k, one in enumerate(series):
-        width = 14 + len(shorten(one.label)) * LETTER + 24
-        if x > left and x + width - 24 > WIDTH:
+        wide = 14 + len(shorten(one.label)) * LETTER + 24
+        if x > left and x + wide - 24 > width:
             x, y = left, y + LEGEND_LINE
         out.append(Markup('<g class="{}">').format(one.style) + _marker(x + 5, y, _shape(series, k)) + Markup("</g>"))
         out.append(_text(x + 14, y + 4, shorten(one.label), "legend", "start", one.label))
-        x += width
+        x += wide
     return Markup("").join(out), y - 14
 
 

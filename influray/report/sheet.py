@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from influray import formatting
 from influray.protocols import ConfigError
+from influray.report.figures import wide_part
 from influray.report.templating import environment, style_sheet
 from influray.store.artifact import write_bytes
 
@@ -110,13 +111,14 @@ def as_svg(sheet: Sheet) -> str:
     y, width = float(TITLE), 0.0
     parts = [_label(MARGIN, 34, sheet.title, 19)]
     for figure in sheet.figures:
-        size = _SIZE.search(figure.drawing)
+        drawing = wide_part(figure.drawing)
+        size = _SIZE.search(drawing)
         assert size is not None, "a figure has a view box"
         lines = wrap(figure.caption, 130, break_long_words=False, break_on_hyphens=False)
         parts += [_label(MARGIN, y + 18 + 17 * n, line, 13) for n, line in enumerate(lines)]
         y += CAPTION + 17 * (len(lines) - 1)
         place = Markup('<svg x="{}" y="{}" ').format(MARGIN, f"{y:.1f}")
-        parts.append(Markup(figure.drawing.replace("<svg ", place, 1)))  # noqa: S704 - a drawing of this package
+        parts.append(Markup(drawing.replace("<svg ", place, 1)))  # noqa: S704 - a drawing of this package
         width, y = max(width, float(size[1])), y + float(size[2]) + 22
     start = Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}">'

@@ -40,6 +40,7 @@ from influray.store.run_directory import versions
 
 if TYPE_CHECKING:
     from influray.data.catalogue import Catalogue
+    from influray.model.history import Report
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class TrainingJob:
     `rows` are catalogue rows, or the path of a .npy file of them; they count as a set. A warmup whose config lists
     `warmup.checkpoints` imports these and trains nothing. `inputs` are digests of what the job reads beside the
     catalogue, such as the base model. `out` is a folder: RUN/warmup, or RUN/tune/NAME/seed-S. `pool_rows`, of how many
-    rows those of a warmup were drawn, is kept in its manifest and makes no difference to what it is.
+    rows those of a warmup were drawn, is kept in its manifest and makes no difference to what it is; nor do `facts`,
+    numbers that are told where its section reports to.
     """
 
     kind: Literal["warmup", "tune"]
@@ -66,6 +68,7 @@ class TrainingJob:
     seed: int
     inputs: Mapping[str, Any] = field(default_factory=dict)
     pool_rows: int = 0
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def parsed(self) -> Config:
@@ -89,6 +92,16 @@ class TrainingJob:
     def tokens(self) -> int | None:
         """Where the training ends in tokens; None where epochs or steps say it."""
         return self.parsed.tune.tokens if self.kind == "tune" and self.parsed.tune else None
+
+    @property
+    def report(self) -> Report:
+        """Where its steps are reported."""
+        from influray.model.history import Report
+
+        section = self.parsed.warmup if self.kind == "warmup" else self.parsed.tune
+        place = local(self.out)
+        name = "/".join(place.parts[-2:] if self.kind == "warmup" else place.parts[-4:])
+        return Report(() if section is None else section.report_to, name, self.facts)
 
     @property
     def imports(self) -> bool:
@@ -243,6 +256,7 @@ def _train(job: TrainingJob, device: Any, device_map: str | None, tell: Tell) ->
         keep="all" if warmup else "last",
         seconds_between=0.0 if warmup else TUNE_CHECKPOINT_SECONDS,
         on_step=lambda done, total, loss: tell(done, total, "steps", loss),
+        report=job.report,
     )
     facts: dict[str, Any] = {
         "rows": len(examples),

@@ -19,6 +19,9 @@ from influray.store.artifact import whole_manifest
 from influray.store.claim import require_apart
 from influray.store.uri import is_uri
 
+# The packages that serve, where they are not of that name.
+REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX")}
+
 
 def place(subject: Subject) -> None:
     """The run directory is a run's, and apart from what is read."""
@@ -101,6 +104,15 @@ def packages(subject: Subject) -> None:
             needed.append((what, "flash_attn", "pip install flash-attn --no-build-isolation"))
     hub = [(key, entry) for key, entry in _entries(subject) if entry.startswith(PREFIX)]
     needed += [(f"{key}: {entry!r}", "datasets", install_command("hub")) for key, entry in hub]
+    for key, section, asked in (
+        ("warmup", config.warmup, subject.trains),
+        ("tune", config.tune, "tune" in subject.steps),
+    ):
+        if section is not None and asked:
+            reports = [(name, *REPORTERS.get(name, (name,))) for name in section.report_to]
+            for name, *modules in reports:
+                module = next(filter(importlib.util.find_spec, modules), modules[0])
+                needed.append((f"{key}.report_to: {name!r}", module, f"pip install {modules[0]}"))
     for what, module, install in needed:
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"{what} needs the package {module}, which is not installed: {install}")

@@ -182,7 +182,18 @@ def _tune_jobs(context: StepContext) -> Iterator[TrainingJob]:
             out=address_of(directory.tune(name, seed)),
             seed=seed,
             inputs=inputs,
+            facts={} if name == FULL else _facts_of(context, name),
         )
+
+
+def _facts_of(context: StepContext, name: str) -> dict[str, float]:
+    """Return the numbers of a selection that stand beside its tuning wherever that is reported."""
+    from influray.store.selection import read_summary
+
+    found = read_summary(context.directory.selection(name))
+    facts = {"rows": found["budget"]["examples"], "tokens": found["counts"]["tokens"]}
+    facts |= {f"aid_{key}": found["aid"][key] for key in ("macro", "worst", "spread")}
+    return {f"selection/{key}": float(value) for key, value in facts.items()}
 
 
 def _evaluation_jobs(context: StepContext) -> Iterator[EvaluationJob]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from influray import pipeline
 from influray.config import ModelConfig, parse_config
 from influray.model.shape import ModelShape
-from influray.planning import arithmetic
+from influray.planning import arithmetic, estimate
 from influray.planning.arithmetic import StepCost, Workload
 from influray.planning.estimate import costs, find_machine, find_split
 from influray.planning.plan import make_plan
@@ -274,6 +275,25 @@ def test_wrong_machines_are_refused(world):
         find_machine(config, "tpu", None)
     with pytest.raises(ConfigError, match="--workers: found 0"):
         find_machine(config, "cpu", 0)
+
+
+def test_the_rate_is_of_cpu_time_and_of_no_clock_on_the_wall(monkeypatch):
+    """A wall clock that runs wild, as on a busy machine, changes nothing; the best of the products counts."""
+    cpu = itertools.accumulate(itertools.cycle([7.0, 4.0, 1.0, 2.0]))
+    wild = np.random.default_rng(0)
+    monkeypatch.setattr(estimate.time, "thread_time", lambda: next(cpu))
+    for clock in ("perf_counter", "monotonic", "time"):
+        monkeypatch.setattr(estimate.time, clock, lambda: float(wild.uniform(0, 1e6)))
+    assert estimate._probe(3) == pytest.approx(3 * 2 * 512**3 / 2.0)
+
+
+def test_on_a_cpu_the_process_counts_and_beside_a_gpu_it_does_not(world, tmp_path):
+    plain = tree(world, tmp_path)
+    config = parse_config({**plain, "features": {**plain["features"], "token_budget": 256}})
+    here, there = (make_plan(config, RunDirectory(tmp_path), device).memory_per_worker for device in ("cpu", "h100"))
+    assert here is not None
+    assert there is not None
+    assert here - there == pytest.approx(arithmetic.PROCESS_BYTES)
 
 
 def test_a_model_too_large_for_the_device_is_said_with_the_mend(world, monkeypatch):

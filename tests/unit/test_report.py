@@ -21,7 +21,20 @@ from influray.report.compare_sheet import compare_sheet
 from influray.report.data import TaskBalance
 from influray.report.evaluations import tuned
 from influray.report.examples import extreme
-from influray.report.figures import Interval, Line, Series, bullet, dots, heat_map, intervals, lines, ticks
+from influray.report.figures import (
+    NARROW,
+    WIDTH,
+    Interval,
+    Line,
+    Series,
+    bullet,
+    dots,
+    heat_map,
+    intervals,
+    lines,
+    ticks,
+    wide_part,
+)
 from influray.report.page import render, write_report
 from influray.store.artifact import read_sealed, write_sealed
 from influray.store.attribution import Attribution
@@ -161,7 +174,7 @@ def test_the_page_shows_the_curve_of_every_selection_with_its_knee(run, page):
         assert one.tokens_M[-1] == selection.tokens
     drawn = [tag for tag, attributes in page.elements if attributes.get("class") == "knee"]
     knees = [knee for one in data.curves for knee in (one.coverage_knee, one.worst_knee)]
-    assert len(drawn) == sum(knee.index is not None for knee in knees) > 0
+    assert len(drawn) == 2 * sum(knee.index is not None for knee in knees) > 0  # for either width
 
 
 def test_worst_best_spread_and_entropy_follow_from_aid_and_thi():
@@ -339,18 +352,48 @@ def test_figures_are_well_formed_whatever_their_labels():
         bullet(0.4, 1.0, "c0", 2.0),
     ]
     for drawing in drawings:
-        root = ElementTree.fromstring(str(drawing))
+        root = ElementTree.fromstring(f"<both>{drawing}</both>")
         assert not [node for node in root.iter() if node.tag == "script"]
     for drawing in drawings[:4]:
-        root = ElementTree.fromstring(str(drawing))
-        assert root.get("role") == "img"
-        labels = root.get("aria-labelledby").split()
-        assert {node.get("id") for node in root.iter()} >= set(labels)
+        both = ElementTree.fromstring(f"<both>{drawing}</both>")
+        assert ElementTree.tostring(both[0]) == ElementTree.tostring(ElementTree.fromstring(wide_part(drawing)))
+        for root, kind, most in zip(both, ("wide", "narrow"), (WIDTH, NARROW), strict=True):
+            assert root.get("class") == f"figure {kind}"
+            assert float(root.get("width")) <= most
+            assert root.get("role") == "img"
+            labels = root.get("aria-labelledby").split()
+            assert {node.get("id") for node in root.iter()} >= set(labels)
+        idents = [node.get("id") for node in both.iter() if node.get("id")]
+        assert len(set(idents)) == len(idents)
+
+
+@pytest.mark.parametrize("width", [WIDTH, NARROW])
+def test_nothing_is_drawn_beyond_the_edges_of_a_figure(width):
+    """Texts by their letters; a label longer than there is room for is cut off."""
+    names = ["a short one", "a task of a name that is rather long for a label"]
+    series = [Series(name, f"c{k}", [-0.25, 1e4], [-1.0, 9e3], [0.5, 1.1e4]) for k, name in enumerate(names)]
+    axis = "standard deviations of influence above the pool's mean"
+    rows = [Interval(name, "c1", -1.0, -0.5, 0.0, 0.5, 2.0, [0.0]) for name in names]
+    curves = [Line(name, "c0", [(0.0, 1.0), (123_456.0, 2.0)]) for name in names]
+    for drawing in (
+        dots(names, series, ident="a", title="t", axis=axis, reference=0.0),
+        intervals(rows, ident="b", title="t", axis=axis),
+        heat_map(names, [f"column {c}" for c in range(5)], [[0.5] * 5] * 2, [["100%"] * 5] * 2, ident="c", title="t"),
+        lines(curves, ident="d", title="t", x_axis="rows of the selection", y_axis="mean influence"),
+    ):
+        root = ElementTree.fromstring(f"<both>{drawing}</both>")[width == NARROW]
+        for node in root.iter("text"):
+            long = len("".join(node.itertext()) if not len(node) else node[0].tail) * 5.8  # letters of 12 px
+            x, anchor = float(node.get("x")), node.get("text-anchor")
+            left = x - {"start": 0, "middle": long / 2, "end": long}[anchor]
+            assert left >= -3, node[0].text if len(node) else node.text
+            assert left + long <= float(root.get("width")) + 3, node[0].text if len(node) else node.text
+        assert all(0 <= float(node.get("cx")) <= width for node in root.iter("circle"))
 
 
 def test_marks_stand_at_their_values():
     drawing = dots(["a", "b", "c"], [Series("s", "c0", [0.0, 5.0, 10.0])], ident="x", title="t", axis="a")
-    circles = [float(n.get("cx")) for n in ElementTree.fromstring(str(drawing)).iter() if n.tag == "circle"]
+    circles = [float(n.get("cx")) for n in ElementTree.fromstring(wide_part(drawing)).iter() if n.tag == "circle"]
     assert circles[1] - circles[0] == pytest.approx(circles[2] - circles[1], abs=0.11)
     assert circles[0] < circles[1]
 
@@ -358,7 +401,7 @@ def test_marks_stand_at_their_values():
 def test_curves_run_through_their_points_and_mark_the_knee():
     points = [(1.0, 0.0), (2.0, 3.0), (4.0, 4.0)]
     root = ElementTree.fromstring(
-        str(lines([Line("s", "c0", points, 1)], ident="x", title="t", x_axis="x", y_axis="y"))
+        wide_part(lines([Line("s", "c0", points, 1)], ident="x", title="t", x_axis="x", y_axis="y"))
     )
     drawn = next(node for node in root.iter() if node.tag == "polyline").get("points").split()
     (x1, y1), (x2, y2), (x3, y3) = [tuple(float(v) for v in point.split(",")) for point in drawn]
@@ -370,7 +413,7 @@ def test_curves_run_through_their_points_and_mark_the_knee():
 
 def test_a_legend_too_long_for_one_line_takes_several():
     series = [Series(f"a rather long name {k}", f"c{k % 6}", [float(k)]) for k in range(9)]
-    root = ElementTree.fromstring(str(dots(["a"], series, ident="x", title="t", axis="a")))
+    root = ElementTree.fromstring(wide_part(dots(["a"], series, ident="x", title="t", axis="a")))
     legend = [(float(n.get("x")), float(n.get("y"))) for n in root.iter() if n.get("class") == "legend"]
     assert len({y for _, y in legend}) > 1
     assert len(set(legend)) == 9
