@@ -101,6 +101,13 @@ SELECTORS: dict[str, Entry] = {
         "influray.selectors.strata:Strata", "a draw from every level of merit, rare levels first (DEALRec)"
     ),
     "gumbel_top_k": Entry("influray.selectors.gumbel_top_k:GumbelTopK", "a draw with odds by merit (MATES)"),
+    "group": Entry(
+        "influray.selectors.group:Group", "merit less likeness to what is chosen in the row's cluster (Group-MATES)"
+    ),
+    "weighted_draw": Entry(
+        "influray.selectors.weighted_draw:WeightedDraw",
+        "a draw by merit and place in a cluster (sensitivity sampling)",
+    ),
     "longest": Entry("influray.selectors.longest:Longest", "most tokens first; needs the rows' tokens"),
     "random": Entry("influray.selectors.random:Random", "a seeded uniform sample"),
 }

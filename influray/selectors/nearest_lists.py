@@ -21,8 +21,7 @@ from influray.selectors.sketches import Sketches
 
 LISTED_SHARE = 10  # one row in so many at most, or all would be near to all
 SKETCH = 256  # numbers, that distances are told by: off by a tenth at one standard deviation
-BLOCK_ROWS = 1024
-OTHER_ROWS = 8192
+BLOCK_ROWS = 2048
 STEPS = 2.0**10  # densities are rounded to parts of it, so that the last bits of a product move no row
 
 
@@ -90,12 +89,16 @@ def densities(features: UnitRows, row_U: np.ndarray, sigma: float) -> np.ndarray
     sketch_Um = np.concatenate(
         [sketches.of(features.gather(row_U[low : low + BLOCK_ROWS])) for low in range(0, len(row_U), BLOCK_ROWS)]
     )
-    other_Um = Sketches.other(sketch_Um)
+    # The product is minus half of the squared distance; scaled, and 1 added to what a row's last number, 1, meets.
+    other_Um = Sketches.other(sketch_Um) * np.float32(2 / sigma**2)
+    other_Um[:, -1] += 1
     density_U = np.zeros(len(row_U))
-    for low in range(0, len(row_U), BLOCK_ROWS):
-        here = slice(low, low + BLOCK_ROWS)
-        for start in range(0, len(row_U), OTHER_ROWS):
-            # The product is minus half of the squared distance.
-            kernel = 1 + sketch_Um[here] @ other_Um[start : start + OTHER_ROWS].T * np.float32(2 / sigma**2)
-            density_U[here] += np.maximum(kernel, 0).sum(axis=1, dtype=np.float64)
+    starts = range(0, len(row_U), BLOCK_ROWS)
+    for low in starts:
+        for other in starts[low // BLOCK_ROWS :]:
+            kernel = sketch_Um[low : low + BLOCK_ROWS] @ other_Um[other : other + BLOCK_ROWS].T
+            np.maximum(kernel, 0, out=kernel)
+            density_U[low : low + BLOCK_ROWS] += kernel.sum(axis=1)
+            if other > low:
+                density_U[other : other + BLOCK_ROWS] += kernel.sum(axis=0)
     return np.maximum(1, np.round(density_U * STEPS) / STEPS)

@@ -63,17 +63,25 @@ def names(subject: Subject) -> None:
     from influray.selectors.api import check_method, make_selector
 
     config = subject.config
+    stores = expected_stores(config)
     check("featurizers", config.features.featurizer, config.features.options)
     if config.features.projector.name not in PROJECTORS:  # whose modules import torch
         resolve("projectors", config.features.projector.name, "features.projector.name")
-    make_scorer(config.attribution.scorer, expected_stores(config), config.attribution.options)
+    make_scorer(config.attribution.scorer, stores, config.attribution.options)
     for index, selector in enumerate(config.selectors):
         name, preset = resolve_method(selector.method)
         try:
             check_method(selector.method)
-            make_selector(name, {**preset, **selector.options})
+            made = make_selector(name, {**preset, **selector.options})
         except ConfigError as error:
             raise ConfigError(f"selectors.{index}.{error}") from error
+        limited = selector.constraints.near_duplicates is not None
+        if (made.needs_features or limited) and stores.makes != "vectors":
+            who = "constraints.near_duplicates" if limited else f"method: {selector.method!r}"
+            raise ConfigError(
+                f"selectors.{index}.{who} compares the feature vectors of rows, and features.featurizer "
+                f"{config.features.featurizer!r} makes none; take gradient or representation"
+            )
 
 
 def asked_for(subject: Subject) -> None:

@@ -19,6 +19,8 @@ DRAWN = [
     "strata",
     "gumbel_top_k",
     "dsir",
+    "group",  # its clusters begin at rows that are drawn
+    "weighted_draw",
 ]  # chance goes by the row's place, so another row order is another draw
 UNSCORED = ["random", "longest"]  # methods that do not look at the scores
 COMPARING = ["knn_kde"]  # methods that look at the features too, and so rank no row by its scores alone

@@ -408,6 +408,23 @@ def test_shampoo_reads_a_matrix_for_each_weight_at_any_number_of_workers(first, 
     assert np.array_equal(*found)
 
 
+def test_selectors_that_compare_rows_are_given_the_features_of_the_run(first, world, tmp_path):
+    methods = ("knn_kde", "group", "weighted_draw")
+    config = copied(first, tmp_path, world)
+    config["selectors"] = [{"name": name, "method": name, "budget": 6} for name in methods]
+    again = run(config)
+    attribution = again.attribution()
+    for name in methods:
+        expected = influray.select(
+            *(matrix_of(again), attribution.groups, 6),
+            method=name,
+            features=attribution.features().gather(attribution.rows),
+        )
+        assert again.selection(name).rows.tolist() == attribution.rows[expected.rows].tolist()
+        path = again.directory.attribution
+        assert influray.select(path, None, 6, method=name).rows.tolist() == again.selection(name).rows.tolist()
+
+
 def test_a_score_without_targets_is_one_column_of_which_everything_can_be_made(first, world, tmp_path):
     config = copied(first, tmp_path, world, attribution={"scorer": "grand"})
     again = run(config, until="report-only")

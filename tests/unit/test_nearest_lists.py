@@ -39,7 +39,6 @@ def test_the_mass_of_every_row_equals_the_plain_loop(kind, seed, small, most, al
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nearest_lists, "LISTED_SHARE", 1)
         patch.setattr(nearest_lists, "BLOCK_ROWS", small)
-        patch.setattr(nearest_lists, "OTHER_ROWS", small + 1)
         patch.setattr(columns, "GROUP_BYTES", 100 * small)
         found = select(
             *(ArrayAttribution(score_NT, small), groups, n),
