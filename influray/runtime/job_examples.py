@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from influray.config import Config
 from influray.protocols import DataError, TokenizedExample
@@ -45,3 +47,12 @@ def examples_of(
 def text_digest(catalogue: Catalogue, start: int, stop: int) -> str:
     """Return what identifies the records of rows [start, stop), 64 hex digits."""
     return hash_bytes(*(part for text in catalogue.values("record", start, stop) for part in (text, b"\n")))
+
+
+def row_ranges(rows: np.ndarray, catalogue: Catalogue, name: str) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of the ranges of consecutive ones of ascending rows. Raises DataError where one is absent."""
+    if len(rows) and not 0 <= rows[0] <= rows[-1] < len(catalogue):
+        raise DataError(f"{name}: rows {rows[0]} to {rows[-1]} are asked for, of {len(catalogue)}")
+    for part in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        if len(part):
+            yield int(part[0]), int(part[-1]) + 1

@@ -21,7 +21,7 @@ import numpy as np
 from influray.config import Config, FinetuneConfig, parse_config
 from influray.job_status import Tell, tell_nobody
 from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact, DataError
-from influray.runtime.job_examples import examples_of, text_digest
+from influray.runtime.job_examples import examples_of, row_ranges, text_digest
 from influray.store.artifact import (
     SCHEMA,
     describe,
@@ -121,7 +121,10 @@ class TrainingJob:
         if self.imports:
             return _fingerprint(self, NUMERIC, imported=list(map(_imported_facts, self.parsed.warmup.checkpoints)))
         catalogue = _catalogue(self)
-        content = [(start, stop, catalogue.content_digest(start, stop)) for start, stop in _ranges(self, catalogue)]
+        content = [
+            (start, stop, catalogue.content_digest(start, stop))
+            for start, stop in row_ranges(self.row_numbers, catalogue, self.catalogue)
+        ]
         if self.encodes:
             content = [(*one, text_digest(catalogue, *one[:2])) for one in content]
         section = self.section.model_dump(mode="json") | ({"tokens": self.tokens} if self.tokens else {})
@@ -239,7 +242,9 @@ def _train(job: TrainingJob, device: Any, device_map: str | None, tell: Tell) ->
     from influray.model.step_plan import StepPlan, barrier, process_group
 
     config, warmup, catalogue = job.parsed, job.kind == "warmup", _catalogue(job)
-    examples = examples_of(job.parsed, job.encodes, catalogue, _ranges(job, catalogue), "pool")
+    examples = examples_of(
+        job.parsed, job.encodes, catalogue, row_ranges(job.row_numbers, catalogue, job.catalogue), "pool"
+    )
     tokens_N, settings = np.array([example.tokens for example in examples]), job.section
     rank, ranks = process_group()
     if job.tokens:
@@ -359,16 +364,6 @@ def tuned_adapter(folder: str) -> Path:
     for one in require_manifest(adapter.parent, "tune")["adapter"]:
         check_file(adapter / one["file"], one["sha256"])
     return adapter
-
-
-def _ranges(job: TrainingJob, catalogue: Catalogue) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of the ranges of consecutive rows of a job."""
-    rows = job.row_numbers
-    if len(rows) and not 0 <= rows[0] <= rows[-1] < len(catalogue):
-        raise DataError(f"{job.catalogue}: rows {rows[0]} to {rows[-1]} are asked for, of {len(catalogue)}")
-    for part in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-        if len(part):
-            yield int(part[0]), int(part[-1]) + 1
 
 
 def _catalogue(job: Job) -> Catalogue:

@@ -101,6 +101,7 @@ def asked_for(subject: Subject) -> None:
 
 def packages(subject: Subject) -> None:
     """What must be installed besides influray's own requirements."""
+    config = subject.config
     needed: list[tuple[str, str, str]] = []
     for key, model in _loaded(subject):
         if model.quantization != "none":
