@@ -8,12 +8,22 @@ into dark mode and print; series also differ by marker, so that colour alone car
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from influray.report.drawing import (
+    clipped,
+    draw_line,
+    draw_marker,
+    draw_text,
+    px,
+    shorten,
+    tick_label,
+    ticks,
+)
 
 WIDTH = 880
 NARROW = 358  # 390 px less the margins of the page
@@ -61,31 +71,6 @@ class Interval:
     inner_high: float
     high: float
     points: Sequence[float] = ()
-
-
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Return round numbers (steps of 1, 2 or 5 times a power of ten) that cover [low, high] from outside."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"an axis needs finite ends, found {low} and {high}")
-    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-12):
-        low, high = (low - 0.5, high + 0.5) if low == 0 else (low - abs(low) / 2, high + abs(high) / 2)
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def tick_label(value: float, step: float) -> str:
-    """Return `value` with as many decimals as `step` needs, and a true minus sign."""
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    text = f"{value:,.{decimals}f}"
-    return text.replace("-", "\u2212") if float(text.replace(",", "")) else text.lstrip("-")
-
-
-def shorten(text: str, most: int = 26) -> str:
-    """Return `text`, its end cut off where it is longer than `most` characters."""
-    return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
 def _for_both_widths(draw: Callable[P, Markup]) -> Callable[P, Markup]:
@@ -142,10 +127,10 @@ def dots(
             told = f"{row}, {one.label}: {_short(value)}" + (f" ({_short(low)} to {_short(high)})" if ends else "")
             out.append(Markup('<g class="{}"><title>{}</title>').format(one.style, told))
             if stems and reference is not None:
-                out.append(_line(plot.x(reference), y, plot.x(value), y, "stem"))
+                out.append(draw_line(plot.x(reference), y, plot.x(value), y, "stem"))
             if ends:
-                out.append(_line(plot.x(ends[0]), y, plot.x(ends[1]), y, "whisker"))
-            out += [_marker(plot.x(value), y, _shape(series, k)), Markup("</g>")]
+                out.append(draw_line(plot.x(ends[0]), y, plot.x(ends[1]), y, "whisker"))
+            out += [draw_marker(plot.x(value), y, _shape(series, k)), Markup("</g>")]
     return _figure(ident, title, _told(rows, series), plot.height, out, width)
 
 
@@ -168,10 +153,10 @@ def intervals(
     for r, row in enumerate(rows):
         y = plot.top + r * plot.band + plot.band / 2
         out.append(Markup('<g class="{}"><title>{}</title>').format(row.style, _interval_text(row)))
-        out.append(_line(plot.x(row.low), y, plot.x(row.high), y, "range"))
-        out.append(_line(plot.x(row.inner_low), y, plot.x(row.inner_high), y, "inner"))
-        out += [_line(plot.x(point), y - 6, plot.x(point), y + 6, "point") for point in row.points]
-        out += [_marker(plot.x(row.middle), y, "circle"), Markup("</g>")]
+        out.append(draw_line(plot.x(row.low), y, plot.x(row.high), y, "range"))
+        out.append(draw_line(plot.x(row.inner_low), y, plot.x(row.inner_high), y, "inner"))
+        out += [draw_line(plot.x(point), y - 6, plot.x(point), y + 6, "point") for point in row.points]
+        out += [draw_marker(plot.x(row.middle), y, "circle"), Markup("</g>")]
     return _figure(ident, title, "; ".join(_interval_text(row) for row in rows), plot.height, out, width)
 
 
@@ -205,21 +190,23 @@ def lines(
         part = (y - up[0]) / (up[-1] - up[0])
         return left + x / across[-1] * (right - left), top + (1 - part) * height
 
-    out = [legend, _text(left, top - 10, y_axis, "axis", "start")]
+    out = [legend, draw_text(left, top - 10, y_axis, "axis", "start")]
     for mark in up:
         y = place(0, mark)[1]
-        out += [_line(left, y, right, y, "zero" if mark == 0 else "grid")]
-        out.append(_text(left - 8, y + 4, tick_label(mark, up[1] - up[0]), "axis", "end"))
+        out += [draw_line(left, y, right, y, "zero" if mark == 0 else "grid")]
+        out.append(draw_text(left - 8, y + 4, tick_label(mark, up[1] - up[0]), "axis", "end"))
     for mark in across:
         x = place(mark, up[0])[0]
-        out += [_line(x, top + height, x, top + height + 4, "zero")]
-        out.append(_text(x, top + height + 18, tick_label(mark, across[1] - across[0]), "axis", "middle"))
+        out += [draw_line(x, top + height, x, top + height + 4, "zero")]
+        out.append(draw_text(x, top + height + 18, tick_label(mark, across[1] - across[0]), "axis", "middle"))
     if rule is not None:
         x = place(rule[0], up[0])[0]
-        out += [_line(x, top, x, top + height, "rule"), _text(x - 5, top + 12, rule[1], "axis", "end")]
+        out += [draw_line(x, top, x, top + height, "rule"), draw_text(x - 5, top + 12, rule[1], "axis", "end")]
     for k, curve in enumerate(curves):
         out.append(_curve(curve, [place(*point) for point in curve.points], MARKERS[k % len(MARKERS)], top + height))
-    out.append(_text((left + right) / 2 if width == WIDTH else width / 2, top + height + 38, x_axis, "axis", "middle"))
+    out.append(
+        draw_text((left + right) / 2 if width == WIDTH else width / 2, top + height + 38, x_axis, "axis", "middle")
+    )
     return _figure(ident, title, "; ".join(_curve_text(curve) for curve in curves), top + height + 46, out, width)
 
 
@@ -242,19 +229,19 @@ def heat_map(
     fits = max(3, int(cell / LETTER) - 1)
     out = []
     for c, name in enumerate(columns):
-        out.append(_text(left + (c + 0.5) * cell, top - 10, shorten(name, fits), "head", "middle", name))
+        out.append(draw_text(left + (c + 0.5) * cell, top - 10, shorten(name, fits), "head", "middle", name))
     for r, name in enumerate(rows):
         y = top + r * height
-        out.append(_text(left - 10, y + height / 2 + 4, shorten(name, most_letters), "label", "end", name))
+        out.append(draw_text(left - 10, y + height / 2 + 4, shorten(name, most_letters), "label", "end", name))
         for c, column in enumerate(columns):
             value = values[r][c]
             shade = 0.0 if value is None or most <= 0 else min(1.0, max(0.0, value / most))
             box = Markup('<g><title>{}, {}: {}</title><rect class="cell" x="{}" y="{}" width="{}" height="{}" ').format(
-                name, column, texts[r][c], _n(left + c * cell + 1), y + 1, _n(cell - 2), height - 2
+                name, column, texts[r][c], px(left + c * cell + 1), y + 1, px(cell - 2), height - 2
             )
             # Shades stop at 0.6 of the accent: the text above them keeps its contrast in light and dark.
-            out.append(box + Markup('fill-opacity="{}"/>').format(_n(0.04 + 0.56 * shade)))
-            out.append(_text(left + (c + 0.5) * cell, y + height / 2 + 4, texts[r][c], "value", "middle"))
+            out.append(box + Markup('fill-opacity="{}"/>').format(px(0.04 + 0.56 * shade)))
+            out.append(draw_text(left + (c + 0.5) * cell, y + height / 2 + 4, texts[r][c], "value", "middle"))
             out.append(Markup("</g>"))
     told = "; ".join(
         f"{row}: " + ", ".join(f"{c} {t}" for c, t in zip(columns, line, strict=True))
@@ -271,10 +258,10 @@ def bullet(value: float | None, most: float, style: str = "c0", reference: float
     if value is None or most <= 0:
         return Markup("")
     width, height = 96, 12
-    parts = [Markup('<rect class="bar" x="0" y="3" width="{}" height="6"/>').format(_n(_part(value, most) * width))]
+    parts = [Markup('<rect class="bar" x="0" y="3" width="{}" height="6"/>').format(px(clipped(value, most) * width))]
     if reference is not None:
-        x = min(width - 0.75, max(0.75, _part(reference, most) * width))
-        parts.append(_line(x, 0, x, height, "tick"))
+        x = min(width - 0.75, max(0.75, clipped(reference, most) * width))
+        parts.append(draw_line(x, 0, x, height, "tick"))
     start = Markup('<svg class="bullet {}" viewBox="0 0 {} {}" width="{}" height="{}" aria-hidden="true">').format(
         style, width, height, width, height
     )
@@ -283,14 +270,14 @@ def bullet(value: float | None, most: float, style: str = "c0", reference: float
 
 def _curve(curve: Line, places: Sequence[tuple[float, float]], shape: str, bottom: float) -> Markup:
     """A polyline with a marker at about every fourth point and at its end."""
-    path = " ".join(f"{_n(x)},{_n(y)}" for x, y in places)
+    path = " ".join(f"{px(x)},{px(y)}" for x, y in places)
     out = [Markup('<g class="{}"><title>{}</title>').format(curve.style, _curve_text(curve))]
     out.append(Markup('<polyline class="curve" points="{}"/>').format(path))
-    out += [_marker(x, y, shape) for x, y in [*places[3:-2:4], places[-1]]]
+    out += [draw_marker(x, y, shape) for x, y in [*places[3:-2:4], places[-1]]]
     if curve.marked is not None:
         x, y = places[curve.marked]
-        out.append(_line(x, y, x, bottom, "drop"))
-        out.append(Markup('<circle class="knee" cx="{}" cy="{}" r="8"/>').format(_n(x), _n(y)))
+        out.append(draw_line(x, y, x, bottom, "drop"))
+        out.append(Markup('<circle class="knee" cx="{}" cy="{}" r="8"/>').format(px(x), px(y)))
     return Markup("").join(out) + Markup("</g>")
 
 
@@ -327,15 +314,15 @@ class _Plot:
                     )
                 )
             out.append(
-                _text(self.left - 10, y + self.band / 2 + 4, shorten(name, LABEL[self.width]), "label", "end", name)
+                draw_text(self.left - 10, y + self.band / 2 + 4, shorten(name, LABEL[self.width]), "label", "end", name)
             )
         for mark in self.marks:
-            out.append(_line(self.x(mark), self.top, self.x(mark), self.bottom, "grid"))
-            out.append(_text(self.x(mark), self.bottom + 16, tick_label(mark, step), "axis", "middle"))
+            out.append(draw_line(self.x(mark), self.top, self.x(mark), self.bottom, "grid"))
+            out.append(draw_text(self.x(mark), self.bottom + 16, tick_label(mark, step), "axis", "middle"))
         if reference is not None:
-            out.append(_line(self.x(reference), self.top, self.x(reference), self.bottom, "zero"))
+            out.append(draw_line(self.x(reference), self.top, self.x(reference), self.bottom, "zero"))
         middle = (self.left + self.right) / 2 if self.width == WIDTH else self.width / 2
-        out.append(_text(middle, self.bottom + 36, shorten(axis, int(self.width / LETTER)), "axis", "middle", axis))
+        out.append(draw_text(middle, self.bottom + 36, shorten(axis, int(self.width / LETTER)), "axis", "middle", axis))
         return out
 
 
@@ -348,8 +335,8 @@ def _figure(
         'aria-labelledby="{i}-t {i}-d"><title id="{i}-t">{title}</title><desc id="{i}-d">{told}</desc>'
     ).format(
         k="wide" if width == WIDTH else "narrow",
-        w=_n(width if used is None else used),
-        h=_n(height),
+        w=px(width if used is None else used),
+        h=px(height),
         i=ident,
         title=title,
         told=told,
@@ -369,40 +356,16 @@ def _legend(series: Sequence[Series], left: float, width: int) -> tuple[Markup, 
         wide = 14 + len(shorten(one.label)) * LETTER + 24
         if x > left and x + wide - 24 > width:
             x, y = left, y + LEGEND_LINE
-        out.append(Markup('<g class="{}">').format(one.style) + _marker(x + 5, y, _shape(series, k)) + Markup("</g>"))
-        out.append(_text(x + 14, y + 4, shorten(one.label), "legend", "start", one.label))
+        out.append(
+            Markup('<g class="{}">').format(one.style) + draw_marker(x + 5, y, _shape(series, k)) + Markup("</g>")
+        )
+        out.append(draw_text(x + 14, y + 4, shorten(one.label), "legend", "start", one.label))
         x += wide
     return Markup("").join(out), y - 14
 
 
 def _shape(series: Sequence[Series], k: int) -> str:
     return "ring" if series[k].hollow else MARKERS[k % len(MARKERS)]
-
-
-def _marker(x: float, y: float, shape: str) -> Markup:
-    if shape == "circle":
-        return Markup('<circle class="mark" cx="{}" cy="{}" r="4.5"/>').format(_n(x), _n(y))
-    if shape == "ring":
-        return Markup('<circle class="mark hollow" cx="{}" cy="{}" r="3.8"/>').format(_n(x), _n(y))
-    corners = {
-        "square": ((-4, -4), (4, -4), (4, 4), (-4, 4)),
-        "diamond": ((0, -5.6), (5.6, 0), (0, 5.6), (-5.6, 0)),
-        "triangle": ((0, -5.2), (5.2, 4), (-5.2, 4)),
-        "wedge": ((0, 5.2), (5.2, -4), (-5.2, -4)),
-    }[shape]
-    points = " ".join(f"{_n(x + dx)},{_n(y + dy)}" for dx, dy in corners)
-    return Markup('<polygon class="mark" points="{}"/>').format(points)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(kind, _n(x1), _n(y1), _n(x2), _n(y2))
-
-
-def _text(x: float, y: float, text: str, kind: str, anchor: str, full: str = "") -> Markup:
-    title = Markup("<title>{}</title>").format(full) if full and full != text else Markup("")
-    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}{}</text>').format(
-        kind, _n(x), _n(y), anchor, title, escape(text)
-    )
 
 
 def _told(rows: Sequence[str], series: Sequence[Series]) -> str:
@@ -418,13 +381,5 @@ def _interval_text(row: Interval) -> str:
     return f"{row.label}: middle {_short(row.middle)}, {ends} {_short(row.inner_high)}"
 
 
-def _part(value: float, most: float) -> float:
-    return min(1.0, max(0.0, value / most))
-
-
 def _short(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}".replace("-", "\u2212")
-
-
-def _n(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -275,8 +275,7 @@ def _train(job: TrainingJob, device: Any, device_map: str | None, tell: Tell) ->
         facts["checkpoints"] = len(result.checkpoints)
         facts["mean_learning_rates"] = list(result.mean_learning_rates)
         facts["digests"] = [checkpoint.digest for checkpoint in result.checkpoints]
-        facts["imported"] = False
-        facts["pool_rows"] = job.pool_rows
+        facts |= {"imported": False, "pool_rows": job.pool_rows}
     else:
         facts["digest"] = result.checkpoints[-1].digest
     manifest = _manifest(job, facts)
