@@ -1,6 +1,6 @@
-"""Take the pictures of docs/pictures/ from a finished run: the report's first figures and the explorer.
+"""Take the pictures of docs/pictures/ from a finished run: the report's head and the explorer.
 
-    influray demo --size small && python jobs/make_screenshots.py runs/demo-small
+    influray demo && python jobs/make_screenshots.py runs/demo
 
 It takes a Chromium of this machine, as tests/browser does, and the package playwright.
 """
@@ -19,7 +19,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 WIDTH, HEIGHT = 1440, 900
 MOST_BYTES = 150_000
 SIDE = 220  # empty on both sides of the report
-PAGES = {"report": ("index.html", "influence", SIDE), "explorer": ("explorer.html", "rows", 0)}  # file, section, side
+# File, the element that the picture begins with, the one that it ends before (or the window's height), and the side.
+PAGES = {"report": ("index.html", "body", "dl", SIDE), "explorer": ("explorer.html", "#rows", "", 0)}
 
 
 def main() -> None:
@@ -36,11 +37,13 @@ def main() -> None:
         page = browser.new_page(
             viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light", reduced_motion="reduce"
         )
-        for name, (file, section, side) in PAGES.items():
+        for name, (file, first, after, side) in PAGES.items():
             page.goto((given.run / "report" / file).resolve().as_uri())
-            page.evaluate("id => document.getElementById(id).scrollIntoView()", section)
+            page.evaluate("it => document.querySelector(it).scrollIntoView()", first)
             path = given.to / f"{name}.png"
-            page.screenshot(path=path, clip={"x": side, "y": 0, "width": WIDTH - 2 * side, "height": HEIGHT})
+            box = page.locator(after).first.bounding_box() if after else None
+            height = HEIGHT if box is None else box["y"]
+            page.screenshot(path=path, clip={"x": side, "y": 0, "width": WIDTH - 2 * side, "height": height})
             size = path.stat().st_size
             print(f"{path}: {size:,} bytes")
             if size > MOST_BYTES:
