@@ -173,7 +173,7 @@ class BoundsConfig(Section):
 
 
 class ConstraintsConfig(Section):
-    """What a selection keeps to besides its budget."""
+    """Constraints of a selection besides its budget."""
 
     include: tuple[str, ...] | str = ()  # ids that must be in; one text: a file of one id a line, under data.root
     exclude: tuple[str, ...] | str = ()  # ids that must not; likewise

@@ -1,6 +1,6 @@
 """How the main thread is stopped: by Ctrl-C and SIGTERM, or by a thread that found that the run cannot go on.
 
-All of them arrive as an exception at the statement that is being carried out, or, in `interrupt_between`, where the
+All of them arrive as an exception at the statement being executed, or, in `interrupt_between`, where the
 block asks for it. Another thread's reason travels as a SIGTERM of this process to itself.
 """
 

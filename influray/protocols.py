@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ConfigError(ValueError):
-    """A config that cannot be carried out: names the dotted key, what was found, what would be right."""
+    """A config that cannot be run: names the dotted key, what was found, what would be right."""
 
 
 class DataError(ValueError):
@@ -46,7 +46,7 @@ class DamagedArtifact(ArtifactMismatch):
 
 
 class StorageError(RuntimeError):
-    """Object storage that does not answer: names the object and what to do. Nothing is lost; a later attempt may do."""
+    """Object storage that does not answer: names the object and what to do. Nothing is lost; try again later."""
 
 
 class RunStopped(RuntimeError):
@@ -110,7 +110,7 @@ Makes = Literal["vectors", "counts", "facts"]
 class FeatureBlock:
     """One feature row per usable example of a batch, in the order of `row_B`, and why the others failed.
 
-    What is None is a column that datastores of this featurizer do not have.
+    A column that is None is one that datastores of this featurizer do not have.
     """
 
     row_B: np.ndarray  # int64, catalogue rows
@@ -331,7 +331,7 @@ Bounds = tuple[int, int | None]  # the least and the most rows; None = no most
 
 @dataclass(frozen=True)
 class Limits:
-    """What a selection keeps to besides its number of examples."""
+    """The constraints of a selection besides its number of examples."""
 
     tokens: int | None = None  # the most, over all chosen rows
     include: tuple[str, ...] = ()  # ids

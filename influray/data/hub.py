@@ -89,7 +89,7 @@ def origin(entry: str) -> dict[str, Any]:
 def batches(entry: str) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a data set in its order, as Arrow has them, so that they are decoded as those of files are.
 
-    Raises DataError where the set or its split is not to be had.
+    Raises DataError where the data set or its split cannot be loaded.
     """
     identity, builder = _builder(entry)
     try:

@@ -90,7 +90,7 @@ class Unfit(DataError):
 
 
 class Crew(Protocol):
-    """Processes that carry out jobs side by side."""
+    """Processes that run jobs side by side."""
 
     workers: int  # how many there are, about
 

@@ -191,7 +191,7 @@ def _seconds(file: DataFile, spans: Sequence[Span]) -> float:
 
 
 def _travels(job: FileJob) -> bool:
-    """Whether others may draft a file: a limit says row by row how far it is read, and hubs count their readers."""
+    """Whether others may draft a file: a row limit is applied while reading, and hub streams are not shared."""
     return not job.limits and job.file.kind != "hub"
 
 

@@ -26,7 +26,7 @@ class JobTask(ShardTask):
 
 
 class DataCrew:
-    """Actors that carry out the jobs of catalogues (see data.jobs.Crew), kept until `close`.
+    """Actors that run the jobs of catalogues (see data.jobs.Crew), kept until `close`.
 
     `expect` is told how many drafts there are before they are made, `on_receipt` each that is.
     """

@@ -74,7 +74,7 @@ class PlainTasks:
         """Yield what `function` returns for every call, in their order. A call whose process is lost goes first again.
 
         Args:
-            function: a module's; a process may carry out many calls, one after the other.
+            function: a module's; a process may run many calls, one after the other.
             ahead: how many calls may be begun, counted from the first whose result is not taken yet.
             here: the function for this process, where the cluster has no room for a single task.
 

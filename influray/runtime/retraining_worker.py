@@ -1,4 +1,4 @@
-"""What one retraining of `influray validate` is, and how a process carries out many of them on one base.
+"""What one retraining of `influray validate` is, and how a process runs many of them on one base.
 
 A retraining is a tune on rows of its own that leaves no adapter but the answer loss of every target and test record.
 The base is loaded once; each retraining starts from the adapter that its seed makes, put back in place: the trained

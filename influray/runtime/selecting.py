@@ -42,7 +42,7 @@ def select_and_write(
     `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix),
     seed, options, constraints, whose files of ids lie under `id_root`. An older selection of that name stays until the
     new one is complete. AID and THI are those of the z-scored matrix whatever the method. `mapper`
-    carries out the passes over the matrix; `on_progress(chosen, budget)` is called by a method that chooses one by one.
+    runs the passes over the matrix; `on_progress(chosen, budget)` is called by a method that chooses one by one.
 
     Raises:
         ConfigError, DataError: as `influray.select`.

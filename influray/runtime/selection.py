@@ -1,4 +1,4 @@
-"""The selection driver: a named actor that carries out the selectors, can be asked how far it is, and survives a kill.
+"""The selection driver: a named actor that runs the selectors, can be asked how far it is, and survives a kill.
 
 Ray restarts it and gives it the job again that it was at; what is done is with the driver of the run.
 """
@@ -36,7 +36,7 @@ AGAIN_SECONDS = 5.0  # in which Ray may know of a lost node
 
 @dataclass(frozen=True)
 class SelectionJob:
-    """One call to carry out: `function` is "module:attribute", which commits its own output whole or not at all."""
+    """One call to run: `function` is "module:attribute", which commits its own output whole or not at all."""
 
     name: str  # of the selection
     function: str

@@ -68,7 +68,7 @@ def starting(folder: str) -> Iterator[None]:
     """Put what went wrong while a private Ray started into a message; `folder` holds its logs.
 
     Raises:
-        RunStopped: Ray did not start, or not in time. The same command may do.
+        RunStopped: Ray did not start, or not in time. The same command may succeed when repeated.
     """
     try:
         yield

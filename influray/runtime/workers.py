@@ -257,7 +257,7 @@ class FeatureWorker:
 
 
 def prepare_torch(threads: int) -> str:
-    """Make torch repeat its bytes and return the device."""
+    """Make torch deterministic and return the device."""
     import torch
 
     torch.set_num_threads(threads)

@@ -129,7 +129,7 @@ def _select(selector: Selector, problem: SelectionProblem) -> Selection:
 
 
 def check_method(method: str) -> None:
-    """Raise ConfigError where this is neither a method's or a selector's name nor a plug-in, with the nearest name."""
+    """Raise ConfigError where this names no method, selector or plug-in; it suggests the nearest name."""
     if not isinstance(method, str):
         raise ConfigError(f"method: found {method!r}, expected the name of a method, such as 'bids'")
     if method not in SELECTORS and method not in METHODS and outside_code("selectors", method) is None:

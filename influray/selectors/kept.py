@@ -1,4 +1,4 @@
-"""Whether a selection keeps to its limits: asked once of every selector's result, plug-ins included.
+"""Whether a selection satisfies its limits: checked once for every selector's result, plug-ins included.
 
 Shape suffix: n chosen rows.
 """

@@ -25,7 +25,7 @@ class Quotas:
     minimums. `forced` are counted as chosen at once.
 
     Raises:
-        ConfigError: no selection keeps to the bounds; the first reason found.
+        ConfigError: no selection satisfies the bounds; the first reason found.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ READ_BYTES = 2**22  # of a matrix on disk, for the same reason
 class Attribution:
     """A committed attribution matrix. `groups` is the task of each column; `stats` its moments.
 
-    `mapper` carries out its passes (`map_ranges`); by default threads of this process do.
+    `mapper` runs its passes (`map_ranges`); by default threads of this process do.
 
     Raises:
         ArtifactMismatch: there is none at `folder`, or its parts do not fit its targets.

@@ -1,4 +1,4 @@
-"""Who drives a run directory: one driver at a time, which stops when it no longer is the one.
+"""The lease on a run directory: one driver at a time, which stops when it loses the lease.
 
 On a disk the folder itself is locked, which nobody can remove without removing the run; beside it lies a file that says
 who holds it, locked too, for file systems (NFS) on which folders cannot be. On object storage it is an object that its

@@ -39,7 +39,7 @@ class RangeCall:
 
 
 class Mapper(Protocol):
-    """Who carries out the calls of a pass. `threads`: how many the caller may use itself, when none is on."""
+    """What runs the calls of a pass. `threads`: how many the caller may use itself, when none is on."""
 
     threads: int
 
@@ -49,7 +49,7 @@ class Mapper(Protocol):
 
 
 class Threads:
-    """Calls carried out in this process; 1 is one after another, without a thread."""
+    """Calls run in this process; 1 is one after another, without a thread."""
 
     def __init__(self, count: int | None = None) -> None:
         self.threads = min(MOST_THREADS, _cores()) if count is None else count

@@ -199,7 +199,7 @@ class RunDirectory:
             write_sealed(self.path / "run.json", {**run, "config": digest})
 
     def check_config(self) -> Path:
-        """Return the path of config.yaml, once it is found to be the one that the run was carried out with.
+        """Return the path of config.yaml, once it is found to be that of the run.
 
         Where run.json does not say which one that was, there need not even be one.
 
@@ -216,7 +216,7 @@ class RunDirectory:
         except OSError as error:
             raise damage(path, f"cannot be read ({error})") from error
         if not same:
-            raise damage(path, "not the config that the run was carried out with (run.json)")
+            raise damage(path, "not the config of the run (run.json)")
         return path
 
     def _clear_the_way(self) -> None:

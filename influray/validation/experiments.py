@@ -149,4 +149,4 @@ def _result(setting: Setting, name: str, jobs: Sequence[Retraining]) -> dict[str
     return sealed
 
 
-VALIDATE = Step("validate", validate)  # none of a run's: it is carried out when it is asked for
+VALIDATE = Step("validate", validate)  # none of a run's: it runs when it is asked for

@@ -33,7 +33,7 @@ from influray.validation.scorers import (
 
 @dataclass(frozen=True)
 class Setting:
-    """A run under experiment. `context` has the config with the section `validate` that is carried out."""
+    """A run under experiment. `context` has the config with the section `validate` that is run."""
 
     context: StepContext
 
