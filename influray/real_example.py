@@ -142,7 +142,7 @@ def dequantize(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     given = {"gguf_file": gguf.name}
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **given)
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, use_safetensors=True, **given)
     # What was read of a GGUF refuses to be saved, so its weights go into a model of the same shape.
     shape = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(shape), dtype=torch.float32)

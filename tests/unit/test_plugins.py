@@ -75,6 +75,7 @@ def arguments_of(name: str, run: Path) -> list[str] | None:
         "query": ["a question", "--answer", "b"],
         "inspect": ["--row", "0"],
         "blame": ["--failing", "wrong.jsonl"],
+        "targets": ["--keep", "0.5"],
         "export": ["--to", str(run.parent / "exported")],
     }
     given[1] += "/bids" * (name == "export")
@@ -103,7 +104,7 @@ def test_no_verb_imports_what_a_run_directory_names(finished, tmp_path, evil, mo
     captured = capsys.readouterr()
     assert not evil.exists(), "the code of the run directory was run"
     assert status in (0, 2), captured.err
-    if name not in ("audit", "compare", "export"):  # these read results alone
+    if name not in ("audit", "compare", "export", "targets"):  # these read results alone
         assert status == 2
         assert "--allow-plugins" in captured.err
         assert KEYS[seam] in captured.err

@@ -35,6 +35,7 @@ ARGUMENTS = {
     "inspect": ["", "--row", "0"],
     "export": ["", "--to", "exported"],
     "blame": ["", "--failing", ""],
+    "targets": ["", "--keep", "1"],
 }
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # pyright: ignore[reportAttributeAccessIssue]  a group has them
 
@@ -91,6 +92,7 @@ def test_no_verb_quotes_a_path_that_steers_the_terminal(verb, printed, tmp_path)
         ["query", "{run}", "--like", f"hostile-1{HOSTILE}", "-k", "5"],
         ["query", "{run}", "--like", f"hostile-1{HOSTILE}", "-k", "5", "--json", "-"],
         ["audit", "{run}"],
+        ["targets", "{run}", "--keep", "0.5"],
         ["compare", "{run}/bids", "{run}/random"],
         ["plan", "{config}"],
         ["plan", "{config}", "--json"],
