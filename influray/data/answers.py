@@ -289,6 +289,11 @@ class _Stretches:
             asked = earlier == turn - 1 >= 0 and self.messages[earlier]["role"] == "user"
             if asked and habits.after_user and gap.startswith(habits.after_user):
                 return base + len(habits.after_user)
+            # A question of white space has no mark: what follows it is told by the special token that it holds.
+            if not asked and turn and self.messages[turn - 1]["role"] == "user" and PRIVATE.search(habits.after_user):
+                at = gap.rfind(habits.after_user)
+                if at >= 0:
+                    return base + at + len(habits.after_user)
         for prompt in (True, False):
             found = self._following(turn, prompt, base, None if before is None else self.at[before])
             if found is not None:

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import example as tried
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -257,6 +258,8 @@ plain_texts = st.lists(
     st.sampled_from(sorted(MERGING)),
     st.booleans(),
 )
+@tried("", "", "\n", " quick", ("bytes", "mistral"), False)  # a question of white space between answers
+@tried("", "yes", " ", "  no", ("bytes", "mistral"), True)
 def test_merged_tokens_are_those_of_the_tokenizer_and_masked_character_by_character(a, b, c, d, key, end_token):
     tokenizer = MERGING[key]
     example = exchange(a, b, c, d)
