@@ -117,7 +117,8 @@ def other_scenarios() -> dict[str, Any]:
         SimpleNamespace(out=str(i), kind="tune", section=SimpleNamespace(device_batch_size=1)) for i in range(3)
     ]
     events: list[Any] = []
-    made = training._by_tasks(jobs, resources, training.Layout(1, 2, 0.0), events.append)
+    board = training.JobBoard(lambda *_: None)
+    made = training._by_tasks(jobs, resources, training.Layout(1, 2, 0.0), board, events.append)
     told = [event.side_by_side for event in events if event.kind == "memory"]
     found["training"] = [[one["job"] for one in made], told[-1]]
 
