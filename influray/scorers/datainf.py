@@ -21,7 +21,8 @@ class DataInf(Scorer):
     """A = sum over checkpoints and modules of w_k * G W^T, W = (1/lambda) (V - ((V G^T) o s) G / N).
 
     s_i = 1 / (lambda + |g_i|^2), and lambda = `damping` * the mean square of the module's numbers over all rows. W is
-    the mean over the pool of (g_i g_i^T + lambda I)^-1 v, by the formula of Sherman and Morrison.
+    the mean over the pool of (g_i g_i^T + lambda I)^-1 v, by the formula of Sherman and Morrison. Zeros that a factored
+    projection leaves over count in the mean square.
 
     Source: equation 5 of the paper and compute_hvp_proposed of ykwon0407/DataInf influence.py, whose influence has the
     opposite sign (a loss that falls). There a block is one matrix, here a LoRA pair, projected.

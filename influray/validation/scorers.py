@@ -63,6 +63,7 @@ KNOWN: dict[str, Judged] = {
         Judged("whitened", "whitened", {}, {"featurizer": "gradient"}),
         Judged("gram", "gram", {}, PLAIN),
         Judged("datainf", "datainf", {}, {**PLAIN, "blocks": "module"}),
+        Judged("shampoo", "shampoo", {}, {**PLAIN, "blocks": "module", "projector": {"name": "factored"}}),
         Judged("grand", "grand", {}, {"featurizer": "gradient"}),
         Judged("vog", "vog", {}, {**PLAIN, "projector": {"matrices": "one"}}),
         Judged("loss", "loss", {}, {"featurizer": "loss"}),

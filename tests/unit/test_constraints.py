@@ -47,7 +47,9 @@ def test_every_method_keeps_to_every_limit_at_once(method):
         "sources": {"web": {"min": 6, "max": 9}, "code": {"max": 0.25}},
         "tasks": {"c": {"max": 6}, "b": {"min": 0.2}},
     }
-    found = select(score_NT, GROUPS, 20, method=method, rows=rows, constraints=constraints, seed=3)
+    found = select(
+        *(score_NT, GROUPS, 20), method=method, rows=rows, constraints=constraints, features=np.eye(60), seed=3
+    )
     chosen = found.rows.tolist()
     assert len(chosen) == len(set(chosen)) == len(found.merit) == len(found.column) == 20
     assert chosen[:2] == [3, 7], "what must be in comes first"
@@ -62,9 +64,9 @@ def test_every_method_keeps_to_every_limit_at_once(method):
 @pytest.mark.parametrize("method", ALL)
 def test_limits_that_bind_nothing_change_nothing(method):
     score_NT, rows = problem(1)
-    free = select(score_NT, GROUPS, 20, method=method, rows=rows, seed=3)
-    loose = {"sources": {"web": {"max": 60}}, "tasks": {"a": {"min": 0}}, "near_duplicates": 1.0}
     features = np.eye(60)
+    free = select(score_NT, GROUPS, 20, method=method, rows=rows, features=features, seed=3)
+    loose = {"sources": {"web": {"max": 60}}, "tasks": {"a": {"min": 0}}, "near_duplicates": 1.0}
     bound = select(score_NT, GROUPS, 20, method=method, rows=rows, constraints=loose, features=features, seed=3)
     assert bound.rows.tolist() == free.rows.tolist()
     assert bound.merit.tobytes() == free.merit.tobytes()
@@ -75,7 +77,7 @@ def test_limits_that_bind_nothing_change_nothing(method):
 def test_a_budget_in_tokens_is_filled_and_never_overshot(method):
     score_NT, rows = problem(2)
     for tokens in (40, 200, 10_000):
-        found = select(score_NT, GROUPS, {"tokens": tokens}, method=method, rows=rows, seed=3)
+        found = select(*(score_NT, GROUPS, {"tokens": tokens}), method=method, rows=rows, features=np.eye(60), seed=3)
         used = int(rows["tokens"][found.rows].sum())
         left = np.setdiff1d(np.arange(60), found.rows)
         assert used <= tokens

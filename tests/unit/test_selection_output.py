@@ -13,10 +13,10 @@ from influray.data.catalogue import build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.files import resolve_files
 from influray.evaluation.balance import measure_balance
-from influray.protocols import ArtifactMismatch, ConfigError
+from influray.protocols import ArtifactMismatch, ConfigError, Limits
 from influray.registry import METHODS, SELECTORS
 from influray.runtime.selecting import select_and_write
-from influray.selectors.api import select
+from influray.selectors.api import needs_features, select
 from influray.store.artifact import ShardStore, hash_file, read_manifest
 from influray.store.attribution import Attribution, attribution_table, commit_attribution
 from influray.store.run_directory import RunDirectory
@@ -182,7 +182,9 @@ def test_a_selection_that_is_not_there_is_named(run):
 
 
 def test_every_method_selects_from_a_run_directory(run):
-    for method in sorted({*SELECTORS, *METHODS}):
+    comparing = [method for method in sorted({*SELECTORS, *METHODS}) if needs_features(method, {}, Limits())]
+    assert comparing == ["group", "knn_kde", "weighted_draw"], "this run has no datastores for them"
+    for method in sorted({*SELECTORS, *METHODS} - {*comparing}):
         summary = select_and_write(run.path, SELECTOR | {"name": method, "method": method}, "print")
         assert summary["budget"]["examples"] == 11
         assert len(read_selection(run.selection(method)).rows) == 11
