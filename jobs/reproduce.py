@@ -71,10 +71,12 @@ class Row:
     runs: int
     macro_loss: Estimate
     loss_over_bids: Estimate  # above 0 where BIDS is better; nothing for full and base
+    loss_over_random: Estimate
     loss_over_free: Estimate  # over the same method without near_duplicates; nothing for all but APART
     worst_loss: Estimate  # of the task that is served worst
     exact: Estimate
     exact_over_bids: Estimate
+    exact_over_random: Estimate
     worst_exact: Estimate
 
 
@@ -137,22 +139,32 @@ def _row(arm: str, by_arm: Mapping[str, Mapping[tuple[int, int], Outcome]]) -> R
     cells = by_arm[arm]
     loss = {cell: _macro(o, "loss") for cell, o in cells.items()}
     exact = {cell: 100 * _macro(o, "exact_match") for cell, o in cells.items()}
-    bids: Mapping[tuple[int, int], Outcome] = {}
-    if arm not in (FULL, BASE) and not arm.startswith("bids-"):
-        name = f"bids-{arm.rpartition('-')[2]}"  # where all but random leave copies out, random stands beside that
-        bids = by_arm.get(name) or by_arm.get(f"{name}{APART}", {})
+    bids, drawn = (_rival(arm, method, by_arm) for method in ("bids", "random"))
     free = by_arm.get(arm.removesuffix(APART), {}) if arm.endswith(APART) else {}
     return Row(
         arm,
         len(cells),
         macro_loss=estimate(loss),
         loss_over_bids=_paired(loss, {cell: _macro(o, "loss") for cell, o in bids.items()}),
+        loss_over_random=_paired(loss, {cell: _macro(o, "loss") for cell, o in drawn.items()}),
         loss_over_free=_paired(loss, {cell: _macro(o, "loss") for cell, o in free.items()}),
         worst_loss=estimate({cell: max(t["loss"] for t in o.tasks.values()) for cell, o in cells.items()}),
         exact=estimate(exact),
         exact_over_bids=_paired(exact, {cell: 100 * _macro(o, "exact_match") for cell, o in bids.items()}),
+        exact_over_random=_paired(exact, {cell: 100 * _macro(o, "exact_match") for cell, o in drawn.items()}),
         worst_exact=estimate({c: 100 * min(t["exact_match"] for t in o.tasks.values()) for c, o in cells.items()}),
     )
+
+
+def _rival(
+    arm: str, method: str, by_arm: Mapping[str, Mapping[tuple[int, int], Outcome]]
+) -> Mapping[tuple[int, int], Outcome]:
+    """Return what another method gave at an arm's budget, under the same limit or, where it has none, without."""
+    if arm in (FULL, BASE) or arm.startswith(f"{method}-"):
+        return {}
+    ending = arm.rpartition("-")[2]
+    names = (f"{method}-{ending}", f"{method}-{ending.removesuffix(APART)}", f"{method}-{ending}{APART}")
+    return next((by_arm[name] for name in names if name in by_arm), {})
 
 
 def _paired(mine: Mapping[tuple[int, int], float], theirs: Mapping[tuple[int, int], float]) -> Estimate:
@@ -181,10 +193,12 @@ def estimate(value_by_cell: Mapping[tuple[int, int], float]) -> Estimate:
 COLUMNS = {  # of the table: heading -> (field, digits)
     "macro loss": ("macro_loss", 3),
     "less BIDS'": ("loss_over_bids", 3),
+    "less random's": ("loss_over_random", 3),
     "less without the limit": ("loss_over_free", 3),
     "worst task": ("worst_loss", 3),
     "exact match": ("exact", 1),
     "less BIDS' ": ("exact_over_bids", 1),
+    "less random's ": ("exact_over_random", 1),
     "worst task ": ("worst_exact", 1),
 }
 

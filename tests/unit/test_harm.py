@@ -64,9 +64,9 @@ def test_a_report_says_where_no_row_harms_a_task(tmp_path):
     store.commit("all", attribution_table(rows_N, A_NT - 2 * A_NT.min()), {})
     commit_attribution(store, ["all"], {}, old.target_rows, old.target_ids, old.groups)
     after = collect(run.path)
-    for now, then in zip(after.examples, before.examples, strict=True):
-        assert [one.row for one in now.helpful] == [one.row for one in then.helpful]
-        assert now.harmful == ()
+    for one_after, one_before in zip(after.examples, before.examples, strict=True):
+        assert [one.row for one in one_after.helpful] == [one.row for one in one_before.helpful]
+        assert one_after.harmful == ()
     assert render(after).count(escape(NO_HARM)) == len(after.examples)
 
 

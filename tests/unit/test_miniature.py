@@ -271,6 +271,9 @@ def test_the_table_of_planted_results_is_the_one_computed_by_hand():
     # Copies are left out of all but random: it stands beside what there is of BIDS.
     assert drawn.loss_over_bids == Estimate(pytest.approx(0.25), pytest.approx(12.7062 * 0.05))
     assert drawn.exact_over_bids == Estimate(pytest.approx(-20), pytest.approx(0, abs=1e-9))
+    assert bids.loss_over_random == Estimate(pytest.approx(-0.25), pytest.approx(12.7062 * 0.05))
+    assert bids.exact_over_random.mean == pytest.approx(20)
+    assert math.isnan(drawn.loss_over_random.mean)
     assert math.isnan(drawn.loss_over_free.mean)
     text = table([base, bids, drawn], 2)
     assert "0.560 +- 0.635" in text
