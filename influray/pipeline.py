@@ -329,7 +329,7 @@ def mixture(run_dir: str | Path, budget: int | None = None, repeats: int = 10, s
 
     this = open_run(run_dir)
     with this.directory.hold():
-        return mix(this, budget, repeats, seed)
+        return mix(this.config, this.directory, budget, repeats, seed)
 
 
 def plan(

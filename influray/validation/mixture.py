@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from influray.config import Config
 from influray.data.catalogue import Catalogue
 from influray.formatting import ABSENT, count, number, percent
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.selections import committed
 from influray.report.sheet import Table
-from influray.runs import Run
 from influray.store.attribution import Attribution
+from influray.store.run_directory import RunDirectory
 from influray.store.selection import read_table
 from influray.store.vectors import PoolVectors, target_vectors
 from influray.validation.reselection import Columns, Reselection
@@ -86,10 +87,11 @@ class Mixture:
 
     def _table(self, name: str, one: Weights) -> Table:
         pool_S = self.rows_S / self.rows_S.sum()
+        moved = bool((one.high_S > one.low_S).any())  # not by a method that reads no targets
         order = sorted(range(len(self.sources)), key=lambda s: (-one.share_S[s], self.sources[s]))
         lines = []
         for s in order[:SHOWN]:
-            interval = f"{percent(one.low_S[s])} to {percent(one.high_S[s])}" if self.repeats else ABSENT
+            interval = f"{percent(one.low_S[s])} to {percent(one.high_S[s])}" if moved else ABSENT
             times = number(one.share_S[s] / pool_S[s])
             last = max(one.tasks, key=lambda task: one.tasks[task][s]) if one.tasks else ""
             if one.rows_S is not None and one.token_share_S is not None:
@@ -102,7 +104,9 @@ class Mixture:
         return Table(title, ("source", "of pool", "share", "95 % interval", "x pool", *ends), tuple(lines))
 
 
-def mix(run: Run, budget: int | None = None, repeats: int = 10, seed: int = 0) -> Mixture:
+def mix(
+    config: Config, directory: RunDirectory, budget: int | None = None, repeats: int = 10, seed: int = 0
+) -> Mixture:
     """Return the ratios of sources that the selections and the targets of a run imply.
 
     Args:
@@ -123,7 +127,6 @@ def mix(run: Run, budget: int | None = None, repeats: int = 10, seed: int = 0) -
     """
     if repeats < 0 or repeats == 1:
         raise ConfigError(f"--repeats: found {repeats}, expected 0, or 2 or more for an interval")
-    directory, config = run.directory, run.config
     directory.require_made("data", "score")
     matrix = Attribution(directory.attribution)
     facts = Catalogue(directory.data("pool")).facts("source", "tokens")
@@ -151,7 +154,7 @@ def mix(run: Run, budget: int | None = None, repeats: int = 10, seed: int = 0) -
         )
     notes: tuple[str, ...] = ()
     try:
-        weights[LASSO] = _lasso(run, source_N, total, draws)
+        weights[LASSO] = _lasso(directory, source_N, total, draws)
     except ArtifactMismatch as error:
         notes = (f"no {LASSO}: {error}",)
     return Mixture(
@@ -215,9 +218,9 @@ def _ratio(gram_SS: np.ndarray, toward_SC: np.ndarray) -> float:
     return float(RATIOS[error_ratio.argmin()])
 
 
-def _lasso(run: Run, source_N: np.ndarray, sources: int, draws: Sequence[np.ndarray]) -> Weights:
+def _lasso(directory: RunDirectory, source_N: np.ndarray, sources: int, draws: Sequence[np.ndarray]) -> Weights:
     """Return the lasso's shares. Raises ArtifactMismatch where there are no vectors whose products are the matrix."""
-    pool = PoolVectors(run.directory)
+    pool = PoolVectors(directory)
     mean_SF, seen_S = np.zeros((sources, pool.dimension)), np.bincount(source_N[pool.rows], minlength=sources)
     for start, vector_BF in pool.blocks(BLOCK_ROWS):
         of_B = source_N[pool.rows[start : start + len(vector_BF)]]
@@ -225,9 +228,9 @@ def _lasso(run: Run, source_N: np.ndarray, sources: int, draws: Sequence[np.ndar
         onto_pB = np.equal(np.arange(len(present))[:, None], place_B).astype(np.float32)
         mean_SF[present] += onto_pB @ vector_BF
     mean_SF /= np.maximum(seen_S, 1)[:, None]
-    _, target_TF = target_vectors(run.directory)
+    _, target_TF = target_vectors(directory)
     gram_SS, toward_ST = mean_SF @ mean_SF.T, mean_SF @ target_TF.T.astype(np.float64)
-    groups = np.asarray(Attribution(run.directory.attribution).groups, object)
+    groups = np.asarray(Attribution(directory.attribution).groups, object)
     tasks = list(dict.fromkeys(groups.tolist()))
 
     def by_task(column_C: np.ndarray) -> Iterator[np.ndarray]:
