@@ -145,8 +145,9 @@ def mixture(
     from influray.store.artifact import write_json
 
     plain = None if numbers is None or numbers == "-" else check_output_path(numbers, "--json")
-    with err.status("choosing again by other targets"):
-        found = pipeline.mixture(run, budget, repeats, seed)
+    if repeats:
+        err.print(f"every selection is made again {repeats} times, by other draws of the targets; --repeats 0 does not")
+    found = pipeline.mixture(run, budget, repeats, seed)
     if numbers == "-":
         typer.echo(json.dumps(found.as_plain()))
     else:
