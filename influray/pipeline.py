@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from influray.report.data import CurveFacts
     from influray.report.targets import TargetCover
     from influray.report.validation import Validation
+    from influray.validation.mixture import Mixture
 MAX_REPAIRS = 30  # times that damage found by a reader sends a run back to its first step; more is a failing disk
 logger = logging.getLogger(__name__)
 
@@ -320,6 +321,15 @@ def targets(run_dir: str | Path, keep: int | float, to: str | Path | None = None
     with this.directory.hold():
         found = cover_targets(this.directory.path, keep)
         return found, [] if to is None else write_targets(this.directory.path, found, to)
+
+
+def mixture(run_dir: str | Path, budget: int | None = None, repeats: int = 10, seed: int = 0) -> Mixture:
+    """Return the ratios of sources that a run's selections and targets imply. Raises: as `validation.mixture.mix`."""
+    from influray.validation.mixture import mix
+
+    this = open_run(run_dir)
+    with this.directory.hold():
+        return mix(this.config, this.directory, budget, repeats, seed)
 
 
 def plan(

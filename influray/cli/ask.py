@@ -1,4 +1,4 @@
-"""The verbs that ask a finished run: index, query, audit, serve."""
+"""The verbs that ask a finished run: index, query, audit, mixture, serve."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command()(index)
     app.command()(query)
     app.command()(audit)
+    app.command()(mixture)
     app.command()(serve)
 
 
@@ -124,6 +125,38 @@ def audit(
     told.print(f"constraints: {{ exclude: {escape(str(listed.resolve()))} }}  # {kinds}")
     if odd:
         told.print(f"{len(odd)} ids hold a line break or nothing, and are not in the file: {escape(repr(odd[:5]))}")
+
+
+def mixture(
+    run: RunPath,
+    budget: Annotated[
+        int | None, typer.Option("--budget", help="Only the first so many rows of each selection.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", help="How often the targets are drawn anew for the intervals; 0: none.")
+    ] = 10,
+    seed: Annotated[int, typer.Option("--seed", help="Of these draws.")] = 0,
+    numbers: Annotated[str | None, typer.Option("--json", help="Write the ratios as JSON; - prints it.")] = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Say in which ratios to mix the sources: as the selections do, and as a lasso of the targets on them does."""
+    from influray import pipeline
+    from influray.report.sheet import check_output_path
+    from influray.store.artifact import write_json
+
+    plain = None if numbers is None or numbers == "-" else check_output_path(numbers, "--json")
+    if repeats:
+        err.print(f"every selection is made again {repeats} times, by other draws of the targets; --repeats 0 does not")
+    found = pipeline.mixture(run, budget, repeats, seed)
+    if numbers == "-":
+        typer.echo(json.dumps(found.as_plain()))
+    else:
+        print_tables(found.tables(), [])
+    for note in found.notes:
+        err.print(escape(note))
+    if plain is not None:
+        write_json(plain, found.as_plain())
+        out.print(f"written: {escape(str(plain))}")
 
 
 def serve(

@@ -15,14 +15,10 @@ from __future__ import annotations
 import numpy as np
 
 from influray.protocols import UnitRows
-from influray.selectors.sketches import SIZES, Sketches, first_size
+from influray.selectors.sketches import MOST_BYTES, READ_ROWS, Sketches, known_sketches
 
 BLOCK = 256  # chosen rows that are compared with the expected ones at once
-READ_ROWS = 256
 COMPARED_ROWS = 4096
-MOST_BYTES = 2**30  # of sketches of expected rows
-SAMPLE = 512  # rows of which every two are tried, so that sketches are long enough
-CROWDED = 1e-4  # share of the pairs of the sample that sketches may leave to be compared
 ROUNDING = 1e-12  # of a cosine in float64: at a threshold of 1.0 rows of the same numbers are near-duplicates
 
 
@@ -32,7 +28,8 @@ class NearDuplicates:
     def __init__(self, features: UnitRows, threshold: float, row_N: np.ndarray) -> None:
         self._features = features
         self._threshold = threshold
-        self._sketches = self._open(row_N)
+        self._known = known_sketches(features, threshold, row_N)
+        self._sketches = self._known.sketches
         self._rows: list[int] = []
         width = self._sketches.size + 2
         self._other_nm = np.zeros((0, width), np.float32)
@@ -48,14 +45,7 @@ class NearDuplicates:
             return
         if len(rows) * 4 * (self._sketches.size + 2) > MOST_BYTES:
             return
-        known_U = np.isin(rows, self._expected_U, assume_unique=True)
-        sketch_Um = np.empty((len(rows), self._sketches.size + 2), np.float32)
-        sketch_Um[known_U] = self._expected_Um[np.searchsorted(self._expected_U, rows[known_U])]
-        new = np.flatnonzero(~known_U)
-        for start in range(0, len(new), READ_ROWS):
-            here = new[start : start + READ_ROWS]
-            sketch_Um[here] = self._sketches.of(self._features.gather(rows[here]))
-        self._expected_U, self._expected_Um = rows.astype(np.int64), sketch_Um
+        self._expected_U, self._expected_Um = rows.astype(np.int64), self._known.of(self._features, rows)
         blocks = len(self._rows) // BLOCK
         self._near_UK = np.zeros((len(rows), max(8, 2 * blocks)), bool)
         self._open_U = np.ones(len(rows), bool)
@@ -91,22 +81,6 @@ class NearDuplicates:
         self._rows.append(row)
         if len(self._rows) % BLOCK == 0 and len(self._expected_U):
             self._compare(n // BLOCK)
-
-    def _open(self, row_N: np.ndarray) -> Sketches:
-        """Return sketches that are long enough: where rows of the pool are much alike, longer ones tell them apart."""
-        drawn = row_N[np.unique(np.linspace(0, len(row_N) - 1, SAMPLE).astype(np.int64))]
-        unit_BD = self._features.gather(drawn)
-        dimension = unit_BD.shape[1]
-        near = int((unit_BD @ unit_BD.T >= self._threshold - 1e-3).sum())
-        size = first_size(self._threshold) or dimension
-        while size < dimension:
-            sketches = Sketches(dimension, size, self._threshold)
-            sketch_Bm = sketches.of(unit_BD)
-            close = int((sketch_Bm @ Sketches.other(sketch_Bm).T >= sketches.bound).sum())
-            if close - near <= max(2, CROWDED * len(drawn) ** 2):
-                return sketches
-            size = 2 * size if 2 * size <= SIZES[-1] else dimension
-        return Sketches(dimension, dimension, self._threshold)
 
     def _sketch(self, row: int) -> tuple[np.ndarray, list[int]]:
         """Return the sketch of a row [1, m + 2] and the whole blocks of chosen rows that it is to be compared with."""

@@ -9,24 +9,20 @@ Shape suffixes: N rows, n sampled rows, T target columns, G tasks, V variants.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from influray.config import Config, SelectorConfig
+from influray.config import SelectorConfig
 from influray.config_messages import near
 from influray.config_validate import OWN
-from influray.data.pool_facts import PoolFacts
 from influray.evaluation.overlap import jaccard
 from influray.evaluation.rank_correlation import spearman
 from influray.evaluation.stability import mean_interval, means_by_label, times_chosen
-from influray.protocols import AttributionSource, ConfigError, SelectionProblem
+from influray.protocols import ConfigError
 from influray.registry import featurizer_reads
 from influray.runtime.retraining_worker import Retraining
-from influray.selectors.api import needs_features, resolve_limits, run_selector
 from influray.steps.context import StepContext
 from influray.steps.data import data
 from influray.steps.featurize import featurize
@@ -35,37 +31,11 @@ from influray.steps.train import warmup
 from influray.store.attribution import Attribution, stats_of
 from influray.store.run_directory import RunDirectory
 from influray.validation import draws
+from influray.validation.reselection import Columns, Reselection
 from influray.validation.scorers import Judged, matrix_of, own
 from influray.validation.setting import Setting
 
 SAMPLE = 20_000  # rows that rank correlations are taken over
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Some columns of a matrix, as a matrix."""
-
-    matrix: Attribution
-    column_C: np.ndarray
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return tuple(self.matrix.groups[j] for j in self.column_C)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.matrix.shape[0], len(self.column_C)
-
-    @property
-    def rows(self) -> np.ndarray:
-        return self.matrix.rows
-
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for row_B, score_BT in self.matrix.blocks():
-            yield row_B, score_BT[:, self.column_C]
-
-    def gather(self, rows: np.ndarray) -> np.ndarray:
-        return self.matrix.gather(rows)[:, self.column_C]
 
 
 def check(setting: Setting) -> None:
@@ -95,10 +65,10 @@ def result(setting: Setting, done: list[Retraining]) -> dict[str, Any]:
     tasks = tuple(dict.fromkeys(mine.groups))
     means = {name: task_means(matrix, sample_n, tasks) for name, matrix in matrices.items()}
     variants = [_variant(name, matrices, means, sample_n, tasks) for name in list(matrices)[1:]]
-    chosen = []
+    chosen, again = [], Reselection(context.config, context.directory)
     for selector in selectors(setting):
         note(f"stability: {selector.name}")
-        chosen.append(_chosen(context.config, selector, context, matrices))
+        chosen.append(_chosen(selector, again, matrices))
     source_n = np.asarray(context.catalogue("pool").facts("source")["source"], object)[sample_n]
     seeded = [OWN, *_seeds(setting)]
     return {
@@ -202,11 +172,9 @@ def _halves_agree(means: dict[str, np.ndarray], groups: Sequence[str]) -> dict[s
     return {task: value if counts[task] > 1 else None for task, value in rho}
 
 
-def _chosen(
-    config: Config, selector: SelectorConfig, context: StepContext, matrices: dict[str, Attribution | Columns]
-) -> dict[str, Any]:
+def _chosen(selector: SelectorConfig, again: Reselection, matrices: dict[str, Attribution | Columns]) -> dict[str, Any]:
     """Return how often a selector chooses the same rows over the variants."""
-    rows = {name: _select(config, selector, context, matrix) for name, matrix in matrices.items()}
+    rows = {name: again.select(selector, matrix) for name, matrix in matrices.items()}
     times = times_chosen([found.tolist() for found in rows.values()])
     mine = rows[OWN].tolist()
     return {
@@ -218,20 +186,6 @@ def _chosen(
         "chosen_in": [sum(times[row] == n for row in mine) for n in range(1, len(rows) + 1)],
         "times": [times[row] for row in mine],  # in order of choice
     }
-
-
-def _select(
-    config: Config, selector: SelectorConfig, context: StepContext, matrix: Attribution | Columns
-) -> np.ndarray:
-    source: AttributionSource = matrix
-    facts = PoolFacts(context.catalogue("pool"), matrix.rows)
-    given = selector.budget if isinstance(selector.budget, int | float) else {"tokens": selector.budget.tokens}
-    root = Path(config.data.root)
-    budget, limits = resolve_limits(given, selector.constraints, matrix.shape[0], root)
-    compared = needs_features(selector.method, selector.options, limits)
-    features = Attribution(context.directory.attribution).features() if compared else None
-    problem = SelectionProblem(source, matrix.groups, budget, selector.seed, facts, limits, features)
-    return run_selector(problem, selector.method, selector.options).rows
 
 
 def _sources(mean_V: Sequence[np.ndarray], source_n: Sequence[str], tasks: Sequence[str]) -> list[dict[str, Any]]:

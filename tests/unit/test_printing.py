@@ -93,6 +93,7 @@ def test_no_verb_quotes_a_path_that_steers_the_terminal(verb, printed, tmp_path)
         ["query", "{run}", "--like", f"hostile-1{HOSTILE}", "-k", "5", "--json", "-"],
         ["audit", "{run}"],
         ["targets", "{run}", "--keep", "0.5"],
+        ["mixture", "{run}"],
         ["compare", "{run}/bids", "{run}/random"],
         ["plan", "{config}"],
         ["plan", "{config}", "--json"],
