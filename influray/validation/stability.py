@@ -9,8 +9,7 @@ Shape suffixes: N rows, n sampled rows, T target columns, G tasks, V variants.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,40 +31,14 @@ from influray.steps.data import data
 from influray.steps.featurize import featurize
 from influray.steps.score import score
 from influray.steps.train import warmup
-from influray.store.attribution import Attribution, stats_of
+from influray.store.attribution import Attribution
+from influray.store.column_view import ColumnView
 from influray.store.run_directory import RunDirectory
 from influray.validation import draws
 from influray.validation.scorers import Judged, matrix_of, own
 from influray.validation.setting import Setting
 
 SAMPLE = 20_000  # rows that rank correlations are taken over
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Some columns of a matrix, as a matrix."""
-
-    matrix: Attribution
-    column_C: np.ndarray
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return tuple(self.matrix.groups[j] for j in self.column_C)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.matrix.shape[0], len(self.column_C)
-
-    @property
-    def rows(self) -> np.ndarray:
-        return self.matrix.rows
-
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for row_B, score_BT in self.matrix.blocks():
-            yield row_B, score_BT[:, self.column_C]
-
-    def gather(self, rows: np.ndarray) -> np.ndarray:
-        return self.matrix.gather(rows)[:, self.column_C]
 
 
 def check(setting: Setting) -> None:
@@ -82,13 +55,15 @@ def result(setting: Setting, done: list[Retraining]) -> dict[str, Any]:
     """Return how scores and selections agree over the variants, as plain JSON."""
     context, note = setting.context, setting.context.progress.current.note
     mine = Attribution(context.directory.attribution)
-    matrices: dict[str, Attribution | Columns] = {OWN: mine}
+    matrices: dict[str, Attribution | ColumnView] = {OWN: mine}
     for name, (kind, seed) in _seeds(setting).items():
         note(f"stability: {name}")
         matrices[name] = _projected(context, seed) if kind == "projection" else _warmed(context, seed)
     if setting.config.stability.halves:
         for half in (0, 1):
-            matrices[f"half {half + 1} of the targets"] = Columns(mine, halves(mine.groups)[half])
+            column_C = halves(mine.groups)[half]
+            groups = tuple(mine.groups[j] for j in column_C)
+            matrices[f"half {half + 1} of the targets"] = ColumnView(mine, column_C, groups)
     sample_n = np.sort(draws.candidates(mine.rows, SAMPLE, setting.config.seed))
     for matrix in matrices.values():
         sample_n = np.intersect1d(sample_n, matrix.rows, assume_unique=True)
@@ -135,10 +110,9 @@ def halves(groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(sides[0], np.int64), np.array(sides[1], np.int64)
 
 
-def task_means(matrix: Attribution | Columns, row_n: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
+def task_means(matrix: Attribution | ColumnView, row_n: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
     """Return the mean over a task's columns of the standardised influence of rows, float64 [n, G]; NaN without any."""
-    stats = matrix.stats if isinstance(matrix, Attribution) else stats_of(matrix)
-    score_nT = matrix.gather(row_n).astype(np.float64)
+    stats, score_nT = matrix.stats, matrix.gather(row_n).astype(np.float64)
     found = np.full((len(row_n), len(tasks)), np.nan)
     for g, task in enumerate(tasks):
         member_T = stats.used_T & np.array([group == task for group in matrix.groups])
@@ -179,7 +153,7 @@ def _warmed(context: StepContext, seed: int) -> Attribution:
 
 def _variant(
     name: str,
-    matrices: dict[str, Attribution | Columns],
+    matrices: dict[str, Attribution | ColumnView],
     means: dict[str, np.ndarray],
     sample_n: np.ndarray,
     tasks: Sequence[str],
@@ -203,7 +177,7 @@ def _halves_agree(means: dict[str, np.ndarray], groups: Sequence[str]) -> dict[s
 
 
 def _chosen(
-    config: Config, selector: SelectorConfig, context: StepContext, matrices: dict[str, Attribution | Columns]
+    config: Config, selector: SelectorConfig, context: StepContext, matrices: dict[str, Attribution | ColumnView]
 ) -> dict[str, Any]:
     """Return how often a selector chooses the same rows over the variants."""
     rows = {name: _select(config, selector, context, matrix) for name, matrix in matrices.items()}
@@ -221,7 +195,7 @@ def _chosen(
 
 
 def _select(
-    config: Config, selector: SelectorConfig, context: StepContext, matrix: Attribution | Columns
+    config: Config, selector: SelectorConfig, context: StepContext, matrix: Attribution | ColumnView
 ) -> np.ndarray:
     source: AttributionSource = matrix
     facts = PoolFacts(context.catalogue("pool"), matrix.rows)
@@ -231,7 +205,7 @@ def _select(
     compared = needs_features(selector.method, selector.options, limits)
     features = Attribution(context.directory.attribution).features() if compared else None
     problem = SelectionProblem(source, matrix.groups, budget, selector.seed, facts, limits, features)
-    return run_selector(problem, selector.method, selector.options).rows
+    return run_selector(problem, selector.method, selector.options, config.data.roles).rows
 
 
 def _sources(mean_V: Sequence[np.ndarray], source_n: Sequence[str], tasks: Sequence[str]) -> list[dict[str, Any]]:
