@@ -24,21 +24,19 @@ from influray.store.column_view import limited, sought
 ROLES = ("seek", "protect", "avoid")
 
 
-def check_roles(roles: Mapping[str, str], groups: Iterable[str], key: str = "roles") -> None:
+def check_roles(roles: Mapping[str, str], groups: Iterable[str]) -> None:
     """Raise ConfigError where a role is none, or is that of a task that no column has, or where no task is sought."""
     known = list(dict.fromkeys(groups))
     if not isinstance(roles, Mapping):
-        raise ConfigError(f"{key}: found {roles!r}, expected a mapping of tasks to seek, protect or avoid")
+        raise ConfigError(f"roles: found {roles!r}, expected a mapping of tasks to seek, protect or avoid")
     for task, role in roles.items():
         if role not in ROLES:
-            raise ConfigError(f"{key}.{task}: found {role!r}, expected seek, protect or avoid{near(str(role), ROLES)}")
+            raise ConfigError(f"roles.{task}: found {role!r}, expected seek, protect or avoid{near(str(role), ROLES)}")
         if task not in known:
             hint = near(str(task), known)
-            raise ConfigError(f"{key}.{task}: no column has this task{hint} (known: {', '.join(known)})")
+            raise ConfigError(f"roles.{task}: no column has this task{hint} (known: {', '.join(known)})")
     if known and all(roles.get(task, "seek") != "seek" for task in known):
-        raise ConfigError(
-            f"{key}: no task is sought, so that no row is worth more than another; let one have role seek"
-        )
+        raise ConfigError("roles: no task is sought, so that no row is worth more than another; let one have role seek")
 
 
 def role_limits(source: AttributionSource, groups: Sequence[str], roles: Mapping[str, str]) -> tuple[RoleLimit, ...]:

@@ -20,14 +20,17 @@ from influray.store.artifact import whole_manifest
 def limits(subject: Subject) -> None:
     """Files of ids, bounds, and the tasks that limits and weights name."""
     from influray.selectors.api import read_ids, resolve_limits
-    from influray.selectors.roles import check_roles, require_sought
+    from influray.selectors.roles import require_sought
 
     config = subject.config
     root, roles = Path(config.data.root), config.data.roles
     tasks = _column_tasks(config)
-    if roles:
-        with under("data.targets"):
-            check_roles(roles, tasks)
+    for task in (task for task in roles if task not in tasks):
+        raise ConfigError(
+            f"data.targets.{task}.role: {roles[task]}, but attribution.scorer {config.attribution.scorer!r} makes no "
+            f"column of the task (its columns: {', '.join(tasks)}), so that nothing says what a row does to it; take a "
+            "scorer that looks at targets, or leave the role out"
+        )
     for index, selector in enumerate(config.selectors):
         key = f"selectors.{index}"
         limits = selector.constraints
