@@ -125,7 +125,7 @@ class TargetConfig(Section):
     test_limit: Positive | None = None
     columns: ColumnsConfig = ColumnsConfig()  # over data.columns
     expected_sources: tuple[str, ...] = ()  # pool sources that should rank high: the report's known-answer check
-    # protect, avoid: no row is chosen for the task; what is chosen must do it no harm, or no good (docs/choosing.md)
+    # Protect, avoid: no row is chosen for the task, and the chosen ones must do it no harm, or no good, on the whole
     role: Literal["seek", "protect", "avoid"] = "seek"
 
     @field_validator("files", "test", mode="before")
