@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -116,14 +118,15 @@ def test_a_larger_budget_only_adds_at_the_end(method):
 
 
 class Elsewhere(Threads):
-    """Runs the calls of a pass as workers do: on another copy of the matrix, the last one first."""
+    """Runs the calls of a pass as workers do: sent to another copy of the matrix, the last one first."""
 
     def __init__(self, score_NT: np.ndarray) -> None:
         super().__init__(1)
         self._copy = ArrayAttribution(score_NT.copy(), block_rows=7)
 
     def map(self, source, calls):
-        return iter([call.on(self._copy) for call in list(calls)[::-1]][::-1])
+        sent = [pickle.loads(pickle.dumps(call)) for call in calls]
+        return iter([call.on(self._copy) for call in sent[::-1]][::-1])
 
 
 @pytest.mark.parametrize("method", ALL)
