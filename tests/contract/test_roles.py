@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,9 @@ def matrix() -> np.ndarray:
     return score_NT * np.exp(rng.standard_normal(width)) + rng.standard_normal(width)
 
 
-def choose(method, budget, score_NT=None, roles=ROLES, groups=GROUPS, order=slice(None), **given) -> Selection:
+def choose(
+    method, budget, score_NT=None, roles=ROLES, groups=GROUPS, order: Any = slice(None), **given: Any
+) -> Selection:
     facts = {name: np.array(values)[order].tolist() for name, values in FACTS.items()}
     source = matrix()[order] if score_NT is None else score_NT
     return influray.select(

@@ -39,6 +39,7 @@ def test_balance_is_over_what_is_sought_and_the_others_stand_by_themselves(run):
     data = collect(run.path)
     assert {task.name: task.role for task in data.tasks} == {**dict.fromkeys(SOUGHT, "seek"), **ROLES}
     for one in data.selections:
+        assert one.balance is not None
         assert list(one.balance.aid) == SOUGHT
         assert {task: limit.role for task, limit in one.limited.items()} == ROLES
         for task, limit in one.limited.items():
