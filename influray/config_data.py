@@ -125,6 +125,8 @@ class TargetConfig(Section):
     test_limit: Positive | None = None
     columns: ColumnsConfig = ColumnsConfig()  # over data.columns
     expected_sources: tuple[str, ...] = ()  # pool sources that should rank high: the report's known-answer check
+    # Protect, avoid: no row is chosen for the task, and the chosen ones must do it no harm, or no good, on the whole
+    role: Literal["seek", "protect", "avoid"] = "seek"
 
     @field_validator("files", "test", mode="before")
     @classmethod
@@ -154,6 +156,25 @@ class DataConfig(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return _entries(value)
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Task -> its role, of the tasks that are not sought."""
+        return {task: target.role for task, target in self.targets.items() if target.role != "seek"}
+
+    @model_validator(mode="after")
+    def _one_sought(self) -> DataConfig:
+        if len(self.roles) == len(self.targets):
+            raise ValueError(
+                "targets: no task is sought, so that no row is worth more than another; let one have role seek"
+            )
+        tested = {target.role for target in self.targets.values() if target.test}
+        if tested and "seek" not in tested:
+            raise ValueError(
+                "targets: only tasks to protect or to avoid have a `test`, and results are judged on those that are "
+                "sought; name the test records of one of these too"
+            )
+        return self
 
     @field_validator("targets", mode="before")
     @classmethod

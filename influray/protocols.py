@@ -342,6 +342,18 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class RoleLimit:
+    """A task to protect or to avoid, whose columns no selector sees; `z_N` is each row's mean standardised influence.
+
+    Its sum over the rows chosen so far is never below 0 for a task to protect, never above 0 for one to avoid.
+    """
+
+    task: str
+    role: str
+    z_N: np.ndarray  # float64
+
+
+@dataclass(frozen=True)
 class SelectionProblem:
     """What every selector is given.
 
@@ -358,6 +370,7 @@ class SelectionProblem:
     features: UnitRows | None = None  # for limits.near_duplicates, and selectors that need them
     on_progress: Callable[[int, int], None] = lambda chosen, budget: None  # called now and then by a greedy method
     passed_over: tuple[int, ...] = ()  # positions that near-duplicates rule out: with them a minimum could not be kept
+    role_limits: tuple[RoleLimit, ...] = ()  # of the tasks that are not sought, whose columns `attribution` has not
 
 
 @dataclass(frozen=True)

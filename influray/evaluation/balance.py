@@ -7,12 +7,13 @@ Shape suffixes: T target columns, C columns in use, B rows of one block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from influray.protocols import AttributionSource, DataError
+from influray.store.column_view import limited
 from influray.store.moments import ColumnStats
 
 BLOCK_ROWS = 4096  # gathered at a time
@@ -83,6 +84,21 @@ def measure_balance(source: AttributionSource, stats: ColumnStats, groups: Seque
         dict(zip(tasks, by_task.tolist(), strict=True)),
         dict(zip(tasks, by_instance.tolist(), strict=True)),
     )
+
+
+def measure_roles(
+    source: AttributionSource, groups: Sequence[str], roles: Mapping[str, str], rows: np.ndarray
+) -> dict[str, float]:
+    """Return the mean standardised influence of chosen rows on each task that is not sought, as AID is by task.
+
+    Raises:
+        DataError: as `measure_balance`.
+    """
+    view = limited(source, groups, roles)
+    if not view.groups:
+        return {}
+    by_task = measure_balance(view, view.stats, view.groups, rows).aid_by_task()
+    return {task: aid.mean for task, aid in by_task.items() if aid is not None}
 
 
 def _summary(value: np.ndarray) -> TaskAid:

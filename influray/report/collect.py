@@ -58,7 +58,7 @@ def collect(run_dir: str | Path) -> ReportData:
     curves = committed_curves(readings.attribution, readings.pool, selections, rows)
     chosen = {name: {int(row): rank for rank, row in enumerate(row_n, start=1)} for name, row_n in rows.items()}
     known, examples = _influence(readings, chosen)
-    tuned = read_evaluations(run, {s.name: s.style for s in selections})
+    tuned = read_evaluations(run, {s.name: s.style for s in selections}, config.data.roles)
     if not tuned:
         missing["tuned"] = "influray evaluate"
     recorded = run.read()
@@ -136,12 +136,12 @@ def _features(readings: Readings) -> tuple[str, ...]:
 
 
 def _task_facts(readings: Readings) -> list[TaskFacts]:
-    attribution = readings.attribution
+    attribution, roles = readings.attribution, readings.config.data.roles
     if attribution is None:
-        return [TaskFacts(task, 0, 0) for task in readings.config.data.targets]
+        return [TaskFacts(task, 0, 0, roles.get(task, "seek")) for task in readings.config.data.targets]
     columns = Counter(attribution.groups)
     used = Counter(g for g, u in zip(attribution.groups, attribution.stats.used_T, strict=True) if u)
-    return [TaskFacts(task, columns[task], used[task]) for task in columns]
+    return [TaskFacts(task, columns[task], used[task], roles.get(task, "seek")) for task in columns]
 
 
 def _left_out(attribution: Attribution | None) -> tuple[LeftOut, ...]:

@@ -64,6 +64,12 @@ class Comparison:
         """The tasks of all runs that have a target in use, in order of first appearance."""
         return list(dict.fromkeys(task for _, one in self.chosen if one.balance for task in one.balance.aid))
 
+    @property
+    def limited(self) -> list[tuple[str, str]]:
+        """The tasks that some selection is to protect or to avoid, with their roles, in order of first appearance."""
+        found = ((task, limit.role) for _, one in self.chosen for task, limit in one.limited.items())
+        return list(dict.fromkeys(found))
+
     def as_plain(self) -> dict[str, Any]:
         """Return all numbers as JSON can hold them."""
         return {
@@ -155,7 +161,7 @@ def _entries(readings: Readings, only: str | None, prefix: str) -> list[Entry]:
     if not names:
         raise ArtifactMismatch(f"{run.path}: nothing is selected yet; run `influray select` first")
     style = {name: STYLES[place % len(STYLES)] for place, name in enumerate(names)}
-    results = {one.name: one for one in read_evaluations(run, style)}
+    results = {one.name: one for one in read_evaluations(run, style, readings.config.data.roles)}
     base = results.get(BASE)
     entries = [
         Entry(
@@ -193,6 +199,11 @@ def _notes(entries: Sequence[Entry], alike: Overlap, *, several: bool) -> list[s
             "AID: standard deviations of influence above the pool's mean, a mean over a task's targets (\u00b1 its "
             "deviation over them); spread: deviation of AID over the tasks. THI: task of a row's highest influence."
         )
+    if any(entry.selection and entry.selection.limited for entry in entries):
+        notes.append(
+            "Tasks to protect and to avoid are in none of these: no row is chosen for them. A selection is never below "
+            "the pool's mean on a task to protect, nor above it on one to avoid."
+        )
     notes.append(
         "Jaccard overlap: records in both over records in either. Rank-biased overlap: agreement of the orders of "
         f"choice, the first rows counting most (p = {1 - 1 / alike.depth:.6g}, looking to a mean depth of "
@@ -223,6 +234,7 @@ def _plain_selection(one: SelectionFacts) -> dict[str, Any]:
     balance = one.balance
     found: dict[str, Any] = {name: getattr(one, name) for name in ("name", "method", "seed", "examples", "tokens")}
     found |= {"options": dict(one.options), "duplicates": one.duplicates, "sources": dict(one.sources), "balance": None}
+    found["roles"] = {task: asdict(limit) for task, limit in one.limited.items()}
     if balance is not None:
         found["balance"] = {
             **{name: getattr(balance, name) for name in ("macro", "worst", "worst_task", "spread", "entropy")},
@@ -235,4 +247,5 @@ def _plain_selection(one: SelectionFacts) -> dict[str, Any]:
 
 def _plain_tuned(one: Tuned) -> dict[str, Any]:
     plain = {**asdict(one), "seeds": list(one.seeds)}
-    return {name: plain[name] for name in ("seeds", "macro_loss", "loss", "exact_metric", "macro_exact", "exact")}
+    names = ("seeds", "macro_loss", "loss", "exact_metric", "macro_exact", "exact", "roles")
+    return {name: plain[name] for name in names}

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from influray.formatting import ABSENT, count, number, percent, signed, visible
 from influray.report.compare import Comparison, Entry
-from influray.report.data import Over, SelectionFacts, TaskBalance, Tuned
+from influray.report.data import Over, SelectionFacts, TaskBalance, Tuned, labelled
 from influray.report.evaluations import BASE
 from influray.report.figures import Series, dots, heat_map
 from influray.report.selections import largest_sources
@@ -51,7 +51,22 @@ def _balance_tables(found: Comparison) -> tuple[Table, ...]:
         Table("Over the tasks", columns, rows),
         _by_task("AID by task, mean \u00b1 deviation over its targets", found.tasks, known, _aid),
         _by_task("THI by task, share of the rows", found.tasks, known, _thi),
+        *_limited(found),
     )
+
+
+def _limited(found: Comparison) -> tuple[Table, ...]:
+    """Return what the selections are to tasks to protect and to avoid; one that seeks such a task has no number."""
+    if not found.limited:
+        return ()
+    rows = tuple((task, role, *(_mean(one, task, role) for _, one in found.chosen)) for task, role in found.limited)
+    heads = ("task", "role", *(label for label, _ in found.chosen))
+    return (Table("Tasks to protect and to avoid, mean standardised influence", heads, rows),)
+
+
+def _mean(one: SelectionFacts, task: str, role: str) -> str:
+    limit = one.limited.get(task)
+    return signed(limit.mean) if limit is not None and limit.role == role else ABSENT
 
 
 def _by_task(
@@ -108,7 +123,15 @@ def _results(found: Comparison) -> tuple[Table, ...]:
     if not tuned:
         return ()
     columns = ("tuned on", "macro loss", "gain", "worst loss", "worst task", tuned[0][1].exact_name, "gain (points)")
-    return (Table("Over the tests", columns, tuple((entry.label, *_result(entry, one)) for entry, one in tuned)),)
+    rows = tuple((entry.label, *_result(entry, one)) for entry, one in tuned)
+    roles = dict.fromkeys((task, role) for _, one in tuned for task, role in one.roles.items())
+    heads = ("tuned on", *(labelled(task, role) for task, role in roles))
+    losses = tuple(
+        (entry.label, *(number(one.loss[t].mean, 3) if one.roles.get(t) == role else ABSENT for t, role in roles))
+        for entry, one in tuned
+    )
+    apart = (Table("Loss on tasks to protect and to avoid", heads, losses),) if roles else ()
+    return (Table("Over the tests", columns, rows), *apart)
 
 
 def _result(entry: Entry, one: Tuned) -> tuple[str, ...]:
@@ -203,9 +226,11 @@ def result_dots(tuned: Sequence[tuple[str, Tuned]]) -> tuple[Markup, Markup]:
     loss = [_over_seeds(label, one, one.loss, tasks, 1.0) for label, one in tuned]
     exact = [_over_seeds(label, one, one.exact, scored, 100.0) for label, one in tuned]
     name = tuned[0][1].exact_name
+    roles = {task: role for _, one in tuned for task, role in one.roles.items()}
+    names, scored_names = ([labelled(task, roles.get(task)) for task in some] for some in (tasks, scored))
     return (
-        dots(tasks, loss, ident="loss", title="Answer loss by task", axis="answer loss (nats)"),
-        dots(scored, exact, ident="exact", title=f"{name.capitalize()} by task", axis=f"{name} (%)"),
+        dots(names, loss, ident="loss", title="Answer loss by task", axis="answer loss (nats)"),
+        dots(scored_names, exact, ident="exact", title=f"{name.capitalize()} by task", axis=f"{name} (%)"),
     )
 
 

@@ -24,6 +24,7 @@ from influray.report.selections import STYLES, Pool, committed
 from influray.runtime.selecting import select_and_write
 from influray.selectors.api import resolve_budget
 from influray.store.attribution import Attribution
+from influray.store.column_view import ColumnView, sought
 from influray.store.mirror import remove_folder
 from influray.store.selection import read_selection
 
@@ -35,9 +36,20 @@ def committed_curves(
     rows: Mapping[str, np.ndarray],
 ) -> tuple[CurveFacts, ...]:
     """Return the curve of each selection up to its own budget; none without a matrix with a column in use."""
-    if attribution is None or pool is None or not attribution.stats.used_T.any():
+    if attribution is None or pool is None:
         return ()
-    return tuple(_curve(attribution, pool, one.name, one.method, one.style, rows[one.name]) for one in selections)
+    return tuple(
+        _curve(
+            sought(attribution, attribution.groups, {task: limited.role for task, limited in one.limited.items()}),
+            pool,
+            one.name,
+            one.method,
+            one.style,
+            rows[one.name],
+        )
+        for one in selections
+        if one.balance is not None
+    )
 
 
 def budget_curves(
@@ -61,7 +73,9 @@ def budget_curves(
     attribution, pool = readings.attribution, readings.pool
     if attribution is None or pool is None:
         raise ArtifactMismatch(f"{readings.run.path}: no attribution matrix there; run `influray score` first")
-    if not attribution.stats.used_T.any():
+    roles = readings.config.data.roles
+    view = sought(attribution, attribution.groups, roles)
+    if not view.stats.used_T.any():
         raise ArtifactMismatch(f"{attribution.folder}: no column can be standardised, so that there is no balance")
     count = check_budget(budget, attribution.shape[0])
     found = []
@@ -69,7 +83,7 @@ def budget_curves(
         chosen = read_selection(readings.run.selection(name))
         rows, recheck = _rechecked(readings, name, chosen.rows, count)
         style = STYLES[known.index(name) % len(STYLES)]
-        curve = _curve(attribution, pool, name, chosen.method, style, rows)
+        curve = _curve(view, pool, name, chosen.method, style, rows)
         found.append(replace(curve, examples=len(chosen.rows), recheck=recheck))
     return tuple(found)
 
@@ -116,17 +130,17 @@ def _select(readings: Readings, name: str, count: int) -> np.ndarray:
     folder = readings.run.selection(hidden)
     try:
         changed = {**selector.model_dump(mode="json"), "name": hidden, "budget": count}
-        select_and_write(readings.run.path, changed, "curve")
+        select_and_write(readings.run.path, changed, "curve", roles=readings.config.data.roles)
         return read_selection(folder).rows
     finally:
         remove_folder(folder)
 
 
-def _curve(attribution: Attribution, pool: Pool, name: str, method: str, style: str, row_n: np.ndarray) -> CurveFacts:
+def _curve(view: ColumnView, pool: Pool, name: str, method: str, style: str, row_n: np.ndarray) -> CurveFacts:
     grid = budget_grid(len(row_n))
     try:
-        curve = measure_curve(attribution, attribution.stats, attribution.groups, row_n, grid)
+        curve = measure_curve(view, view.stats, view.groups, row_n, grid)
     except DataError as error:
         raise ArtifactMismatch(f"selection {name}: {error}; run `influray select` again") from error
     token_n = np.cumsum(pool.token_N[row_n])
-    return CurveFacts(name, method, style, len(row_n), attribution.shape[0], curve, token_n[grid - 1])
+    return CurveFacts(name, method, style, len(row_n), view.shape[0], curve, token_n[grid - 1])

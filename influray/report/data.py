@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,11 +45,16 @@ class TaskFacts:
     name: str
     columns: int  # targets of the task
     used: int  # of them, those that take part in the standardised matrix
+    role: str = "seek"
+
+    @property
+    def label(self) -> str:
+        return labelled(self.name, self.role)
 
 
 @dataclass(frozen=True)
 class TaskBalance:
-    """How a selection serves the tasks that have a target in use; see `influray.evaluation.balance`.
+    """How a selection serves the sought tasks that have a target in use; see `influray.evaluation.balance`.
 
     `aid` is per task the mean of AID over its targets in use (0 = the mean row of the pool), `aid_std` its standard
     deviation over them (ddof 0); `thi_task` and `thi_instance` count the chosen rows by the task of their highest
@@ -93,6 +98,17 @@ class TaskBalance:
 
 
 @dataclass(frozen=True)
+class Limited:
+    """How a selection stands to a task that it is to protect or to avoid.
+
+    `mean` is the mean standardised influence of its rows on the task: 0 = the mean row of the pool, as AID.
+    """
+
+    role: str
+    mean: float
+
+
+@dataclass(frozen=True)
 class SelectionFacts:
     """A committed selection: what was chosen, and how it serves the tasks."""
 
@@ -108,6 +124,7 @@ class SelectionFacts:
     lengths: Quantiles
     duplicates: int  # chosen rows whose turns equal those of a row chosen before
     balance: TaskBalance | None  # None where there is no attribution matrix
+    limited: Mapping[str, Limited] = field(default_factory=dict)  # task -> of those to protect and to avoid
 
     @property
     def examples(self) -> int:
@@ -186,7 +203,10 @@ class PoolFacts:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The evaluation of one selection (or of the base, or the full pool) over its seeds."""
+    """The evaluation of one selection (or of the base, or the full pool) over its seeds.
+
+    What sums up the tasks is of those that are sought; `roles` are those of the others.
+    """
 
     name: str
     style: str
@@ -200,6 +220,7 @@ class Tuned:
     macro_losses: tuple[float, ...]  # of each seed
     spread_loss: float  # standard deviation over the tasks of the means over seeds
     spread_exact: float | None
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def exact_name(self) -> str:
@@ -208,11 +229,12 @@ class Tuned:
 
     @property
     def worst_loss_task(self) -> str:
-        return max(self.loss, key=lambda task: self.loss[task].mean)
+        return max((task for task in self.loss if task not in self.roles), key=lambda task: self.loss[task].mean)
 
     @property
     def worst_exact_task(self) -> str | None:
-        return min(self.exact, key=lambda task: self.exact[task].mean) if self.exact else None
+        sought = [task for task in self.exact if task not in self.roles]
+        return min(sought, key=lambda task: self.exact[task].mean) if sought else None
 
 
 @dataclass(frozen=True)
@@ -294,6 +316,11 @@ class ReportData:
     missing: Mapping[str, str]  # part of the page -> the command that makes what it needs
     audit: Mapping[str, Any] | None = None  # report.audit's, where it was made
     validation: Validation | None = None  # what `influray validate` found, None where it was not asked for
+
+
+def labelled(task: str, role: str | None) -> str:
+    """Return a task's name, with its role behind it where it is not sought."""
+    return task if role in (None, "seek") else f"{task} ({role})"
 
 
 def normalised_entropy(counts: Sequence[int]) -> float:

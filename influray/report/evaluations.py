@@ -18,8 +18,12 @@ FULL, BASE = "full", "base"  # the whole pool, and the model before any tuning
 _FILE = re.compile(r"seed-(\d+)\.json")
 
 
-def read_evaluations(run: RunDirectory, styles: Mapping[str, str]) -> tuple[Tuned, ...]:
+def read_evaluations(
+    run: RunDirectory, styles: Mapping[str, str], roles: Mapping[str, str] | None = None
+) -> tuple[Tuned, ...]:
     """Return what was evaluated of `styles` (selection -> colour class) in that order, then "full" and "base".
+
+    `roles` are those of the tasks that are not sought.
 
     Exact match is that of generated answers; where no task has any, it is the teacher-forced one.
     """
@@ -28,16 +32,31 @@ def read_evaluations(run: RunDirectory, styles: Mapping[str, str]) -> tuple[Tune
     everything = [task for by_seed in found.values() for tasks in by_seed.values() for task in tasks.values()]
     generated = any(task.get("exact_match") is not None for task in everything)
     metric = "exact_match" if generated else "teacher_forced"
-    return tuple(tuned(name, names[name], by_seed, metric) for name, by_seed in found.items() if by_seed)
+    return tuple(tuned(name, names[name], by_seed, metric, roles) for name, by_seed in found.items() if by_seed)
 
 
-def tuned(name: str, style: str, by_seed: Mapping[int, Mapping[str, Mapping[str, Any]]], metric: str) -> Tuned:
+def tuned(
+    name: str,
+    style: str,
+    by_seed: Mapping[int, Mapping[str, Mapping[str, Any]]],
+    metric: str,
+    roles: Mapping[str, str] | None = None,
+) -> Tuned:
     """Return one row of results. `by_seed` maps a seed to task -> {"loss", `metric`, ...}.
 
-    Macro numbers are means over the tasks, taken within a seed and then over the seeds.
+    Macro numbers are means over the tasks that are sought, taken within a seed and then over the seeds.
+
+    Raises:
+        ArtifactMismatch: no task of those evaluated is sought.
     """
     tasks = list(next(iter(by_seed.values())))
     scored = [t for t in tasks if all(results[t].get(metric) is not None for results in by_seed.values())]
+    others = {task: role for task, role in (roles or {}).items() if task in tasks}
+    sought, scored_sought = ([task for task in some if task not in others] for some in (tasks, scored))
+    if not sought:
+        raise ArtifactMismatch(
+            f"evaluation/{name}: of none of the tasks that are sought; run `influray evaluate` again"
+        )
     loss = {t: over([results[t]["loss"] for results in by_seed.values()]) for t in tasks}
     exact = {t: over([results[t][metric] for results in by_seed.values()]) for t in scored}
     return Tuned(
@@ -47,11 +66,12 @@ def tuned(name: str, style: str, by_seed: Mapping[int, Mapping[str, Mapping[str,
         loss=loss,
         exact=exact,
         exact_metric=metric,
-        macro_loss=over(_macros(by_seed, tasks, "loss")),
-        macro_exact=over(_macros(by_seed, scored, metric)) if scored else None,
-        macro_losses=tuple(_macros(by_seed, tasks, "loss")),
-        spread_loss=statistics.pstdev(value.mean for value in loss.values()),
-        spread_exact=statistics.pstdev(value.mean for value in exact.values()) if scored else None,
+        macro_loss=over(_macros(by_seed, sought, "loss")),
+        macro_exact=over(_macros(by_seed, scored_sought, metric)) if scored_sought else None,
+        macro_losses=tuple(_macros(by_seed, sought, "loss")),
+        spread_loss=statistics.pstdev(loss[task].mean for task in sought),
+        spread_exact=statistics.pstdev(exact[task].mean for task in scored_sought) if scored_sought else None,
+        roles=others,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from influray.evaluation.paired_effect import student_95
 from influray.formatting import listed, number, percent, signed
-from influray.report.data import SelectionFacts, Tuned
+from influray.report.data import SelectionFacts, Tuned, labelled
 from influray.report.evaluations import BASE, FULL
 
 
@@ -24,7 +24,7 @@ def verdict(selections: Sequence[SelectionFacts], tuned: Sequence[Tuned]) -> tup
     if not results:
         return ()
     methods = {one.name: one.method for one in selections}
-    sentences = (_best(results, tuned), _beside_random(results, methods), _on_exact(tuned))
+    sentences = (_best(results, tuned), _beside_random(results, methods), _on_exact(tuned), _on_roles(tuned))
     return tuple(sentence for sentence in sentences if sentence)
 
 
@@ -88,6 +88,15 @@ def _on_exact(tuned: Sequence[Tuned]) -> str:
     scored = [(one, one.macro_exact) for one in tuned if one.macro_exact]
     shares = [f"{percent(value.mean)} {_place(one.name)}" for one, value in scored]
     return f"{scored[0][0].exact_name.capitalize()}: {listed(shares)}." if shares else ""
+
+
+def _on_roles(tuned: Sequence[Tuned]) -> str:
+    """Return the losses on tasks that are not sought, which no macro loss holds."""
+    parts = []
+    for task, role in tuned[0].roles.items():
+        losses = [f"{number(one.loss[task].mean, 3)} {_place(one.name)}" for one in tuned if task in one.loss]
+        parts.append(f"{labelled(task, role)} {listed(losses)}")
+    return f"Answer loss on what is not sought, and in no macro loss: {'; '.join(parts)}." if parts else ""
 
 
 def _on_balance(selections: Sequence[SelectionFacts]) -> str:

@@ -19,7 +19,7 @@ from influray.report.collect import collect
 from influray.report.compare import Entry
 from influray.report.compare_sheet import overlap_map, result_dots
 from influray.report.curve_sheet import curve_figures, knees, numbers_of
-from influray.report.data import Example, Quantiles, ReportData, Step, TaskExamples, Tuned
+from influray.report.data import Example, Quantiles, ReportData, Step, TaskExamples, Tuned, labelled
 from influray.report.evaluations import BASE
 from influray.report.explorer.page import write_explorer
 from influray.report.figures import Interval, Series, bullet, dots, heat_map, intervals
@@ -139,6 +139,7 @@ def _balance(data: ReportData) -> dict[str, Any] | None:
     return {
         "tasks": tasks,
         "known": known,
+        "limited": list(dict.fromkeys((t, limit.role) for s, _ in known for t, limit in s.limited.items())),
         "aid": dots(tasks, series, ident="aid", title="AID by task", axis=axis, reference=0.0, stems=True),
         "spread": intervals(ranges, ident="spread", title="Spread of AID over the tasks", axis=axis, reference=0.0),
         "thi_task": _shares(tasks, names, [b.thi_task for _, b in known], "thi-task", "THI by task"),
@@ -175,7 +176,7 @@ def _results(tuned: Sequence[Tuned]) -> Markup:
     """Return the figure of the head: answer loss of every tuned model, the best first."""
     rows = []
     for one in sorted(tuned, key=lambda one: one.macro_loss.mean):
-        tasks = [value.mean for value in one.loss.values()]
+        tasks = [value.mean for task, value in one.loss.items() if task not in one.roles]
         loss = one.macro_loss
         rows.append(Interval(one.name, one.style, min(tasks), loss.low, loss.mean, loss.high, max(tasks), tasks))
     axis = "answer loss on the tests, lower is better"
@@ -191,7 +192,7 @@ def _tuned(data: ReportData) -> dict[str, Any] | None:
         "forced": data.tuned[0].exact_metric == "teacher_forced",
         "exact_name": data.tuned[0].exact_name,
         "rows": [Entry(one.name, None, one, base) for one in data.tuned],
-        "tasks": list(data.tuned[0].loss),
+        "tasks": [(task, labelled(task, data.tuned[0].roles.get(task))) for task in data.tuned[0].loss],
         "seeds": sorted({seed for one in data.tuned for seed in one.seeds if one.name != BASE}),
         "loss": loss,
         "exact": exact,

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from influray.data.catalogue import Catalogue
-from influray.evaluation.balance import measure_balance
+from influray.evaluation.balance import measure_balance, measure_roles
 from influray.evaluation.copies import count_copies
 from influray.evaluation.overlap import jaccard, rank_biased_overlap
 from influray.protocols import ArtifactMismatch, DataError
-from influray.report.data import Overlap, PoolFacts, Quantiles, SelectionFacts, TaskBalance
+from influray.report.data import Limited, Overlap, PoolFacts, Quantiles, SelectionFacts, TaskBalance
 from influray.store.artifact import read_manifest
 from influray.store.attribution import Attribution
+from influray.store.column_view import sought
 from influray.store.run_directory import RunDirectory
 from influray.store.selection import read_summary, read_table
 
@@ -53,6 +54,7 @@ def selection_facts(
     row_n = table["row"].to_numpy().astype(np.int64)
     if not len(row_n) or row_n.max() >= len(pool.id_N) or pool.id_N[row_n].tolist() != table["id"].to_pylist():
         raise ArtifactMismatch(f"{folder}: its rows are not those of {run.data('pool')}; run `influray select` again")
+    roles = {task: one["role"] for task, one in record.get("roles", {}).items()}  # those that it was made with
     facts = SelectionFacts(
         name=name,
         method=str(record["method"]),
@@ -65,7 +67,8 @@ def selection_facts(
         winners=dict(Counter(task for task in table["task"].to_pylist() if task).most_common()),
         lengths=quantiles(pool.token_N[row_n]),
         duplicates=count_copies(pool.catalogue, row_n),
-        balance=None if attribution is None else _balance(attribution, row_n, name),
+        balance=None if attribution is None else _balance(attribution, roles, row_n, name),
+        limited={} if attribution is None else _limited(attribution, roles, row_n),
     )
     return facts, row_n
 
@@ -99,11 +102,17 @@ def _counted(values: np.ndarray) -> dict[str, int]:
     return dict(Counter(values.tolist()).most_common())
 
 
-def _balance(attribution: Attribution, row_n: np.ndarray, name: str) -> TaskBalance | None:
-    if not attribution.stats.used_T.any():
+def _limited(attribution: Attribution, roles: Mapping[str, str], row_n: np.ndarray) -> dict[str, Limited]:
+    found = measure_roles(attribution, attribution.groups, roles, row_n)
+    return {task: Limited(roles[task], mean) for task, mean in found.items()}
+
+
+def _balance(attribution: Attribution, roles: Mapping[str, str], row_n: np.ndarray, name: str) -> TaskBalance | None:
+    view = sought(attribution, attribution.groups, roles)
+    if not view.stats.used_T.any():
         return None
     try:
-        found = measure_balance(attribution, attribution.stats, attribution.groups, row_n)
+        found = measure_balance(view, view.stats, view.groups, row_n)
     except DataError as error:
         raise ArtifactMismatch(f"selection {name}: {error}; run `influray select` again") from error
     known = {task: value for task, value in found.aid_by_task().items() if value is not None}

@@ -16,11 +16,12 @@ import pyarrow as pa
 from influray.config import parse_constraints
 from influray.data.catalogue import Catalogue
 from influray.data.pool_facts import PoolFacts
-from influray.evaluation.balance import Balance, measure_balance
+from influray.evaluation.balance import Balance, measure_balance, measure_roles
 from influray.evaluation.copies import count_copies
 from influray.protocols import ArtifactMismatch, Selection, SelectionProblem
 from influray.selectors.api import needs_features, resolve_limits, run_selector
 from influray.store.attribution import Attribution
+from influray.store.column_view import sought
 from influray.store.ranges import Mapper
 from influray.store.run_directory import RunDirectory
 from influray.store.selection import commit_selection
@@ -34,15 +35,17 @@ def select_and_write(
     selector: Mapping[str, Any],
     fingerprint: str,
     id_root: str | Path = ".",
+    roles: Mapping[str, str] | None = None,
     mapper: Mapper | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Run one selector of the config over RUN/attribution, commit RUN/selection/NAME, and return its summary.
 
     `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix),
-    seed, options, constraints, whose files of ids lie under `id_root`. An older selection of that name stays until the
-    new one is complete. AID and THI are those of the z-scored matrix whatever the method. `mapper`
-    runs the passes over the matrix; `on_progress(chosen, budget)` is called by a method that chooses one by one.
+    seed, options, constraints, whose files of ids lie under `id_root`; `roles` are those of the tasks that are not
+    sought. An older selection of that name stays until the new one is complete. AID and THI are those of the z-scored
+    matrix of the tasks that are sought, whatever the method. `mapper` runs the passes over the matrix;
+    `on_progress(chosen, budget)` is called by a method that chooses one by one.
 
     Raises:
         ConfigError, DataError: as `influray.select`.
@@ -66,10 +69,9 @@ def select_and_write(
     problem = SelectionProblem(
         attribution, attribution.groups, budget, selector["seed"], facts, limits, features, on_progress
     )
-    selection = run_selector(problem, selector["method"], selector["options"])
+    selection = run_selector(problem, selector["method"], selector["options"], roles)
     chosen = {name: catalogue.gather(name, selection.rows) for name in (*facts, "weight")}
-    balance = measure_balance(attribution, attribution.stats, attribution.groups, selection.rows)
-    summary = _summary(selector, attribution, selection, chosen, balance)
+    summary = _summary(selector, attribution, selection, chosen, roles or {})
     summary["copies"] = count_copies(catalogue, selection.rows)  # chosen rows with the turns of one before them
     table = _table(attribution, selection, chosen)
     commit_selection(folder, fingerprint, _records(catalogue, selection.rows), table, summary)
@@ -100,8 +102,10 @@ def _summary(
     attribution: Attribution,
     selection: Selection,
     chosen: Mapping[str, list[Any]],
-    balance: Balance,
+    roles: Mapping[str, str],
 ) -> dict[str, Any]:
+    view = sought(attribution, attribution.groups, roles)
+    balance = measure_balance(view, view.stats, view.groups, selection.rows)
     token_n = np.array(chosen["tokens"], np.int64)
     quantile = np.quantile(token_n, list(QUANTILES.values()), method="inverted_cdf")
     winners = [attribution.groups[j] for j in selection.column if j >= 0]
@@ -119,7 +123,11 @@ def _summary(
             "tokens": int(token_n.sum()),
             "token_quantiles": {name: int(value) for name, value in zip(QUANTILES, quantile, strict=True)},
         },
-        "aid": _aid(attribution, balance),
+        "aid": _aid([attribution.target_ids[j] for j in view.column_C], balance),
+        "roles": {
+            task: {"role": roles[task], "mean": mean}
+            for task, mean in measure_roles(attribution, attribution.groups, roles, selection.rows).items()
+        },
         "thi": {"task": balance.thi_task, "instance": balance.thi_instance},
         "left_out": [
             {"column": j, "id": attribution.target_ids[j], "task": attribution.groups[j], "reason": reason}
@@ -128,10 +136,10 @@ def _summary(
     }
 
 
-def _aid(attribution: Attribution, balance: Balance) -> dict[str, Any]:
+def _aid(target_ids: Sequence[str], balance: Balance) -> dict[str, Any]:
     by_task = balance.aid_by_task()
     means = np.array([aid.mean for aid in by_task.values() if aid is not None])
-    columns = zip(attribution.target_ids, attribution.groups, balance.aid_T.tolist(), strict=True)
+    columns = zip(target_ids, balance.groups, balance.aid_T.tolist(), strict=True)
     return {
         "tasks": {
             task: None if aid is None else {"mean": aid.mean, "min": aid.min, "max": aid.max, "std": aid.std}

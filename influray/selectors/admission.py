@@ -1,9 +1,10 @@
 """Who may still be chosen: the budget, and the limits that a selection must keep to.
 
 A selector proposes rows in its own order of preference; an Admission takes each one or bars it for good. What is
-barred once would never have become possible later, so no selector ever has to look back. Near-duplicates alone can
-leave no way on, where a chosen row stands in for one that a minimum needs: then the selection begins anew without it
-(`api.run_selector`).
+barred once would never have become possible later, so no selector ever has to look back; but for the limits of roles,
+where a row that is passed over at its turn stays out, though rows chosen after it might have made room. Near-duplicates
+alone can leave no way on, where a chosen row stands in for one that a minimum needs: then the selection begins anew
+without it (`api.run_selector`).
 
 Shape suffixes: N rows of the matrix.
 """
@@ -21,6 +22,7 @@ from influray.protocols import ConfigError, Selection, SelectionProblem
 from influray.selectors.duplicates import NearDuplicates
 from influray.selectors.normalisers import row_tasks
 from influray.selectors.quotas import Quotas
+from influray.selectors.roles import RoleSums, first_broken, named
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class Admission:
         self._token_N: np.ndarray | None = None
         self._duplicates: NearDuplicates | None = None
         self._quotas: Quotas | None = None
+        self._roles = RoleSums(problem.role_limits) if problem.role_limits else None
         self._check_forced(problem)
         excluded = _positions(problem, limits.exclude, "constraints.exclude", required=False)
         self._bar(excluded, "constraints.exclude")
@@ -108,6 +111,11 @@ class Admission:
         assert not self.full, "nothing more is to be chosen"
         forced = len(self._chosen) < len(self.forced)
         if not forced:
+            broken = None if self._roles is None else self._roles.broken_by(position)
+            if broken is not None:
+                self._bar(np.array([position]), named(broken))
+                self._require_completable(named(broken))
+                return False
             repeated = None if self._duplicates is None else self._duplicates.find(int(self._rows_N[position]))
             if repeated is not None:
                 self._bar(np.array([position]), "constraints.near_duplicates")
@@ -122,11 +130,22 @@ class Admission:
         self._chosen.append(position)
         if self._quotas is not None and not forced:
             self._quotas.take(position)
+        if self._roles is not None:
+            self._roles.take(position)
         if self._duplicates is not None:
             self._duplicates.add(int(self._rows_N[position]))
         if self._token_N is not None:
             self._spend(int(self._token_N[position]))
         return True
+
+    def _require_completable(self, limit: str) -> None:
+        """Raise ConfigError where sources or tasks can no longer be kept to without the rows that a limit bars."""
+        if self._quotas is not None and not self._quotas.completable():
+            raise ConfigError(
+                f"constraints: after {len(self._chosen)} rows of {self._budget} the limits of sources and tasks can no "
+                f"longer be kept to in the order of the method{self._because()}; loosen one of them, lower the budget, "
+                f"or give {limit} the role seek"
+            )
 
     def _check_completable(self, position: int, repeated: int) -> None:
         """Raise DeadEnd where sources or tasks can no longer be kept to without the row that has just been barred."""
@@ -152,8 +171,9 @@ class Admission:
         if self._token_N is not None and not self._chosen:
             raise ConfigError(f"budget.tokens: no row fits; the shortest that may be chosen is longer{self._because()}")
         if not self.full:
-            # Which of two near-duplicates is in decides about others: another order may have room for a few more.
-            order = " in the order of the method" if self._duplicates is not None else ""
+            # Which of two near-duplicates is in decides about others: another order may have room for a few more. So it
+            # is with the rows of a task to avoid.
+            order = " in the order of the method" if self._duplicates is not None or self._roles is not None else ""
             raise ConfigError(
                 f"constraints: only {len(self._chosen)} rows can be chosen{order}, and the budget is {self._budget}"
                 f"{self._because()}; lower the budget or loosen a limit"
@@ -191,6 +211,14 @@ class Admission:
         if len(self.forced) > problem.budget:
             raise ConfigError(
                 f"constraints.include: {len(self.forced)} rows must be in, more than the budget of {problem.budget}"
+            )
+        broken = first_broken(problem.role_limits, self.forced, len(self.forced))
+        if broken is not None:
+            limit, _, total = broken
+            raise ConfigError(
+                f"constraints.include: the standardised influence of its {len(self.forced)} rows on {named(limit)} "
+                f"sums to {total:+.3g}, and may not be {'below' if total < 0 else 'above'} 0; leave some of them out, "
+                "or let the task have role seek"
             )
         if limits.tokens is not None:
             tokens = np.asarray(_fact(problem, "tokens", "a budget in tokens"), np.int64)[self.forced].sum()

@@ -27,9 +27,11 @@ from influray.protocols import (
 from influray.registry import METHODS, SELECTORS, make, outside_code, resolve_method
 from influray.selectors.admission import Admission, DeadEnd
 from influray.selectors.kept import require_kept
+from influray.selectors.roles import with_roles
 from influray.selectors.row_facts import ArrayFeatures, given_facts
 from influray.store.artifact import read_manifest
 from influray.store.attribution import ArrayAttribution, Attribution
+from influray.store.column_view import sought
 
 MOST_RESTARTS = 100
 
@@ -44,6 +46,7 @@ def select(
     rows: Any = None,
     features: Any = None,
     constraints: Mapping[str, Any] | None = None,
+    roles: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Selection:
     """Return a selection of `budget` rows, in order of choice.
@@ -61,6 +64,8 @@ def select(
             constraints["near_duplicates"] and the methods that compare rows; of a path, those of the run.
         constraints: as `constraints` of a config's selector: include, exclude (ids), sources, tasks (name -> {"min",
             "max"}), near_duplicates (a cosine).
+        roles: task -> "seek" (what all others are), "protect" or "avoid": the rows chosen so far never harm a protected
+            task and never help an avoided one, by their summed standardised influence (influray.selectors.roles).
         options: of the method; they take precedence over those that a published method's name stands for.
 
     `rows` of the result are positions in an array and catalogue rows for a path; `dropped_columns` the columns that
@@ -86,24 +91,34 @@ def select(
     elif features is not None and (hasattr(features, "detach") or not hasattr(features, "gather")):  # tensors have both
         features = ArrayFeatures(features, total)
     problem = SelectionProblem(source, names, count, int(seed), facts, limits, features)
-    return run_selector(problem, method, options)
+    return run_selector(problem, method, options, roles or {})
 
 
-def run_selector(problem: SelectionProblem, method: str, options: Mapping[str, Any]) -> Selection:
+def run_selector(
+    problem: SelectionProblem, method: str, options: Mapping[str, Any], roles: Mapping[str, str] | None = None
+) -> Selection:
     """Return the selection of a method, with the method's name and all its given options on it.
+
+    The method sees the columns of the tasks that are sought; `column` of the result counts all columns. `roles` are
+    those of other tasks.
 
     Where a chosen row has barred a near-duplicate without which sources or tasks cannot be kept to, the selection
     begins anew without that row, up to MOST_RESTARTS times. Whether a selection exists at all is a hard problem
     (independent sets are a case of it), so an error says that none was found, not that there is none.
 
     Raises:
-        ConfigError: an unknown method or option, or a method whose result is no selection of this problem.
+        ConfigError: an unknown method or option, or a method whose result is no selection of this problem; as
+            `with_roles`.
     """
     check_method(method)
     name, preset = resolve_method(method)
     merged = {**preset, **options}
-    selection = _select(make_selector(name, merged), problem)
-    require_kept(selection, problem, method)
+    selector, seen = make_selector(name, merged), with_roles(problem, roles or {}, merged)
+    selection = _select(selector, seen)
+    require_kept(selection, seen, method)
+    if seen is not problem:
+        column_C = sought(problem.attribution, problem.groups, roles or {}).column_C
+        selection = replace(selection, column=np.where(selection.column < 0, -1, column_C[selection.column]))
     stats = problem.attribution.known_stats if isinstance(problem.attribution, Attribution | ArrayAttribution) else None
     dropped = {} if stats is None else stats.left_out()
     return replace(selection, method=method, options=merged, dropped_columns=dropped)

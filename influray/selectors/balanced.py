@@ -12,7 +12,7 @@ import numpy as np
 from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission
 from influray.selectors.heads import Heads
-from influray.selectors.normalisers import NormaliserName, TaskWeights, normalise
+from influray.selectors.normalisers import NormaliserName, TaskWeights, checked_weights, normalise
 
 PROGRESS_ROWS = 64  # chosen between two reports
 
@@ -39,7 +39,7 @@ class Balanced(Selector):
     ) -> None:
         self._normaliser: NormaliserName = normaliser
         self._iterate = iterate
-        self._task_weights = dict(task_weights or {})
+        self._task_weights = checked_weights(task_weights)
 
     def select(self, problem: SelectionProblem) -> Selection:
         source, rows = problem.attribution, problem.attribution.rows

@@ -9,7 +9,7 @@ import numpy as np
 
 from influray.protocols import AttributionSource, Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission
-from influray.selectors.normalisers import Normalised, NormaliserName, TaskWeights, normalise
+from influray.selectors.normalisers import Normalised, NormaliserName, TaskWeights, checked_weights, normalise
 
 WIDTH = 256  # rows of one block of bounds
 PATIENCE = 4  # a pass over all N rows takes as long as N / PATIENCE rows looked up, or less
@@ -40,7 +40,7 @@ class FacilityLocation(Selector):
 
     def __init__(self, normaliser: NormaliserName = "zscore", task_weights: TaskWeights | None = None) -> None:
         self._normaliser: NormaliserName = normaliser
-        self._task_weights = dict(task_weights or {})
+        self._task_weights = checked_weights(task_weights)
 
     def select(self, problem: SelectionProblem) -> Selection:
         source = problem.attribution

@@ -15,6 +15,7 @@ from influray.protocols import Bounds, ConfigError, Selection, SelectionProblem
 from influray.registry import METHODS, SELECTORS
 from influray.selectors.duplicates import NearDuplicates
 from influray.selectors.normalisers import row_tasks
+from influray.selectors.roles import first_broken, named
 
 
 def require_kept(selection: Selection, problem: SelectionProblem, method: str) -> None:
@@ -56,6 +57,13 @@ def _broken(selection: Selection, problem: SelectionProblem, method: str) -> Ite
     if limits.tasks:
         task_N = row_tasks(problem.attribution, problem.groups)
         yield from _out_of_bounds("constraints.tasks", task_N, place_n, limits.tasks)
+    if problem.role_limits:
+        forced = set(limits.include)
+        given = sum(str(problem.facts["id"][place]) in forced for place in place_n.tolist()) if forced else 0
+        broken = first_broken(problem.role_limits, place_n, given)
+        if broken is not None:
+            limit, count, total = broken
+            yield f"chose {count} rows whose standardised influence on {named(limit)} sums to {total:+.3g}"
     if limits.near_duplicates is not None and method not in SELECTORS and method not in METHODS:
         yield from _near(rows, place_n, problem)
 

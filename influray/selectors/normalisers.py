@@ -12,10 +12,9 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
 from influray.protocols import AttributionSource, ConfigError, DataError
 from influray.selectors.columns import whole_columns
@@ -31,7 +30,7 @@ class Normalised(ABC):
     """z of the columns in use, float64: a rising function of the score, times the weight of the column's task."""
 
     column_C: np.ndarray  # int64, ascending: which of the T columns are in use
-    weight_C: np.ndarray  # > 0
+    weight_C: np.ndarray  # > 0; below it for a mean or sum alone, where z falls as the score rises
 
     @abstractmethod
     def values(self, score: np.ndarray, place: Any) -> np.ndarray:
@@ -134,7 +133,19 @@ NORMALISERS: dict[NormaliserName, Normaliser] = {
 }
 
 
-TaskWeights = Mapping[str, Annotated[float, Field(gt=0)]]  # task -> factor
+TaskWeights = Mapping[str, float]  # task -> factor
+
+
+def checked_weights(task_weights: TaskWeights | None, signed: bool = False) -> dict[str, float]:
+    """Return the weights of tasks as they are given. Raises ConfigError for 0, and below it where not `signed`."""
+    for task, weight in (task_weights or {}).items():
+        if weight == 0 or (weight < 0 and not signed):
+            raise ConfigError(
+                f"options.task_weights.{task}: found {weight:g}, expected a number {'but 0' if signed else 'above 0'}; "
+                f"to stay away from a task, or to keep what it stands for, give it a role in place of a weight: "
+                f"data.targets.{task}.role: avoid, or protect (roles={{{task!r}: 'avoid'}} in Python)"
+            )
+    return dict(task_weights or {})
 
 
 def normalise(

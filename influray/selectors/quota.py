@@ -8,7 +8,7 @@ import numpy as np
 
 from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection
-from influray.selectors.normalisers import NormaliserName, TaskWeights, normalise
+from influray.selectors.normalisers import NormaliserName, TaskWeights, checked_weights, normalise
 from influray.selectors.task_turns import TaskTurns
 
 
@@ -32,7 +32,7 @@ class Quota(Selector):
 
     def __init__(self, normaliser: NormaliserName = "none", task_weights: TaskWeights | None = None) -> None:
         self._normaliser: NormaliserName = normaliser
-        self._task_weights = dict(task_weights or {})
+        self._task_weights = checked_weights(task_weights)
 
     def select(self, problem: SelectionProblem) -> Selection:
         normalised = normalise(self._normaliser, problem.attribution, problem.groups, self._task_weights)

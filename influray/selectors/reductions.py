@@ -19,7 +19,7 @@ from influray.options import check_options
 from influray.protocols import SelectionProblem
 from influray.selectors.columns import falling_ranks, whole_columns
 from influray.selectors.nearest_lists import assigned_mass, densities, nearest_lists
-from influray.selectors.normalisers import Normalised, NormaliserName, TaskWeights, normalise
+from influray.selectors.normalisers import Normalised, NormaliserName, TaskWeights, checked_weights, normalise
 from influray.selectors.row_facts import features_of
 from influray.selectors.task_scores import members, score_tasks, task_means, total
 from influray.store.moments import column_moments, column_stats
@@ -263,13 +263,16 @@ REDUCTIONS: dict[ReductionName, Callable[..., Reduction]] = {
 }
 
 
+LINEAR: tuple[ReductionName, ...] = ("mean", "sum")  # of these a task may take away: its weight may be below 0
+
+
 class RowMerit:
     """The options of every selector that works on one number per row, and those numbers.
 
     `needs_features`: the reduction looks at the features of the rows.
 
     Raises:
-        ConfigError: an option of the reduction that is wrong.
+        ConfigError: an option of the reduction that is wrong, or a weight below 0 for one that is not LINEAR.
     """
 
     def __init__(
@@ -283,7 +286,7 @@ class RowMerit:
         self._reduce = maker(**check_options(maker, reduction, "options.reduction_options", (), given))
         self.needs_features: bool = getattr(self._reduce, "needs_features", False)
         self._normaliser: NormaliserName = normaliser
-        self._task_weights = dict(task_weights or {})
+        self._task_weights = checked_weights(task_weights, signed=reduction in LINEAR)
 
     def of(self, problem: SelectionProblem) -> Reduced:
         """Return the merits of a problem's rows, with columns of its matrix. Raises as `normalise`."""

@@ -26,6 +26,7 @@ class TopK(Selector):
         reduction_options: of the reduction; votes has top_share, 0.2 where not given, transport temperature, 0.02,
             neighbours neighbours, alpha and scale, and by density sigma too (influray.selectors.reductions).
         task_weights: task -> factor on its normalised columns, on its votes and on its 1 / rank; 1 where not given.
+            Below 0 with mean and sum alone: with normaliser rank, {good: 1, bad: -1} is rank(good) - rank(bad).
         drop_share: the part of the rows that is set aside, the highest merits, rounded down: the hardest rows are often
             noise (BERT on a data diet, arXiv 2211.05610, of GraNd and EL2N). They follow all others, the lowest first.
     """

@@ -20,10 +20,17 @@ from influray.store.artifact import whole_manifest
 def limits(subject: Subject) -> None:
     """Files of ids, bounds, and the tasks that limits and weights name."""
     from influray.selectors.api import read_ids, resolve_limits
+    from influray.selectors.roles import require_sought
 
     config = subject.config
-    root = Path(config.data.root)
+    root, roles = Path(config.data.root), config.data.roles
     tasks = _column_tasks(config)
+    for task in (task for task in roles if task not in tasks):
+        raise ConfigError(
+            f"data.targets.{task}.role: {roles[task]}, but attribution.scorer {config.attribution.scorer!r} makes no "
+            f"column of the task (its columns: {', '.join(tasks)}), so that nothing says what a row does to it; take a "
+            "scorer that looks at targets, or leave the role out"
+        )
     for index, selector in enumerate(config.selectors):
         key = f"selectors.{index}"
         limits = selector.constraints
@@ -42,6 +49,8 @@ def limits(subject: Subject) -> None:
                 if any(one.min for one in (*limits.sources.values(), *limits.tasks.values())):
                     raise ConfigError("constraints: a min needs a budget in examples; with budget.tokens give max only")
             weights = selector.options.get("task_weights")
+            require_sought("constraints.tasks", limits.tasks, roles)
+            require_sought("options.task_weights", weights, roles)
             _require_tasks("constraints.tasks", limits.tasks, tasks)
             _require_tasks("options.task_weights", weights if isinstance(weights, dict) else {}, tasks)
 

@@ -33,7 +33,7 @@ def select(context: StepContext) -> StepResult:
         if not current or broken(directory.selection(name), manifest or {}):
             plain = selector.model_dump(mode="json")
             arguments = {"run_dir": directory.address, "selector": plain, "fingerprint": made[name]}
-            todo.append((name, {**arguments, "id_root": id_root}))
+            todo.append((name, {**arguments, "id_root": id_root, "roles": context.config.data.roles}))
     if todo:
         from influray.runtime.columns import worth_workers
         from influray.runtime.selection import SelectionJob, run_selection
@@ -66,7 +66,7 @@ def select(context: StepContext) -> StepResult:
 
 
 def fingerprints(config: Config, directory: RunDirectory) -> dict[str, str]:
-    """Return by name what each selection is made from: matrix, pool, selector, and the ids that its files hold.
+    """Return by name what each selection is made from: matrix, pool, selector, ids that its files hold, and roles.
 
     Raises:
         ArtifactMismatch: there is no matrix or no pool.
@@ -80,17 +80,23 @@ def fingerprints(config: Config, directory: RunDirectory) -> dict[str, str]:
         read = [hash_file(file) for file in files if file.is_file()]  # one that is not there the selection refuses
         plain = selector.model_dump(mode="json")
         facts = {"step": "select", "ranks_from": 1, "matrix": matrix, "pool": pool, "selector": plain, "ids": read}
+        facts |= {"roles": roles} if (roles := config.data.roles) else {}
         made[selector.name] = fingerprint(facts)
     return made
 
 
 def _stale(config: Config, directory: RunDirectory, recorded: Recorded) -> str:
     made = fingerprints(config, directory)
-    return "" if fingerprint(made) == recorded["select"].get("fingerprint") else "a file of ids has changed"
+    return (
+        ""
+        if fingerprint(made) == recorded["select"].get("fingerprint")
+        else "a file of ids or the role of a task has changed"
+    )
 
 
 def _describe(config: Config) -> str:
-    return ", ".join(f"{one.name} ({one.method}, {one.budget})" for one in config.selectors)
+    roles = "".join(f"; {role} {task}" for task, role in config.data.roles.items())
+    return ", ".join(f"{one.name} ({one.method}, {one.budget})" for one in config.selectors) + roles
 
 
 SELECT = Step("select", select, ("selectors",), _describe, _stale)

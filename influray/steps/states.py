@@ -62,6 +62,9 @@ def _part(plain: dict[str, Any], key: str) -> Any:
     value: Any = plain
     for name in key.split("."):
         value = value[name]
+    if key == "data":  # roles are what selections are made from, and no catalogue
+        targets = {task: {k: v for k, v in one.items() if k != "role"} for task, one in value["targets"].items()}
+        value = {**value, "targets": targets}
     return value
 
 

@@ -90,10 +90,15 @@ def map_ranges(
         for start in range(0, total, RANGE_ROWS)
         for stop in (min(start + RANGE_ROWS, total),)
     )
-    if not hasattr(source, "range_blocks"):
+    return run_calls(source, calls)
+
+
+def run_calls(source: AttributionSource, calls: Iterable[RangeCall]) -> Iterator[Any]:
+    """Yield the results of calls on ranges that follow one another, as `map_ranges` does."""
+    mapper: Mapper | None = getattr(source, "mapper", None)
+    if mapper is None and not hasattr(source, "range_blocks"):
         return _one_after_another(source, calls)
-    mapper: Mapper = getattr(source, "mapper", None) or Threads(1)
-    return mapper.map(source, calls)
+    return (mapper or Threads(1)).map(source, calls)
 
 
 def _one_after_another(source: AttributionSource, calls: Iterable[RangeCall]) -> Iterator[Any]:

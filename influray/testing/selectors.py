@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from influray.protocols import ConfigError, Limits, Selection, SelectionProblem, Selector
+from influray.protocols import ConfigError, Limits, RoleLimit, Selection, SelectionProblem, Selector
 from influray.selectors.kept import require_kept
 from influray.selectors.row_facts import ArrayFeatures
 from influray.store.attribution import ArrayAttribution
@@ -90,11 +90,15 @@ def blocks_do_not_show(make: Callable[[], Selector]) -> None:
 
 
 def keeps_the_limits(make: Callable[[], Selector]) -> None:
-    """Included ids are in, excluded ones out, sources within their bounds, tokens within the budget."""
+    """Included ids are in, excluded ones out, sources within their bounds, tokens within the budget, roles kept."""
+    kept_N, shunned_N = np.random.default_rng(7).standard_normal((2, ROWS))
+    roles = (RoleLimit("kept", "protect", kept_N), RoleLimit("shunned", "avoid", shunned_N))
     limits = Limits(include=("row-5",), exclude=("row-0", "row-7"), sources={"web": (4, 12)})
-    for one in (limits, Limits(tokens=400)):
+    for one, role_limits in ((limits, ()), (Limits(tokens=400), ()), (Limits(), roles)):
         budget = ROWS if one.tokens else 20
-        problem = SelectionProblem(ArrayAttribution(made_matrix()), GROUPS, budget, 7, FACTS, one, FEATURES)
+        problem = SelectionProblem(
+            ArrayAttribution(made_matrix()), GROUPS, budget, 7, FACTS, one, FEATURES, role_limits=role_limits
+        )
         try:
             require_kept(make().select(problem), problem, "the selector")
         except ConfigError as error:

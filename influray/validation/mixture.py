@@ -21,10 +21,11 @@ from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.selections import committed
 from influray.report.sheet import Table
 from influray.store.attribution import Attribution
+from influray.store.column_view import columns_of
 from influray.store.run_directory import RunDirectory
 from influray.store.selection import read_table
 from influray.store.vectors import PoolVectors, target_vectors
-from influray.validation.reselection import Columns, Reselection
+from influray.validation.reselection import Reselection
 
 SHOWN = 20  # sources of a table
 BLOCK_ROWS = 1024
@@ -146,7 +147,9 @@ def mix(
         def shares(row_n: np.ndarray) -> np.ndarray:
             return np.bincount(source_N[row_n], minlength=total) / len(row_n)
 
-        again_RS = np.array([shares(again.select(known[name], Columns(matrix, c))[:budget]) for c in draws])
+        again_RS = np.array(
+            [shares(again.select(known[name], columns_of(matrix, matrix.groups, c))[:budget]) for c in draws]
+        )
         tokens_S = np.bincount(source_N[row_n], weights=token_N[row_n], minlength=total)
         rows_S = np.bincount(source_N[row_n], minlength=total)
         weights[name] = Weights(
@@ -154,7 +157,7 @@ def mix(
         )
     notes: tuple[str, ...] = ()
     try:
-        weights[LASSO] = _lasso(directory, source_N, total, draws)
+        weights[LASSO] = _lasso(directory, source_N, total, draws, config.data.roles)
     except ArtifactMismatch as error:
         notes = (f"no {LASSO}: {error}",)
     return Mixture(
@@ -218,7 +221,9 @@ def _ratio(gram_SS: np.ndarray, toward_SC: np.ndarray) -> float:
     return float(RATIOS[error_ratio.argmin()])
 
 
-def _lasso(directory: RunDirectory, source_N: np.ndarray, sources: int, draws: Sequence[np.ndarray]) -> Weights:
+def _lasso(
+    directory: RunDirectory, source_N: np.ndarray, sources: int, draws: Sequence[np.ndarray], roles: Mapping[str, str]
+) -> Weights:
     """Return the lasso's shares. Raises ArtifactMismatch where there are no vectors whose products are the matrix."""
     pool = PoolVectors(directory)
     mean_SF, seen_S = np.zeros((sources, pool.dimension)), np.bincount(source_N[pool.rows], minlength=sources)
@@ -231,7 +236,7 @@ def _lasso(directory: RunDirectory, source_N: np.ndarray, sources: int, draws: S
     _, target_TF = target_vectors(directory)
     gram_SS, toward_ST = mean_SF @ mean_SF.T, mean_SF @ target_TF.T.astype(np.float64)
     groups = np.asarray(Attribution(directory.attribution).groups, object)
-    tasks = list(dict.fromkeys(groups.tolist()))
+    tasks = [task for task in dict.fromkeys(groups.tolist()) if roles.get(task, "seek") == "seek"]
 
     def by_task(column_C: np.ndarray) -> Iterator[np.ndarray]:
         for task in tasks:

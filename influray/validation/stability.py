@@ -28,10 +28,11 @@ from influray.steps.data import data
 from influray.steps.featurize import featurize
 from influray.steps.score import score
 from influray.steps.train import warmup
-from influray.store.attribution import Attribution, stats_of
+from influray.store.attribution import Attribution
+from influray.store.column_view import ColumnView, columns_of
 from influray.store.run_directory import RunDirectory
 from influray.validation import draws
-from influray.validation.reselection import Columns, Reselection
+from influray.validation.reselection import Reselection
 from influray.validation.scorers import Judged, matrix_of, own
 from influray.validation.setting import Setting
 
@@ -52,13 +53,13 @@ def result(setting: Setting, done: list[Retraining]) -> dict[str, Any]:
     """Return how scores and selections agree over the variants, as plain JSON."""
     context, note = setting.context, setting.context.progress.current.note
     mine = Attribution(context.directory.attribution)
-    matrices: dict[str, Attribution | Columns] = {OWN: mine}
+    matrices: dict[str, Attribution | ColumnView] = {OWN: mine}
     for name, (kind, seed) in _seeds(setting).items():
         note(f"stability: {name}")
         matrices[name] = _projected(context, seed) if kind == "projection" else _warmed(context, seed)
     if setting.config.stability.halves:
         for half in (0, 1):
-            matrices[f"half {half + 1} of the targets"] = Columns(mine, halves(mine.groups)[half])
+            matrices[f"half {half + 1} of the targets"] = columns_of(mine, mine.groups, halves(mine.groups)[half])
     sample_n = np.sort(draws.candidates(mine.rows, SAMPLE, setting.config.seed))
     for matrix in matrices.values():
         sample_n = np.intersect1d(sample_n, matrix.rows, assume_unique=True)
@@ -105,10 +106,9 @@ def halves(groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(sides[0], np.int64), np.array(sides[1], np.int64)
 
 
-def task_means(matrix: Attribution | Columns, row_n: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
+def task_means(matrix: Attribution | ColumnView, row_n: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
     """Return the mean over a task's columns of the standardised influence of rows, float64 [n, G]; NaN without any."""
-    stats = matrix.stats if isinstance(matrix, Attribution) else stats_of(matrix)
-    score_nT = matrix.gather(row_n).astype(np.float64)
+    stats, score_nT = matrix.stats, matrix.gather(row_n).astype(np.float64)
     found = np.full((len(row_n), len(tasks)), np.nan)
     for g, task in enumerate(tasks):
         member_T = stats.used_T & np.array([group == task for group in matrix.groups])
@@ -149,7 +149,7 @@ def _warmed(context: StepContext, seed: int) -> Attribution:
 
 def _variant(
     name: str,
-    matrices: dict[str, Attribution | Columns],
+    matrices: dict[str, Attribution | ColumnView],
     means: dict[str, np.ndarray],
     sample_n: np.ndarray,
     tasks: Sequence[str],
@@ -172,7 +172,9 @@ def _halves_agree(means: dict[str, np.ndarray], groups: Sequence[str]) -> dict[s
     return {task: value if counts[task] > 1 else None for task, value in rho}
 
 
-def _chosen(selector: SelectorConfig, again: Reselection, matrices: dict[str, Attribution | Columns]) -> dict[str, Any]:
+def _chosen(
+    selector: SelectorConfig, again: Reselection, matrices: dict[str, Attribution | ColumnView]
+) -> dict[str, Any]:
     """Return how often a selector chooses the same rows over the variants."""
     rows = {name: again.select(selector, matrix) for name, matrix in matrices.items()}
     times = times_chosen([found.tolist() for found in rows.values()])

@@ -118,6 +118,38 @@ def test_copies_of_targets_rank_first(first):
         assert matrix.max(axis=0) == pytest.approx(1, abs=2e-3)
 
 
+def test_a_task_to_avoid_takes_its_copies_out_and_redoes_the_selections_alone(first_of, tmp_path):
+    done = first_of["ngram"]
+    shutil.copytree(done.directory.path, tmp_path / "copy")
+    config = {**done.config.model_dump(mode="json"), "run_dir": str(tmp_path / "copy")}
+    before, ids = stamps(done), np.array(Catalogue(done.directory.data("pool")).ids)
+    sought = {str(name) for name in ids[done.selection("top").rows]}
+    assert sum(name.startswith("copy-t-rev") for name in sought) == 3
+    avoid = {"data.targets.reversals.role": "avoid"}
+    plan = influray.pipeline.plan(config, avoid)
+    assert {step.name: step.state for step in plan.steps if step.name in ("data", "featurize", "score", "select")} == {
+        **dict.fromkeys(("data", "featurize", "score"), "done"),
+        "select": "to do: a file of ids or the role of a task has changed",
+    }
+    assert "avoid reversals" in next(step.what for step in plan.steps if step.name == "select")
+    again = run(config, **avoid)
+    assert redone(before, again) == {"select"}
+    chosen = ids[again.selection("top").rows].tolist()
+    assert not any(name.startswith("copy-t-rev") for name in chosen)
+    assert sum(name.startswith("copy-t-sum") for name in chosen) == 3
+    summary = read_json(again.directory.selection("top") / "selection.json")
+    assert summary["roles"]["reversals"]["role"] == "avoid"
+    assert summary["roles"]["reversals"]["mean"] <= 0
+    assert list(summary["aid"]["tasks"]) == ["sums"]
+    assert {column["task"] for column in summary["aid"]["columns"]} == {"sums"}
+    found = influray.select(again.directory.attribution, None, 6, method="instance_max", roles={"reversals": "avoid"})
+    assert found.rows.tolist() == again.selection("top").rows.tolist()
+    before = stamps(again)
+    back = run(config)
+    assert redone(before, back) == {"select"}
+    assert back.selection("top").rows.tolist() == done.selection("top").rows.tolist()
+
+
 def test_what_no_feature_depends_on_redoes_nothing(first, world):
     before = stamps(first)
     config = first.config.model_dump(mode="json")

@@ -175,6 +175,8 @@ TABLE: list[tuple[str, Any, str]] = [  # key, value (W/ = the world's folder), w
     ("selectors.0.options", {"nope": 1}, "selectors.0.options.nope"),
     ("selectors.0.options", {"normaliser": "zzz"}, "selectors.0.options"),
     ("selectors.0.options", {"task_weights": {"sum": 2}}, "selectors.0.options.task_weights.sum"),
+    ("selectors.0.options", {"task_weights": {"sums": -1}}, "data.targets.sums.role: avoid, or protect"),
+    ("data.targets.sums.role", "shun", "data.targets.sums.role"),
     ("selectors.0.constraints", {"exclude": "absent.txt"}, "selectors.0.constraints.exclude"),
     ("selectors.0.constraints", {"include": ["a"], "exclude": ["a"]}, "selectors.0.constraints.exclude: the id 'a'"),
     ("selectors.0.constraints", {"include": [True]}, "selectors.0.constraints.include"),
@@ -222,6 +224,31 @@ def test_a_wrong_value_is_refused_with_its_key_by_plan_and_by_run(
     assert said in refused(capsys, monkeypatch, "run", str(path))
     assert sorted(world.rglob("*")) == before, "nothing is written or deleted in what is not the run's"
     assert not (tmp_path / "run" / "data" / "pool" / "manifest.json").exists()
+
+
+ROLES = [
+    ("selectors.0.options", {"task_weights": {"sums": 2}}, "options.task_weights.sums: the task's role is avoid"),
+    ("selectors.0.constraints", {"tasks": {"sums": {"max": 2}}}, "constraints.tasks.sums: the task's role is avoid"),
+    ("data.targets.reversals.role", "protect", "no task is sought"),
+    # One column, whatever the targets: nothing says what helps a task.
+    (
+        "features.featurizer",
+        "loss",
+        "data.targets.sums.role: avoid, but attribution.scorer 'el2n' makes no column of the task",
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), ROLES, ids=[key for key, *_ in ROLES])
+def test_what_contradicts_the_role_of_a_task_is_refused(world, tmp_path, capsys, monkeypatch, key, value, said):
+    config = tree(world, tmp_path / "run")
+    config["data"]["targets"]["sums"]["role"] = "avoid"
+    config |= {"attribution": {"scorer": "el2n"}} if value == "loss" else {}
+    set_dotted(config, key, value)
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert said in refused(capsys, monkeypatch, "plan", str(path))
+    assert said in refused(capsys, monkeypatch, "run", str(path))
 
 
 TEXTS = [

@@ -5,6 +5,7 @@ Every source has rows that help one task; text of the pool tries to break the pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,14 @@ def build_run(
     selections: bool = True,
     evaluated: bool = True,
     dead_columns: int = 1,
+    roles: Mapping[str, str] | None = None,
 ) -> RunDirectory:
-    """Write a run of `rows` pool rows and 4 tasks of 3 targets; ids count from `first_id`."""
+    """Write a run of `rows` pool rows and 4 tasks of 3 targets; ids count from `first_id`, `roles` are of tasks."""
     run = RunDirectory(folder)
     pool = pool_rows(rows, first_id)
     tree = config_tree(folder, evaluated)
+    for task, role in (roles or {}).items():
+        tree["data"]["targets"][task]["role"] = role
     write_jsonl(folder / "raw" / "pool.jsonl", [*pool, {"id": "bad-1", "messages": []}, {"id": "bad-2", "text": "x"}])
     for task in TASKS:
         targets = [{**row, "id": f"{task}-{i}"} for i, row in enumerate(target_rows(task))]
@@ -58,7 +62,7 @@ def build_run(
     run.record_step("select", status="done", seconds=0.31, started="2026-01-05T10:32:00+00:00", fingerprint="f" * 64)
     if selections:
         for selector in config.selectors:
-            select_and_write(run.path, selector.model_dump(), "f" * 64)
+            select_and_write(run.path, selector.model_dump(), "f" * 64, roles=config.data.roles)
     if evaluated:
         _evaluations(run, seed)
     return run

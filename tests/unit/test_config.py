@@ -37,6 +37,12 @@ WRONG = [
     ({"data": {"pool": "p", "targets": {}}}, "data.targets: "),
     ({"data": {"pool": "p", "targets": {"../up": "t"}}}, "data.targets.../up"),
     ({"data": {"pool": "p", "targets": {"a": {"files": "t", "limt": 3}}}}, "did you mean 'limit'?"),
+    ({"data": {"pool": "p", "targets": {"a": {"files": "t", "role": "avoids"}}}}, "data.targets.a.role: "),
+    ({"data": {"pool": "p", "targets": {"a": {"files": "t", "role": "avoid"}}}}, "targets: no task is sought"),
+    (
+        {"data": {"pool": "p", "targets": {"a": {"files": "t", "role": "protect", "test": "u"}, "b": "t"}}},
+        "targets: only tasks to protect or to avoid have a `test`",
+    ),
     ({"selectors": []}, "selectors: "),
     ({"selectors": [{"name": "b", "method": "bids", "budget": 0}]}, "selectors.0.budget: must be a number of examples"),
     (

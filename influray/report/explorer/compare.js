@@ -25,7 +25,8 @@ function compareTable() {
     const whole = name === "full";
     lines.push([whole ? "full pool" : "before tuning", "", number(result.loss, 3), ...(exact ? [percent(result.exact)] : []), whole ? count(RUN.pool.rows) : "", "", ...(TASKS.length ? ["", "", "", "", ""] : [])]);
   }
-  return [table("Selections at this budget", columns, lines), tuned ? h("p", { class: "soft" }, "Loss and matches are those of models tuned on whole selections, whatever the budget above.") : null];
+  const limited = SELECTIONS.flatMap((one) => Object.entries(one.roles).map(([task, limit]) => `${one.name} ${signed(limit.mean)} on ${task} (${limit.role})`));
+  return [table("Selections at this budget", columns, lines), limited.length ? h("p", { class: "soft" }, `Mean influence of whole selections on tasks that are not sought, and that no figure here holds: ${limited.join(", ")}.`) : null, tuned ? h("p", { class: "soft" }, "Loss and matches are those of models tuned on whole selections, whatever the budget above.") : null];
 }
 
 // A shade behind a share: strong where it is large. Numbers keep their contrast at its strongest.

@@ -23,7 +23,7 @@ from influray.report.data import ReportData, SelectionFacts, Tuned, normalised_e
 from influray.report.explorer.rows import check_page, open_chosen
 from influray.report.readings import open_run
 from influray.report.selections import largest_sources
-from influray.store.attribution import Attribution
+from influray.store.column_view import ColumnView, sought
 from influray.store.run_directory import RunDirectory
 from influray.store.selection import read_selection
 
@@ -79,9 +79,12 @@ def overview_of(data: ReportData, run_dir: str | Path) -> dict[str, Any]:
         "host": dict(data.host),
         "missing": dict(data.missing),
     }
-    attribution = open_run(run_dir).attribution
-    if attribution is not None and data.pool is not None and attribution.stats.used_T.any():
-        _add_influence(found, attribution, data, rows, _labels(run_dir, data, sources))
+    readings = open_run(run_dir)
+    attribution = readings.attribution
+    if attribution is not None and data.pool is not None:
+        view = sought(attribution, attribution.groups, readings.config.data.roles)
+        if view.stats.used_T.any():
+            _add_influence(found, view, attribution.target_ids, data, rows, _labels(run_dir, data, sources))
     return found
 
 
@@ -116,7 +119,8 @@ def chosen_rows(
 def _selection(one: SelectionFacts) -> dict[str, Any]:
     names = ("name", "method", "options", "seed", "style", "examples", "tokens", "duplicates", "sources", "winners")
     options = {name: str(value) for name, value in one.options.items()}
-    return {name: getattr(one, name) for name in names} | {"options": options}
+    roles = {task: {"role": limit.role, "mean": short(limit.mean)} for task, limit in one.limited.items()}
+    return {name: getattr(one, name) for name in names} | {"options": options, "roles": roles}
 
 
 def _tuned(one: Tuned) -> dict[str, float | str | None]:
@@ -156,13 +160,14 @@ def _labels(run_dir: str | Path, data: ReportData, sources: Sequence[tuple[str, 
 
 def _add_influence(
     found: dict[str, Any],
-    attribution: Attribution,
+    view: ColumnView,
+    target_ids: Sequence[str],
     data: ReportData,
     rows: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray],
 ) -> None:
     """Put in what needs the matrix: distributions over the pool, and per selection what its prefixes give."""
-    names, _, score_NG = task_scores(attribution, attribution.groups, attribution.stats)
+    names, _, score_NG = task_scores(view, view.groups, view.stats)
     known_G = np.flatnonzero(np.isfinite(score_NG[0]))  # of a task without a column in use every score is NaN
     score_NG = score_NG[:, known_G]
     tasks = [names[g] for g in known_G.tolist()]
@@ -179,9 +184,9 @@ def _add_influence(
         mine = budgets[budgets <= one.examples]
         label_n = labels[one.name]
         prefixes = measure_prefixes(
-            attribution,
-            attribution.stats,
-            attribution.groups,
+            view,
+            view.stats,
+            view.groups,
             rows[one.name],
             label_n,
             len(found["sources"]),
@@ -193,7 +198,7 @@ def _add_influence(
             kept_C = _kept_targets(prefixes, len(data.selections) * len(budgets))
             column = prefixes.column_C[kept_C]
             found["targets"] = [
-                {"task": int(g), "id": attribution.target_ids[j]}
+                {"task": int(g), "id": target_ids[int(view.column_C[j])]}
                 for g, j in zip(prefixes.task_C[kept_C], column, strict=True)
             ]
         entry["at"] = _at(prefixes, kept_C)
