@@ -39,7 +39,8 @@ def select_and_write(
 ) -> dict[str, Any]:
     """Run one selector of the config over RUN/attribution, commit RUN/selection/NAME, and return its summary.
 
-    `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix),
+    `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix and
+    of those that did not pass a cascade),
     seed, options, constraints, whose files of ids lie under `id_root`. An older selection of that name stays until the
     new one is complete. AID and THI are those of the z-scored matrix whatever the method. `mapper`
     runs the passes over the matrix; `on_progress(chosen, budget)` is called by a method that chooses one by one.
@@ -59,7 +60,7 @@ def select_and_write(
         )
     facts = PoolFacts(catalogue, rows_N)
     constraints = parse_constraints(selector["constraints"])
-    budget, limits = resolve_limits(selector["budget"], constraints, len(rows_N), id_root)
+    budget, limits = resolve_limits(selector["budget"], constraints, len(rows_N), id_root, catalogue.never_scored)
     compared = needs_features(selector["method"], selector["options"], limits)
     features = attribution.features() if compared else None
     folder = run.selection(selector["name"])

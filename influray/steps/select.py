@@ -72,7 +72,9 @@ def fingerprints(config: Config, directory: RunDirectory) -> dict[str, str]:
         ArtifactMismatch: there is no matrix or no pool.
     """
     matrix = require_manifest(directory.attribution, "score")["fingerprint"]
-    pool = require_manifest(directory.data("pool"), "run")["digest"]
+    manifest = require_manifest(directory.data("pool"), "run")
+    pool = manifest["digest"]
+    judged = {"of": manifest["cascade"]["rows"]} if "cascade" in manifest else {}
     root, made = Path(config.data.root), {}
     for selector in config.selectors:
         limits = selector.constraints
@@ -80,6 +82,7 @@ def fingerprints(config: Config, directory: RunDirectory) -> dict[str, str]:
         read = [hash_file(file) for file in files if file.is_file()]  # one that is not there the selection refuses
         plain = selector.model_dump(mode="json")
         facts = {"step": "select", "ranks_from": 1, "matrix": matrix, "pool": pool, "selector": plain, "ids": read}
+        facts |= judged
         made[selector.name] = fingerprint(facts)
     return made
 

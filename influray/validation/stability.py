@@ -224,10 +224,11 @@ def _select(
     config: Config, selector: SelectorConfig, context: StepContext, matrix: Attribution | Columns
 ) -> np.ndarray:
     source: AttributionSource = matrix
-    facts = PoolFacts(context.catalogue("pool"), matrix.rows)
+    pool = context.catalogue("pool")
+    facts = PoolFacts(pool, matrix.rows)
     given = selector.budget if isinstance(selector.budget, int | float) else {"tokens": selector.budget.tokens}
     root = Path(config.data.root)
-    budget, limits = resolve_limits(given, selector.constraints, matrix.shape[0], root)
+    budget, limits = resolve_limits(given, selector.constraints, matrix.shape[0], root, pool.never_scored)
     compared = needs_features(selector.method, selector.options, limits)
     features = Attribution(context.directory.attribution).features() if compared else None
     problem = SelectionProblem(source, matrix.groups, budget, selector.seed, facts, limits, features)
