@@ -275,7 +275,7 @@ def plan(
     subject = Subject(cfg, this.directory, tuple(step.name for step in steps_until("report", cfg)))
     known = check_config(subject)
     made = make_plan(cfg, this.directory, device, workers)
-    if made.steps[0].state == "done":  # the catalogues are those of the config
+    if any(step.name == "data" and step.state == "done" for step in made.steps):  # the catalogues are the config's
         known += check_data(subject)
     return replace(made, notes=(*made.notes, *known))
 

@@ -300,6 +300,10 @@ def test_the_plan_prices_both_passes_before_and_after(world, tmp_path):
     assert steps["warmup"].operations == whole["warmup"].operations
     assert steps["cascade"].operations > 0
     assert steps["cascade"].wall_seconds > 0
+    run(config, until="cascade")
+    between = {step.name: step for step in influray.pipeline.plan(config).steps}
+    assert (between["cascade"].state, between["data"].state) == ("done", "to do")
+    assert between["featurize"].rows == 12 + targets
     done = run(config)
     after = influray.pipeline.plan(config)
     found = {step.name: step for step in after.steps}
