@@ -348,9 +348,9 @@ def test_a_cheap_pass_by_gradients_has_a_warmup_of_its_own(world, tmp_path):
 
 @pytest.mark.endurance
 def test_a_driver_that_is_killed_in_the_cheap_pass_goes_on_and_ends_in_the_same_bytes(
-    half, world, tmp_path, ray_cluster
+    small, world, tmp_path, ray_cluster
 ):
-    config = tree(world, tmp_path / "killed", 0.5)
+    config = cheap(world, tmp_path / "killed", 0.5)
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     command = [sys.executable, "-m", "influray", "select", str(path), "--address", ray_cluster.address]
@@ -367,4 +367,4 @@ def test_a_driver_that_is_killed_in_the_cheap_pass_goes_on_and_ends_in_the_same_
     assert not (tmp_path / "killed" / "data").exists()
     again = run(config)
     for place in ("", "cascade"):
-        assert everything(again.directory.path / place) == everything(half.directory.path / place)
+        assert everything(again.directory.path / place) == everything(small.directory.path / place)
