@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import influray
+from influray import pipeline
 from influray.data.catalogue import Catalogue
 from influray.model.checkpoints import load_checkpoint
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
@@ -183,7 +184,7 @@ def test_a_cascade_that_is_taken_out_or_put_in_changes_the_pool(small, world, tm
 
 
 def states(config: dict[str, Any]) -> dict[str, str]:
-    return {step.name: step.state for step in influray.pipeline.plan(config).steps}
+    return {step.name: step.state for step in pipeline.plan(config).steps}
 
 
 def test_a_file_added_to_the_pool_goes_through_the_cheap_pass(small, world, tmp_path):
@@ -275,10 +276,10 @@ def test_a_budget_of_more_than_passed_is_refused_with_the_numbers(small, tmp_pat
 
 def test_what_should_be_known_of_a_cascade_is_said(world, tmp_path):
     by_gradients = {"share": 0.5, "features": {"featurizer": "gradient"}}
-    notes = influray.pipeline.plan(tree(world, tmp_path / "run", None, cascade=by_gradients)).notes
+    notes = pipeline.plan(tree(world, tmp_path / "run", None, cascade=by_gradients)).notes
     assert any("'bids' says which rows pass, and less choose by other methods" in note for note in notes)
     assert any("gradients of every row at 1 checkpoints" in note for note in notes)
-    assert not any("cascade" in note for note in influray.pipeline.plan(cheap(world, tmp_path / "run", 0.5)).notes)
+    assert not any("cascade" in note for note in pipeline.plan(cheap(world, tmp_path / "run", 0.5)).notes)
 
 
 def test_a_step_that_is_not_part_of_the_run_is_refused(world, tmp_path):
@@ -288,9 +289,9 @@ def test_a_step_that_is_not_part_of_the_run_is_refused(world, tmp_path):
 
 def test_the_plan_prices_both_passes_before_and_after(world, tmp_path):
     config = tree(world, tmp_path / "run", 0.5)
-    before = influray.pipeline.plan(config)
+    before = pipeline.plan(config)
     assert not (tmp_path / "run").exists()
-    whole = {step.name: step for step in influray.pipeline.plan(tree(world, tmp_path / "none", None)).steps}
+    whole = {step.name: step for step in pipeline.plan(tree(world, tmp_path / "none", None)).steps}
     steps = {step.name: step for step in before.steps}
     assert "cascade" not in whole
     assert steps["cascade"].rows == whole["featurize"].rows
@@ -301,11 +302,11 @@ def test_the_plan_prices_both_passes_before_and_after(world, tmp_path):
     assert steps["cascade"].operations > 0
     assert steps["cascade"].wall_seconds > 0
     run(config, until="cascade")
-    between = {step.name: step for step in influray.pipeline.plan(config).steps}
+    between = {step.name: step for step in pipeline.plan(config).steps}
     assert (between["cascade"].state, between["data"].state) == ("done", "to do")
     assert between["featurize"].rows == 12 + targets
     done = run(config)
-    after = influray.pipeline.plan(config)
+    after = pipeline.plan(config)
     found = {step.name: step for step in after.steps}
     assert {found[name].state for name in ("cascade", "data", "warmup", "featurize", "score", "select")} == {"done"}
     recorded = done.directory.read()["steps"]
@@ -327,9 +328,9 @@ def test_report_inspect_and_python_know_what_was_never_scored(small, world, tmp_
         set(Catalogue(done.directory.cascade.data("pool")).ids) - set(Catalogue(done.directory.data("pool")).ids)
     )
     with pytest.raises(DataError, match="did not pass the cascade"):
-        influray.pipeline.inspect(config, identity=lost[0])
+        pipeline.inspect(config, identity=lost[0])
     fresh = cheap(world, tmp_path / "fresh", 0.5)
-    assert influray.pipeline.inspect(fresh, identity=lost[0]).id == lost[0]
+    assert pipeline.inspect(fresh, identity=lost[0]).id == lost[0]
     assert not (tmp_path / "fresh" / "cascade" / "features").exists()
     assert states(fresh)["cascade"] == "to do"
 
