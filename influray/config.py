@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from influray.config_base import Fraction, Name, Positive, Section, Seed
+from influray.config_base import Fraction, Positive, Section, Seed
 from influray.config_data import DataConfig
 from influray.config_messages import readable
+from influray.config_select import ConstraintsConfig, SelectorConfig
 from influray.config_validate import ValidateConfig
 from influray.config_yaml import parse_yaml, set_dotted
 from influray.plugins import run_directory_of
@@ -148,70 +149,30 @@ class AttributionConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class TokenBudget(Section):
-    """A budget in tokens: of all tokens of the chosen rows, never overshot."""
+class CheapFeaturesConfig(FeaturesConfig):
+    """What the cheap pass looks at: keys of `features`."""
 
-    tokens: Positive
-
-
-class BoundsConfig(Section):
-    """How many rows of one source or task: examples, or a fraction of the budget (a min rounds up, a max down)."""
-
-    min: int | float = 0
-    max: int | float | None = None
-
-    @field_validator("min", "max", mode="before")
-    @classmethod
-    def _amount(cls, value: Any) -> Any:
-        if value is None:
-            return value
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ValueError("must be a number of examples (an integer >= 0) or a fraction in [0, 1]")
-        if isinstance(value, float) and value > 1:
-            raise ValueError("must be a number of examples (an integer >= 0) or a fraction in [0, 1]")
-        return value
+    featurizer: str = "representation"
 
 
-class ConstraintsConfig(Section):
-    """Constraints of a selection besides its budget."""
+class PassConfig(Section):
+    """Which rows pass: a selection of the cheap pass whose budget is the share. Ids to include pass in any case."""
 
-    include: tuple[str, ...] | str = ()  # ids that must be in; one text: a file of one id a line, under data.root
-    exclude: tuple[str, ...] | str = ()  # ids that must not; likewise
-    sources: dict[str, BoundsConfig] = Field(default_factory=dict)
-    tasks: dict[str, BoundsConfig] = Field(
-        default_factory=dict
-    )  # a row is of the task of its highest standardised column
-    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None  # cosine to a chosen row that leaves a row out
-
-    @field_validator("include", "exclude", mode="before")
-    @classmethod
-    def _ids(cls, value: Any) -> Any:
-        if not isinstance(value, list | tuple | set | frozenset):
-            return value
-        return tuple(one if isinstance(one, bool) else str(one) for one in value)
-
-
-class SelectorConfig(Section):
-    """One selection of the run."""
-
-    name: Name  # of the folder under RUN/selection
-    method: str  # a selector's or a published method's name, or a plug-in
-    budget: Positive | Fraction | TokenBudget  # examples, a fraction of the rows, rounded down, or {tokens: n}
+    # A selector's or a published method's name, or a plug-in; auto = that of the run's first selector, with its options
+    method: str = "auto"
     seed: Seed = 0
     options: dict[str, Any] = Field(default_factory=dict)
     constraints: ConstraintsConfig = ConstraintsConfig()
 
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        if isinstance(value, Mapping | TokenBudget):
-            return value
-        right = "must be a number of examples (an integer >= 1), a fraction in (0, 1], or {tokens: n}"
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(right)
-        if value <= 0 or (isinstance(value, float) and value > 1):
-            raise ValueError(right)
-        return value
+
+class CascadeConfig(Section):
+    """A cheap pass over the whole pool that chooses which of its rows get the features of the run."""
+
+    share: Fraction = 0.25  # of the rows, rounded down
+    features: CheapFeaturesConfig = CheapFeaturesConfig()
+    warmup: WarmupConfig | None = None  # of a cheap pass by gradients; none = as `warmup`
+    attribution: AttributionConfig = AttributionConfig()
+    selector: PassConfig = PassConfig()
 
 
 class TuneConfig(FinetuneConfig):
@@ -270,6 +231,7 @@ class Config(Section):
     features: FeaturesConfig = FeaturesConfig()
     attribution: AttributionConfig = AttributionConfig()
     selectors: tuple[SelectorConfig, ...] = Field(min_length=1)
+    cascade: CascadeConfig | None = None  # None = all rows of the pool get features
     tune: TuneConfig | None = None  # None = `influray run` does not tune
     evaluation: EvaluationConfig = EvaluationConfig()
     validation: ValidateConfig = Field(default=ValidateConfig(), alias="validate")  # what `influray validate` does

@@ -1,8 +1,9 @@
 """The algorithm box: the steps of a run, what each is made from, and what is done already.
 
-data -> warmup -> featurize -> score -> select -> tune -> evaluate -> report. A step looks at the fingerprint of
-its inputs and of its part of the config; where its artifact carries the same one, nothing is done. Ray and the
-model are started by the first step that needs them; a finished run that is repeated ends after hashing its files.
+cascade -> data -> warmup -> featurize -> score -> select -> tune -> evaluate -> report. A step looks at the
+fingerprint of its inputs and of its part of the config; where its artifact carries the same one, nothing is done. Ray
+and the model are started by the first step that needs them; a finished run that is repeated ends after hashing its
+files.
 """
 
 from __future__ import annotations
@@ -10,41 +11,37 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influray.config import Config, dump_config, load_config
+from influray.config import Config, load_config
 from influray.progress import open_progress
-from influray.protocols import ConfigError, DamagedArtifact
-from influray.registry import featurizer_reads
+from influray.protocols import ConfigError
 from influray.runs import Run, admit, located, open_run, resolve
-from influray.steps import Step, StepContext, steps_until
+from influray.steps import StepContext, steps_until
+from influray.steps.cheap_pass import cheap_run
 from influray.steps.checks_of_config import asked_for
 from influray.steps.finished import is_finished, read_digest, record_finished
-from influray.steps.index import INDEX, was_built
+from influray.steps.index import INDEX
 from influray.steps.index import index as build_index
 from influray.steps.preflight import Subject, check_config, check_data
 from influray.steps.report import REPORT
-from influray.steps.states import basis
-from influray.store.artifact import naming_full_disk, require_manifest
-from influray.store.checks import set_aside, step_of
+from influray.steps.running import run_steps
+from influray.steps.subject import settle_checkpoints
+from influray.store.artifact import naming_full_disk, require_manifest, whole_manifest
 from influray.store.mirror import present
-from influray.store.run_directory import now
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from influray.data.inspection import View
     from influray.planning.plan import Plan
-    from influray.progress import StepProgress
     from influray.report.data import CurveFacts
     from influray.report.targets import TargetCover
     from influray.report.validation import Validation
     from influray.validation.mixture import Mixture
-MAX_REPAIRS = 30  # times that damage found by a reader sends a run back to its first step; more is a failing disk
 logger = logging.getLogger(__name__)
 
 
@@ -63,7 +60,7 @@ def run(
         config: a YAML file, a parsed config, or a plain mapping.
         overrides: dotted keys -> values, as `--set`.
         run_dir: in place of the config's.
-        until: a step (data, warmup, featurize, score, select, tune, evaluate), `report-only`, or `report`.
+        until: a step (cascade, data, warmup, featurize, score, select, tune, evaluate), `report-only`, or `report`.
         address: a running Ray cluster; by default the one this process is a job of, else a local one.
         console: a rich console for progress; None logs only.
 
@@ -88,75 +85,9 @@ def run(
         context = StepContext(this.config, this.directory, until, progress, stack, address)
         for note in known:
             logger.warning("%s", note)
-        _run_steps(steps, context, subject)
+        run_steps(steps, context, subject)
         record_finished(this.directory, steps, read)
     return this
-
-
-def _run_steps(steps: Sequence[Step], context: StepContext, subject: Subject | None = None) -> None:
-    """Write the config of a run (`subject`), if it is one, and run the steps in order.
-
-    Where a file turns out to be damaged that one of the steps makes, or the run as a whole, it is set aside and they
-    begin again: what is whole is not done again, so that this costs what the file costs.
-    """
-    for repairs_left in reversed(range(MAX_REPAIRS + 1)):
-        try:
-            if subject is not None:
-                context.directory.write_config(dump_config(subject.config))
-            for step in steps:
-                if step.name == "report" and context.until == "report" and was_built(context.directory):
-                    _timed(INDEX, context)
-                _timed(step, context)
-                if step.name == "data" and subject is not None:
-                    for note in check_data(subject):
-                        logger.warning("%s", note)
-        except DamagedArtifact as error:
-            mends = error.address and step_of(error.address) in ("", "index", *(step.name for step in steps))
-            if not repairs_left or not mends:
-                raise
-            logger.warning("%s", error)
-            set_aside(error.address)
-        else:
-            return
-
-
-def _timed(step: Step, context: StepContext) -> None:
-    """Run one step and write its facts to run.json; a step that did nothing keeps its old facts."""
-    started, clock = now(), time.perf_counter()
-    directory = context.directory
-    with context.progress.step(step.name) as counted:
-        try:
-            result = step.run(context)
-        except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            facts = {"status": status, "started": started, "seconds": round(time.perf_counter() - clock, 3)}
-            facts |= _memory_facts(counted)
-            try:
-                directory.record_step(step.name, **facts, message=f"{type(error).__name__}: {error}"[:2000])
-            except OSError as other:  # a full disk, say: what went wrong first is what counts
-                logger.warning("run.json cannot be written: %s", other)
-            raise
-    seconds = time.perf_counter() - clock
-    recorded = directory.read()["steps"]
-    before, made_from = recorded.get(step.name, {}), basis(step, context.config, recorded)
-    same = before.get("fingerprint") == result.fingerprint and before.get("artifacts") == list(result.artifacts)
-    if result.skipped and same and before.get("status") == "done":
-        logger.info("%s: unchanged, nothing to do", step.name)
-        if before.get("made_from") != made_from:  # which changed nothing
-            directory.record_step(step.name, **{**before, "made_from": made_from})
-        return
-    facts = {"fingerprint": result.fingerprint, "started": started, "seconds": round(seconds, 3), **result.facts}
-    facts |= _memory_facts(counted)
-    for unit in ("rows", "tokens"):
-        if isinstance(result.facts.get(unit), int) and seconds > 0 and not result.skipped:
-            facts[f"{unit}_per_second"] = round(result.facts[unit] / seconds, 1)
-    directory.record_step(step.name, status="done", artifacts=list(result.artifacts), made_from=made_from, **facts)
-
-
-def _memory_facts(counted: StepProgress) -> dict[str, int | None]:
-    """Return what a step has to say of workers that were killed for memory, nothing where none was."""
-    now = counted.snapshot()
-    return {"memory_kills": now.memory_kills, "side_by_side": now.side_by_side} if now.memory_kills else {}
 
 
 def curves(
@@ -217,7 +148,7 @@ def index(
     with this.directory.hold(), contextlib.ExitStack() as stack:
         progress = stack.enter_context(open_progress(this.directory.logs, console))
         context = StepContext(this.config, this.directory, "index", progress, stack, address)
-        _run_steps((replace(INDEX, run=functools.partial(build_index, kind=kind)),), context)
+        run_steps((replace(INDEX, run=functools.partial(build_index, kind=kind)),), context)
         return require_manifest(this.directory.index, "index")
 
 
@@ -259,7 +190,7 @@ def validate(
 
     with _beside(run_dir, settings, address, console) as context:
         report = present(context.directory.report).exists()
-        _run_steps((VALIDATE, REPORT) if report else (VALIDATE,), context)
+        run_steps((VALIDATE, REPORT) if report else (VALIDATE,), context)
         return Validation.read(context.directory, context.config.validation.experiments)
 
 
@@ -354,7 +285,7 @@ def plan(
     subject = Subject(cfg, this.directory, tuple(step.name for step in steps_until("report", cfg)))
     known = check_config(subject)
     made = make_plan(cfg, this.directory, device, workers)
-    if made.steps[0].state == "done":  # the catalogues are those of the config
+    if any(step.name == "data" and step.state == "done" for step in made.steps):  # the catalogues are the config's
         known += check_data(subject)
     return replace(made, notes=(*made.notes, *known))
 
@@ -368,30 +299,27 @@ def inspect(
     row: int | None = None,
     identity: str | None = None,
 ) -> View:
-    """Return a record of the catalogue as the model sees it; makes the catalogue first where it is not there."""
+    """Return a record of the catalogue as the model sees it; makes the catalogue first where it is not there.
+
+    Of a run with a cascade the pool's rows are those that passed; before that is known, those of the whole pool.
+    """
     from influray.data.inspection import view
 
     if (row is None) == (identity is None):
         raise ConfigError("inspect: give --row or --id, one of them")
     if split not in ("pool", "target", "test"):
         raise ConfigError(f"inspect: --split is pool, target or test (found {split!r})")
-    this = run(config, overrides, run_dir=run_dir, until="data")
+    this = resolve(config, overrides, run_dir)
+    if this.config.cascade is not None and split == "pool" and whole_manifest(this.directory.data("pool")) is None:
+        # A look at a record waits for no cheap pass: until it is made, rows are those of the whole pool.
+        this.directory.claim()
+        cheap, place = cheap_run(this.config, this.directory)
+        this = run(cheap, run_dir=place.path, until="data")
+    else:
+        this = run(config, overrides, run_dir=run_dir, until="data")
     from influray.data.chat import split_encoder
     from influray.model.loading import load_tokenizer
 
     tokenizer = load_tokenizer(this.config.model)
     encoder = functools.partial(split_encoder, this.config, tokenizer, split)
     return view(this.directory.data(split), tokenizer, encoder, row=row, identity=identity)
-
-
-def settle_checkpoints(config: Config) -> Config:
-    """Return the config with what imported checkpoints say of it, where the features read them.
-
-    Raises:
-        ConfigError: as `settle_imported`.
-    """
-    if not config.warmup.checkpoints or featurizer_reads(config.features.featurizer) != "checkpoints":
-        return config
-    from influray.model.imported import settle_imported
-
-    return settle_imported(config)

@@ -223,6 +223,11 @@ def admit(config: Config, run_directory: Path | None, overrides: Mapping[str, An
         "attribution.scorer": ("scorers", config.attribution.scorer),
         **{f"selectors.{i}.method": ("selectors", s.method) for i, s in enumerate(config.selectors)},
     }
+    if (cheap := config.cascade) is not None:
+        named["cascade.features.featurizer"] = ("featurizers", cheap.features.featurizer)
+        named["cascade.features.projector.name"] = ("projectors", cheap.features.projector.name)
+        named["cascade.attribution.scorer"] = ("scorers", cheap.attribution.scorer)
+        named["cascade.selector.method"] = ("selectors", cheap.selector.method)
     judged = () if config.validation.scorers == "auto" else config.validation.scorers
     for i, one in enumerate(judged):
         if not isinstance(one, str):

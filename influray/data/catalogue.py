@@ -63,6 +63,12 @@ class Catalogue:
         return self.manifest["digest"]
 
     @property
+    def never_scored(self) -> int:
+        """Rows of the whole pool that did not pass a cascade: they are not in the catalogue."""
+        found = self.manifest.get("cascade")
+        return 0 if found is None else found["rows"] - len(self)
+
+    @property
     def file_lengths(self) -> list[int]:
         """Rows of each source file, in row order: what shards are planned from."""
         return [file["rows"] for file in self.manifest["files"]]
@@ -172,7 +178,13 @@ class Catalogue:
             at = pc.index(part.column("id"), pa.scalar(id)).as_py()
             if at >= 0:
                 return start + at
-        raise DataError(f"{self.folder}: no row has the id {id!r}; it may stand in the quarantine")
+        where = "did not pass the cascade, or stands" if self.never_scored else "may stand"
+        raise DataError(f"{self.folder}: no row has the id {id!r}; it {where} in the quarantine")
+
+    def part_at(self, start: int) -> tuple[pa.RecordBatch, str]:
+        """Return the part that begins with row `start`, all columns of SCHEMA, and the sha256 of its file."""
+        number = self._starts.index(start)
+        return self._part(number), self._files[number][1]
 
     def _parts(self) -> Iterator[pa.RecordBatch]:
         return map(self._part, range(len(self._files)))

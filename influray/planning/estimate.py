@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,11 @@ class Found:
     file_rows: tuple[int, ...]
     exact: bool
     uncounted: tuple[str, ...] = ()  # hf:// entries whose rows nobody tells; they are left out of the numbers
+
+    def times(self, share: float) -> Found:
+        """Return a share of it, as evenly over the files as can be known."""
+        rows = tuple(round(share * rows) for rows in self.file_rows)
+        return Found(self.work.times(share), share * self.bytes, rows, False, self.uncounted)
 
 
 def find_machine(config: Config, device: str | None, workers: int | None) -> Machine:
@@ -210,9 +215,14 @@ def costs(
     found: Mapping[str, Found],
     checkpoints: int,
     rates: Rates = Rates(),  # noqa: B008 - frozen
+    whole: Found | None = None,
 ) -> dict[str, StepCost]:
-    """Return the cost of every step that runs, by name."""
+    """Return the cost of every step that runs, by name; what the cheap pass of a cascade costs is left open.
+
+    `whole` is the pool with the rows that do not pass a cascade, where there is one.
+    """
     pool, target, test = (found[split] for split in ("pool", "target", "test"))
+    whole = whole or pool
     reads = featurizer_reads(config.features.featurizer)
     per = config.features.rows_per_shard
     shards = {s: sum(-(-rows // per) for rows in found[s].file_rows) for s in ("pool", "target")}
@@ -221,11 +231,16 @@ def costs(
     parts = len(pool.file_rows) + N // 8192 + 1
     made: dict[str, StepCost] = {}
     size = pool.bytes + target.bytes + test.bytes + 2000.0 * parts
-    made["data"] = _data_cost(config, machine, every.plus(test.work), size, rates)
+    if config.cascade is None:
+        made["data"] = _data_cost(config, machine, every.plus(test.work), size, rates)
+    else:  # what passes is copied
+        made["cascade"] = StepCost()
+        read = _data_cost(config, machine, target.work.plus(test.work), size, rates)
+        made["data"] = replace(read, driver_seconds=read.driver_seconds + pool.bytes / rates.store_bytes)
     if reads == "checkpoints" and config.warmup.checkpoints:
         made["warmup"] = StepCost(0.0, 0.0, 1.0, 0.0 if shape is None else checkpoints * 12.0 * shape.lora)
     elif reads == "checkpoints":
-        work = pool.work.times(config.warmup.fraction * config.warmup.epochs)
+        work = whole.work.times(config.warmup.fraction * config.warmup.epochs)
         made["warmup"] = _training_cost(shape, machine, work, checkpoints)
     units = (shards["pool"] + shards["target"]) * checkpoints
     driver = rates.driver_shard * units + rates.driver_row * every.rows * checkpoints
@@ -250,12 +265,12 @@ def costs(
         float(arithmetic.matrix_bytes(N, shards["pool"], T)),
         max(1, shards["pool"]),
     )
-    chosen = sum(_share(selector.budget, pool.work) for selector in config.selectors)
+    chosen = sum(_share(selector.budget, whole.work) for selector in config.selectors)
     made["select"] = StepCost(
-        0.0, 0.0, rates.select_score * N * T * len(config.selectors), chosen * pool.bytes, len(config.selectors)
+        0.0, 0.0, rates.select_score * N * T * len(config.selectors), chosen * whole.bytes, len(config.selectors)
     )
     if config.tune is not None:
-        made["tune"], made["evaluate"] = _tuning(config, shape, machine, pool.work, test.work)
+        made["tune"], made["evaluate"] = _tuning(config, shape, machine, whole.work, test.work)
     return made
 
 

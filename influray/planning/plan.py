@@ -5,7 +5,8 @@ Neither Ray nor a model is started: shapes come from the base's config.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from influray.planning.arithmetic import Machine, Rates, StepCost
 from influray.planning.estimate import Found, costs, find_machine, find_split, retraining_cost
 from influray.registry import featurizer_reads
 from influray.steps import STEPS, Step
+from influray.steps.cheap_pass import cheap_run
 from influray.steps.states import step_states
 from influray.store.artifact import read_manifest
 from influray.store.run_directory import RunDirectory
@@ -80,22 +82,35 @@ def make_plan(config: Config, directory: RunDirectory, device: str | None = None
         ConfigError: no such device, or a base that is a folder and no model.
         DataError: a file of the config is not there.
     """
+    return _plan(config, directory, find_machine(config, device, workers))[0]
+
+
+def _plan(config: Config, directory: RunDirectory, machine: Machine) -> tuple[Plan, Found]:
+    """Return the plan of a run, and the pool that it was made for."""
     from influray.model.shape import model_shape
 
-    machine = find_machine(config, device, workers)
     states = step_states(config, directory)
     current = states["data"].startswith("done")
-    found = {split: find_split(config, directory, split, current) for split in ("pool", "target", "test")}
+    cheap = None if config.cascade is None else _plan(*cheap_run(config, directory), machine)
+    splits = ("pool", "target", "test") if cheap is None or current else ("target", "test")
+    found = {split: find_split(config, directory, split, current) for split in splits}
+    if cheap is not None:
+        assert config.cascade is not None
+        found = {"pool": cheap[1].times(config.cascade.share), **found}
+    whole = found["pool"] if cheap is None else cheap[1]
     reads = featurizer_reads(config.features.featurizer)
     shape = None if reads == "records" and config.tune is None else model_shape(config.model)
-    checkpoints = _checkpoints(config, directory, found["pool"].work.rows) if reads == "checkpoints" else 1
+    checkpoints = _checkpoints(config, directory, whole.work.rows) if reads == "checkpoints" else 1
     rates = Rates()
-    estimated = costs(config, shape, machine, found, checkpoints, rates)
+    estimated = costs(config, shape, machine, found, checkpoints, rates, whole)
     recorded = directory.read()["steps"]
     steps = tuple(
         _planned(step, config, states[step.name], estimated.get(step.name), machine, found, checkpoints, recorded)
         for step in STEPS
+        if step.name in estimated or step.section != "cascade"
     )
+    if cheap is not None:
+        steps = tuple(_with_cheap(step, cheap[0]) if step.name == "cascade" else step for step in steps)
     features = estimated["featurize"]
     memory = None if shape is None or reads == "records" else _memory(config, shape, machine, found["pool"])
     seconds = features.worker_seconds
@@ -105,7 +120,8 @@ def make_plan(config: Config, directory: RunDirectory, device: str | None = None
         "store": (features.bytes or 0.0) / rates.store_bytes,
         "selection": estimated["select"].driver_seconds,
     }
-    return Plan(
+    notes = _notes(config, shape, machine, {**found, "pool": whole}, memory)
+    made = Plan(
         steps,
         machine.device.name,
         machine.workers,
@@ -115,9 +131,26 @@ def make_plan(config: Config, directory: RunDirectory, device: str | None = None
         None if seconds is None else arithmetic.worth_workers(seconds, features.startup, features.units),
         None if seconds is None else arithmetic.saturating_workers(seconds, features.driver_seconds),
         "unknown" if seconds is None else arithmetic.limit(parts),
-        (*_notes(config, shape, machine, found, memory), *_epsilon(config, directory, reads, checkpoints)),
+        (*notes, *_epsilon(config, directory, reads, checkpoints)),
         _validation(config, shape, machine, found, recorded.get("validate", {})),
     )
+    return made, found["pool"]
+
+
+def _with_cheap(step: PlannedStep, cheap: Plan) -> PlannedStep:
+    """Return the step "cascade" with what the steps of the cheap pass take together."""
+    parts = list(itertools.takewhile(lambda one: one.name != "tune", cheap.steps))
+    features = next(one for one in parts if one.name == "featurize")
+    numbers = ("operations", "worker_hours", "wall_seconds", "bytes")
+    made = [one for one in parts if any(getattr(one, name) is not None for name in numbers)]
+    sums = {name: _sum([getattr(one, name) for one in made]) for name in numbers}
+    return replace(step, rows=features.rows, tokens=features.tokens, **sums)
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """Return the sum, None where a number is unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _checkpoints(config: Config, directory: RunDirectory, rows: int) -> int:

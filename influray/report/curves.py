@@ -57,7 +57,7 @@ def budget_curves(
 ) -> tuple[CurveFacts, ...]:
     """Return the curve of a committed selection, or of all where none is named, up to `budget` rows.
 
-    With a `budget` (an integer, or a fraction of the matrix' rows) every selector is run for it, and the curve
+    With a `budget` (an integer, or a fraction of the pool's rows) every selector is run for it, and the curve
     is of those rows; without, the curve is of the committed rows and the selector is run for half of them.
     Either way `recheck` tells whether the smaller of the two selections is the beginning of the larger.
 
@@ -77,7 +77,7 @@ def budget_curves(
     view = sought(attribution, attribution.groups, roles)
     if not view.stats.used_T.any():
         raise ArtifactMismatch(f"{attribution.folder}: no column can be standardised, so that there is no balance")
-    count = check_budget(budget, attribution.shape[0])
+    count = check_budget(budget, attribution.shape[0], pool.catalogue.never_scored)
     found = []
     for name in known if selection is None else [selection]:
         chosen = read_selection(readings.run.selection(name))
@@ -95,10 +95,10 @@ def check_selection(selection: str | None, known: Sequence[str]) -> None:
         raise ConfigError(f"--curve-selection: no selection is called {selection!r}{hint} (known: {', '.join(known)})")
 
 
-def check_budget(budget: int | float | None, total: int = sys.maxsize) -> int | None:
-    """Return a curve's budget in examples of `total`. Raises ConfigError where it does not fit."""
+def check_budget(budget: int | float | None, total: int = sys.maxsize, never_scored: int = 0) -> int | None:
+    """Return a curve's budget in examples, as `resolve_budget`. Raises ConfigError where it does not fit."""
     try:
-        return None if budget is None else resolve_budget(budget, total)
+        return None if budget is None else resolve_budget(budget, total, never_scored)
     except ConfigError as error:
         raise ConfigError(f"--curve-{error}") from error
 

@@ -199,6 +199,13 @@ class PoolFacts:
     tokens: int
     sources: Mapping[str, int]
     lengths: Quantiles
+    never_scored: int = 0  # rows of the whole pool that did not pass a cascade
+    passed_by: tuple[str, ...] = ()  # featurizer, scorer and method of its cheap pass
+
+    @property
+    def whole(self) -> int:
+        """Rows of the whole pool."""
+        return self.rows + self.never_scored
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    decimals = 12 - math.floor(math.log10(step))  # rounding errors of a mean of zero make a range too
+    return [round(i * step, decimals) for i in range(first, last + 1)]
 
 
 def tick_label(value: float, step: float) -> str:

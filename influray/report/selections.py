@@ -36,7 +36,10 @@ class Pool:
         self.token_N = np.asarray(facts["tokens"], dtype=np.int64)
 
     def facts(self) -> PoolFacts:
-        return PoolFacts(len(self.id_N), int(self.token_N.sum()), _counted(self.source_N), quantiles(self.token_N))
+        catalogue, lengths = self.catalogue, quantiles(self.token_N)
+        by = tuple(catalogue.manifest.get("cascade", {}).get("by", ()))
+        sums = len(self.id_N), int(self.token_N.sum()), _counted(self.source_N)
+        return PoolFacts(*sums, lengths, catalogue.never_scored, by)
 
 
 def selection_facts(

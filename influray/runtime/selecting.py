@@ -41,11 +41,11 @@ def select_and_write(
 ) -> dict[str, Any]:
     """Run one selector of the config over RUN/attribution, commit RUN/selection/NAME, and return its summary.
 
-    `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix),
-    seed, options, constraints, whose files of ids lie under `id_root`; `roles` are those of the tasks that are not
-    sought. An older selection of that name stays until the new one is complete. AID and THI are those of the z-scored
-    matrix of the tasks that are sought, whatever the method. `mapper` runs the passes over the matrix;
-    `on_progress(chosen, budget)` is called by a method that chooses one by one.
+    `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix and
+    of those that did not pass a cascade), seed, options, constraints, whose files of ids lie under `id_root`; `roles`
+    are those of the tasks that are not sought. An older selection of that name stays until the new one is complete. AID
+    and THI are those of the z-scored matrix of the tasks that are sought, whatever the method. `mapper` runs the passes
+    over the matrix; `on_progress(chosen, budget)` is called by a method that chooses one by one.
 
     Raises:
         ConfigError, DataError: as `influray.select`.
@@ -62,7 +62,7 @@ def select_and_write(
         )
     facts = PoolFacts(catalogue, rows_N)
     constraints = parse_constraints(selector["constraints"])
-    budget, limits = resolve_limits(selector["budget"], constraints, len(rows_N), id_root)
+    budget, limits = resolve_limits(selector["budget"], constraints, len(rows_N), id_root, catalogue.never_scored)
     compared = needs_features(selector["method"], selector["options"], limits)
     features = attribution.features() if compared else None
     folder = run.selection(selector["name"])

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from influray.config import BoundsConfig, ConstraintsConfig, TokenBudget, parse_constraints
+from influray.config import parse_constraints
 from influray.config_messages import near
+from influray.config_select import BoundsConfig, ConstraintsConfig, TokenBudget
 from influray.plugins import offered, permit
 from influray.protocols import (
     AttributionSource,
@@ -54,8 +55,8 @@ def select(
     Args:
         attribution: array-like [N, T], larger helps more; or the path of RUN/attribution, which is streamed.
         groups: the task of each of the T columns; None takes those that a path has stored.
-        budget: an integer is examples; a float in (0, 1] the fraction of N, rounded down; {"tokens": n} as many rows
-            as fit into n tokens.
+        budget: an integer is examples; a float in (0, 1] the fraction of N, rounded down, for a run with a cascade of
+            its whole pool; {"tokens": n} as many rows as fit into n tokens.
         method: a selector's name or a published method's (bids, less, ...), or "package.module:Class".
         seed: for the methods that draw.
         rows: per-row facts [N] by name (source, tokens, id), for the methods and constraints that read them: a mapping
@@ -85,7 +86,7 @@ def select(
     facts = _run_facts(source) if rows is None else given_facts(rows, total)
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ConfigError(f"seed: found {seed!r}, expected an integer of 0 or more")
-    count, limits = resolve_limits(budget, limited, total)
+    count, limits = resolve_limits(budget, limited, total, never_scored=_never_scored(source))
     if features is None and isinstance(source, Attribution) and needs_features(method, options, limits):
         features = source.features()
     elif features is not None and (hasattr(features, "detach") or not hasattr(features, "gather")):  # tensors have both
@@ -164,9 +165,13 @@ def make_selector(name: str, options: Mapping[str, Any]) -> Selector:
 
 
 def resolve_limits(
-    budget: int | float | Mapping[str, int], constraints: ConstraintsConfig, total: int, root: str | Path = "."
+    budget: int | float | Mapping[str, int],
+    constraints: ConstraintsConfig,
+    total: int,
+    root: str | Path = ".",
+    never_scored: int = 0,
 ) -> tuple[int, Limits]:
-    """Return the number of examples and the limits. Files of ids are read under `root`.
+    """Return the number of examples and the limits, as `resolve_budget`. Files of ids are read under `root`.
 
     Raises:
         ConfigError: as `resolve_budget`; a fraction of a budget in tokens; a min above its max; a file of ids that
@@ -177,7 +182,7 @@ def resolve_limits(
         tokens = budget.get("tokens")
         if set(budget) != {"tokens"} or isinstance(tokens, bool) or not isinstance(tokens, Integral) or tokens < 1:
             raise ConfigError(f"budget: found {dict(budget)!r}, expected {{tokens: n}} with an integer n >= 1")
-    count = total if isinstance(budget, Mapping) else resolve_budget(budget, total)
+    count = total if isinstance(budget, Mapping) else resolve_budget(budget, total, never_scored)
     bounds = {
         kind: {name: _bounds(f"constraints.{kind}.{name}", one, count, tokens is not None) for name, one in of.items()}
         for kind, of in (("sources", constraints.sources), ("tasks", constraints.tasks))
@@ -202,6 +207,7 @@ def check_limits(
     budget: int | float | TokenBudget,
     constraints: ConstraintsConfig,
     root: str | Path = ".",
+    never_scored: int = 0,
 ) -> None:
     """See whether `total` rows can keep to a budget and its limits, by their facts, before there is a matrix.
 
@@ -211,7 +217,7 @@ def check_limits(
         ConfigError: as `resolve_limits`; an id or source that no row has, or limits that cannot be kept.
     """
     asked = {"tokens": budget.tokens} if isinstance(budget, TokenBudget) else budget
-    count, limits = resolve_limits(asked, constraints, total, root)
+    count, limits = resolve_limits(asked, constraints, total, root, never_scored)
     known = replace(limits, tasks={}, near_duplicates=None)
     if known != Limits():
         unscored = ArrayAttribution(np.broadcast_to(np.float32(0), (total, 1)))
@@ -241,6 +247,13 @@ def read_ids(key: str, given: tuple[str, ...] | str, root: Path) -> tuple[str, .
     return tuple(line.removesuffix("\r") for line in lines if line.strip())
 
 
+def _never_scored(source: AttributionSource) -> int:
+    """Return how many rows of a run's pool did not pass its cascade, 0 for what is no run's."""
+    folder = source.folder.parent / "data" / "pool" if isinstance(source, Attribution) else None
+    manifest = None if folder is None else read_manifest(folder)
+    return 0 if manifest is None or "cascade" not in manifest else manifest["cascade"]["rows"] - manifest["rows"]
+
+
 def _run_facts(source: AttributionSource) -> Mapping[str, Sequence[Any]]:
     if not isinstance(source, Attribution):
         return {}
@@ -253,27 +266,35 @@ def _run_facts(source: AttributionSource) -> Mapping[str, Sequence[Any]]:
     return PoolFacts(folder, source.rows)
 
 
-def resolve_budget(budget: int | float, total: int) -> int:
-    """Return the number of examples; a fraction is read as its decimal digits say and rounded down.
+def resolve_budget(budget: int | float, total: int, never_scored: int = 0) -> int:
+    """Return the number of examples, of `total`; a fraction is read as its decimal digits say and rounded down.
+
+    A fraction is of the whole pool: `never_scored` are the rows of it that did not pass a cascade.
 
     Raises:
         ConfigError: not a number, 0 or less, more than `total`, or a fraction above 1 or of less than one row.
     """
+    whole = total + never_scored
     if isinstance(budget, bool) or not isinstance(budget, Real):
         raise ConfigError(f"budget: found {budget!r}, expected a number of examples or a fraction in (0, 1]")
     if isinstance(budget, Integral):
         count = int(budget)
         if not 1 <= count <= total:
-            raise ConfigError(f"budget: {count} examples of {total} rows; expected 1 to {total}")
+            passed = f" that passed the cascade, of {whole}" if never_scored else ""
+            raise ConfigError(f"budget: {count} examples of {total} rows{passed}; expected 1 to {total}")
         return count
     if not 0 < budget <= 1:
         raise ConfigError(
             f"budget: found the fraction {float(budget)!r}, expected one in (0, 1]; examples are given as an integer"
         )
     # In binary 0.29 is a little less than 29/100, and 0.29 of 100 rows would be 28.
-    count = int(Fraction(str(float(budget))) * total)
+    count = int(Fraction(str(float(budget))) * whole)
     if count == 0:
-        raise ConfigError(f"budget: {float(budget)!r} of {total} rows is less than one example")
+        raise ConfigError(f"budget: {float(budget)!r} of {whole} rows is less than one example")
+    if count > total:
+        raise ConfigError(
+            f"budget: {float(budget)!r} of {whole} rows is {count} examples, and {total} rows passed the cascade"
+        )
     return count
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from influray.config import Config
 from influray.protocols import ConfigError
+from influray.steps.cascade import CASCADE
 from influray.steps.context import StepContext, StepResult
 from influray.steps.data import DATA
 from influray.steps.featurize import FEATURIZE
@@ -19,7 +20,7 @@ from influray.steps.train import EVALUATE, TUNE, WARMUP
 
 __all__ = ["STEPS", "Step", "StepContext", "StepResult", "steps_until"]
 
-STEPS: tuple[Step, ...] = (DATA, WARMUP, FEATURIZE, SCORE, SELECT, TUNE, EVALUATE, REPORT)
+STEPS: tuple[Step, ...] = (CASCADE, DATA, WARMUP, FEATURIZE, SCORE, SELECT, TUNE, EVALUATE, REPORT)
 
 
 def steps_until(until: str, config: Config) -> tuple[Step, ...]:
@@ -32,5 +33,5 @@ def steps_until(until: str, config: Config) -> tuple[Step, ...]:
     if until not in (*known, "report-only"):
         raise ConfigError(f"until: no step is called {until!r} (known: {', '.join((*known, 'report-only'))})")
     if until == "report-only":
-        return tuple(step for step in STEPS if not step.tunes)
+        return tuple(step for step in STEPS if step.section != "tune" and step.wanted(config))
     return tuple(step for step in STEPS[: known.index(until) + 1] if step.wanted(config))

@@ -87,6 +87,8 @@ def names(subject: Subject) -> None:
 def asked_for(subject: Subject) -> None:
     """The step that was asked for has something to do."""
     config = subject.config
+    if config.cascade is None and subject.until == "cascade":
+        raise ConfigError("cascade: required to run up to it, but not given (a mapping; {} takes all defaults)")
     if config.tune is None and subject.until in ("tune", "evaluate"):
         raise ConfigError(
             f"tune: required by `influray {subject.until}`, but not given (a mapping; {{}} takes all defaults)"

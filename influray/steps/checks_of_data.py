@@ -76,19 +76,22 @@ def _require_tasks(key: str, named: Iterable[str], known: tuple[str, ...]) -> No
 def budgets(subject: Subject) -> None:
     """The pool holds every budget."""
     rows = len(subject.pool)
+    never = subject.pool.never_scored
+    passed = f", of which cascade.share lets {rows} pass; lower it, or raise that" if never else ""
     for index, selector in enumerate(subject.config.selectors):
         key, budget = f"selectors.{index}.budget", selector.budget
         if isinstance(budget, int) and budget > rows:
-            raise ConfigError(f"{key}: {budget} examples of a pool of {rows} usable rows")
-        if isinstance(budget, float) and int(budget * rows) < 1:
-            raise ConfigError(f"{key}: {budget} of {rows} usable rows is less than one example")
+            raise ConfigError(f"{key}: {budget} examples of a pool of {rows + never} usable rows{passed}")
+        if isinstance(budget, float) and int(budget * (rows + never)) < 1:
+            raise ConfigError(f"{key}: {budget} of {rows + never} usable rows is less than one example")
         if not isinstance(budget, int | float):
             tokens_N = subject.pool.facts("tokens")["tokens"]
             total = int(tokens_N.sum())
             if budget.tokens > total:
                 raise ConfigError(
-                    f"{key}.tokens: {budget.tokens} tokens of a pool of {total} in {rows} usable rows; lower it, or "
-                    "take 1.0 for the whole pool"
+                    f"{key}.tokens: {budget.tokens} tokens, and {'what passes the cascade' if never else 'the pool'} "
+                    f"has {total} in {rows} usable rows; lower it, or "
+                    f"{'raise cascade.share' if never else 'take 1.0 for the whole pool'}"
                 )
             if budget.tokens < int(tokens_N.min()):
                 raise ConfigError(
@@ -118,7 +121,7 @@ def ids_and_sources(subject: Subject) -> None:
     facts = PoolFacts(subject.pool, np.arange(total))
     for index, selector in enumerate(subject.config.selectors):
         with under(f"selectors.{index}"):
-            check_limits(facts, total, selector.budget, selector.constraints, root)
+            check_limits(facts, total, selector.budget, selector.constraints, root, subject.pool.never_scored)
 
 
 def warmup_rates(subject: Subject) -> Iterator[str]:
@@ -130,7 +133,7 @@ def warmup_rates(subject: Subject) -> Iterator[str]:
     if not subject.trains or manifest is not None or config.attribution.weights != "learning_rate":
         return
     warmup = config.warmup
-    rows = max(1, int(len(subject.pool) * warmup.fraction))
+    rows = max(1, int(subject.whole_rows * warmup.fraction))
     rates = mean_rates(warmup, rows)
     still = [str(k) for k, rate in enumerate(rates, start=1) if rate == 0]
     if not still:
@@ -150,7 +153,7 @@ def tune_rates(subject: Subject) -> Iterator[str]:
     """The settings of tune fit the selections: some step has a rate above 0, and a batch is no more than the rows."""
     from influray.model.schedule import mean_rates
 
-    tune, rows = subject.config.tune, len(subject.pool)
+    tune, rows = subject.config.tune, subject.whole_rows
     if tune is None:
         return
     counts = {s.name: _count(s, subject) for s in subject.config.selectors}
@@ -175,7 +178,7 @@ def _count(selector: SelectorConfig, subject: Subject) -> int:
     if isinstance(budget, int):
         return budget
     if isinstance(budget, float):
-        return max(1, int(budget * len(subject.pool)))
+        return max(1, int(budget * subject.whole_rows))
     return max(1, int(budget.tokens / float(subject.pool.facts("tokens")["tokens"].mean())))
 
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config
@@ -47,13 +48,24 @@ class StepContext:
         self.progress = progress
         self._stack = stack
         self._address = address
+        self.within = ""  # goes before the names of steps where progress is told
         self._first: StepContext | None = None  # whose cluster this one shares
 
-    def beside(self, config: Config, directory: RunDirectory) -> StepContext:
+    def beside(self, config: Config, directory: RunDirectory, until: str | None = None) -> StepContext:
         """Return a context of another config and other places in the run directory, on the same cluster."""
-        other = StepContext(config, directory, self.until, self.progress, self._stack, self._address)
+        other = StepContext(config, directory, until or self.until, self.progress, self._stack, self._address)
         other._first = self._first or self
         return other
+
+    @property
+    def cascade(self) -> RunDirectory:
+        """Where the cheap pass lies: a variant of a run in a place of its own has that of the run."""
+        return (self._first or self).directory.cascade
+
+    @property
+    def whole_pool(self) -> Path:
+        """The catalogue of the pool with the rows that did not pass a cascade."""
+        return (self.directory if self.config.cascade is None else self.cascade).data("pool")
 
     @cached_property
     def cluster(self) -> Any:

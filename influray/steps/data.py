@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from influray.config import Config
 from influray.data import costs
+from influray.steps.cheap_pass import description, passed_rows
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Recorded, Step
 from influray.store.artifact import fingerprint, read_manifest
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from influray.data.catalogue import Split
+    from influray.data.catalogue import Catalogue, Split
     from influray.data.files import DataFile
     from influray.data.jobs import Crew
 
@@ -37,6 +38,9 @@ def data(context: StepContext) -> StepResult:
         workers = _Workers(context, stack)
         for split, found in files.items():
             if not found:
+                continue
+            if split == "pool" and context.config.cascade is not None:
+                catalogues[split] = _passed(context)
                 continue
             encoder = split_encoder(context.config, context.tokenizer, split)
             key = fingerprint(
@@ -76,6 +80,19 @@ def data(context: StepContext) -> StepResult:
     )
 
 
+def _passed(context: StepContext) -> Catalogue:
+    """Bring the catalogue of the rows that passed the cascade up to date; bad rows are in its own quarantine."""
+    from influray.data.catalogue import Catalogue
+    from influray.data.quarantine import write_quarantine
+    from influray.data.subset import build_subset
+
+    row_n, judged = passed_rows(context.cascade)
+    facts = {"cascade": {"rows": judged, **description(context.config)}}
+    for stage in ("read", "encode"):
+        write_quarantine(context.directory.quarantine_path, "pool", stage, [])
+    return build_subset(context.directory.data("pool"), Catalogue(context.whole_pool), row_n, facts)
+
+
 def source_files(config: Config) -> dict[Split, list[tuple[str, DataFile]]]:
     """Return (task, file) of each split's files, in the order in which new ones get their rows; a pool's task is "".
 
@@ -100,6 +117,8 @@ def _stale(config: Config, directory: RunDirectory, recorded: Recorded) -> str:
     since = datetime.datetime.fromisoformat(started).timestamp() if started else 0.0
     for split, files in source_files(config).items():
         manifest = read_manifest(directory.data(split)) or {"files": []}
+        if split == "pool" and ("cascade" in manifest) != (config.cascade is not None):
+            return "cascade has changed"
         known = {(file["group"], file["name"]): file["digest"] for file in manifest["files"]}
         if {(task, file.name) for task, file in files} != known.keys():
             return "files have come or gone"

@@ -22,6 +22,7 @@ from influray.store.mirror import location_of
 from influray.store.run_directory import RunDirectory, versions
 
 THREADS = 8  # that hash at a time
+LOOSE = {("cascade", ("logs",)), ("cascade", ("lease.json",))}  # what others may write there
 
 
 def is_finished(config: Config, directory: RunDirectory, steps: Sequence[Step]) -> bool:
@@ -55,11 +56,13 @@ def _read_digest(config: Config) -> str | None:
     for _, model in config.models:
         files += [*_files(Path(model.base)), *_files(Path(model.base) / "additional_chat_templates")]
         files += [Path(model.chat_template)] if model.chat_template != "auto" else []
-    for one in config.warmup.checkpoints:
+    warmups = [config.warmup, *([config.cascade.warmup] if config.cascade and config.cascade.warmup else [])]
+    for one in (one for warmup in warmups for one in warmup.checkpoints):
         files += _files(Path(one.adapter))
         if one.optimizer is not None:
             files += _files(Path(one.optimizer), "**/*") or [Path(one.optimizer)]
-    limits = [ids for one in config.selectors for ids in (one.constraints.include, one.constraints.exclude)]
+    choosing = [*config.selectors, *([config.cascade.selector] if config.cascade else [])]
+    limits = [ids for one in choosing for ids in (one.constraints.include, one.constraints.exclude)]
     files += [root / ids for ids in limits if isinstance(ids, str)]
     sources = [(split, *of) for split, found in source_files(config).items() for of in found]
     if any(file.kind == "hub" for _, _, file in sources):
@@ -80,7 +83,8 @@ def left_digest(directory: RunDirectory, steps: Iterable[str], fresh: bool = Tru
     paths = [directory.config_path]
     for name in wanted:
         path = directory.path / name
-        paths += [path] if path.is_file() else _files(path, "**/*")
+        found = [path] if path.is_file() else _files(path, "**/*")
+        paths += [one for one in found if (name, one.relative_to(directory.path).parts[1:2]) not in LOOSE]
     known: dict[Path, str] = {}
     for path in () if fresh else paths:
         if path.name == MANIFEST:

@@ -7,16 +7,20 @@ person should know and may want: `run` logs it, `plan` prints it. It looks only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from influray.protocols import ConfigError
+from influray.registry import resolve_method
+from influray.scorers.options import expected_stores
 from influray.steps import checks_of_config as of_config
 from influray.steps import checks_of_data as of_data
+from influray.steps.cheap_pass import cheap_run, in_words_of_the_run, passing, subject_of
 from influray.steps.subject import Subject
 
 __all__ = ["CONFIG_CHECKS", "DATA_CHECKS", "Subject", "check_config", "check_data"]
 
-ALL = ("data", "warmup", "featurize", "score", "select", "tune", "evaluate", "report")
+ALL = ("cascade", "data", "warmup", "featurize", "score", "select", "tune", "evaluate", "report")
 MODEL_STEPS = ("warmup", "featurize", "tune", "evaluate")
 
 
@@ -43,6 +47,36 @@ def _checked(checks: Iterable[Check], subject: Subject) -> list[str]:
     return [note for check in asked for note in check.look(subject) or ()]
 
 
+def _cascade(subject: Subject) -> Iterator[str]:
+    """The cheap pass can be made, and no selection needs more rows than pass."""
+    section = subject.config.cascade
+    if section is None:
+        return
+    for index, selector in enumerate(subject.config.selectors):
+        if isinstance(selector.budget, float) and selector.budget > section.share:
+            raise ConfigError(
+                f"selectors.{index}.budget: {selector.budget:g} of the pool, and cascade.share lets {section.share:g} "
+                "of it pass; lower the one or raise the other"
+            )
+    cheap, place = cheap_run(subject.config, subject.directory)
+    with in_words_of_the_run(subject.config):
+        yield from check_config(subject_of(cheap, place))
+    by = passing(subject.config)["method"]
+    methods = {one.name: one.method for one in subject.config.selectors if one.method not in (by, "random")}
+    if others := [name for name, method in methods.items() if resolve_method(method) != resolve_method(by)]:
+        yield (
+            f"cascade.selector: {by!r} says which rows pass, and {', '.join(others)} choose by other methods, whose "
+            "rows may not be among them (docs/cost.md); a run with a cascade for each method keeps more"
+        )
+    if subject_of(cheap, place).reads == "checkpoints":
+        passes = [len(expected_stores(one).weights) for one in (cheap, subject.config)]
+        if passes[0] >= passes[1] > 0:
+            yield (
+                f"cascade.warmup: the cheap pass takes gradients of every row at {passes[0]} checkpoints, which costs "
+                "what it is to save; set cascade.warmup: {epochs: 1}, or another cascade.features.featurizer"
+            )
+
+
 CONFIG_CHECKS = (
     Check(of_config.place),
     Check(of_config.names),
@@ -55,6 +89,7 @@ CONFIG_CHECKS = (
     Check(of_data.limits, ("select",)),
     Check(of_config.projector, ("featurize",)),
     Check(of_config.adapter, ("warmup", "tune")),
+    Check(_cascade, ("cascade",)),
 )
 DATA_CHECKS = (
     Check(of_data.budgets, ("select",)),

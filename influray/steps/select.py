@@ -72,7 +72,9 @@ def fingerprints(config: Config, directory: RunDirectory) -> dict[str, str]:
         ArtifactMismatch: there is no matrix or no pool.
     """
     matrix = require_manifest(directory.attribution, "score")["fingerprint"]
-    pool = require_manifest(directory.data("pool"), "run")["digest"]
+    manifest = require_manifest(directory.data("pool"), "run")
+    pool = manifest["digest"]
+    judged = {"of": manifest["cascade"]["rows"]} if "cascade" in manifest else {}
     root, made = Path(config.data.root), {}
     for selector in config.selectors:
         limits = selector.constraints
@@ -81,6 +83,7 @@ def fingerprints(config: Config, directory: RunDirectory) -> dict[str, str]:
         plain = selector.model_dump(mode="json")
         facts = {"step": "select", "ranks_from": 1, "matrix": matrix, "pool": pool, "selector": plain, "ids": read}
         facts |= {"roles": roles} if (roles := config.data.roles) else {}
+        facts |= judged
         made[selector.name] = fingerprint(facts)
     return made
 

@@ -23,8 +23,8 @@ class Step:
 
     `run` brings its artifact up to date. `made_from` are the dotted keys of the config that it reads beside what the
     steps before it made, and `describe` puts them in words. `stale` returns other reasons why what is there does not
-    serve, "" where there is none; it starts nothing and writes nothing. Where `tunes`, the step is part of a run
-    whose config has a section `tune`.
+    serve, "" where there is none; it starts nothing and writes nothing. `section` is the one that a config must have
+    for the step to be part of its run, "" where every run has it.
     """
 
     name: str
@@ -32,8 +32,8 @@ class Step:
     made_from: tuple[str, ...] = ()
     describe: Callable[[Config], str] = lambda config: ""
     stale: Callable[[Config, RunDirectory, Recorded], str] = _never
-    tunes: bool = False
+    section: str = ""
 
     def wanted(self, config: Config) -> bool:
         """Return whether a run of the config has the step."""
-        return not self.tunes or config.tune is not None
+        return not self.section or getattr(config, self.section) is not None

@@ -49,6 +49,24 @@ class Subject:
 
         return Catalogue(self.directory.data("pool"))
 
+    @property
+    def whole_rows(self) -> int:
+        """Rows of the pool with those that did not pass a cascade."""
+        return len(self.pool) + self.pool.never_scored
+
+
+def settle_checkpoints(config: Config) -> Config:
+    """Return the config with what imported checkpoints say of it, where the features read them.
+
+    Raises:
+        ConfigError: as `settle_imported`.
+    """
+    if not config.warmup.checkpoints or featurizer_reads(config.features.featurizer) != "checkpoints":
+        return config
+    from influray.model.imported import settle_imported
+
+    return settle_imported(config)
+
 
 def context_length(base: Path) -> int | None:
     """Return how many tokens a base has positions for; None where it is not a folder here, or does not tell.

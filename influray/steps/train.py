@@ -42,9 +42,10 @@ def warmup(context: StepContext) -> StepResult:
             )
         logger.info("warmup: %s reads no checkpoint, nothing to do", featurizer)
         return StepResult(fingerprint([]), skipped=True, facts={"checkpoints": 0})
+    from influray.data.catalogue import Catalogue
     from influray.runtime.training_worker import committed
 
-    rows = len(context.catalogue("pool"))
+    rows = len(Catalogue(context.whole_pool))
     recorded = _drawn_from(context)
     drawn_from = recorded if 0 < recorded < rows else rows
     job = _warmup_job(context, drawn_from)
@@ -139,7 +140,7 @@ def _warmup_job(context: StepContext, drawn_from: int) -> TrainingJob:
     return TrainingJob(
         kind="warmup",
         config=cfg.model_dump(mode="json"),
-        catalogue=address_of(context.directory.data("pool")),
+        catalogue=address_of(context.whole_pool),
         rows=rows.tolist(),
         out=address_of(context.directory.warmup),
         seed=cfg.warmup.seed,
@@ -167,17 +168,19 @@ def evaluated(context: StepContext) -> list[tuple[str, int]]:
 
 
 def _tune_jobs(context: StepContext) -> Iterator[TrainingJob]:
+    from influray.data.catalogue import Catalogue
     from influray.runtime.training_worker import TrainingJob
     from influray.store.selection import read_selection
 
     config, directory = context.tuned.config.model_dump(mode="json"), context.directory
     inputs = {"base": context.tuned.model_digest, **_encoding(context)}
+    whole = Catalogue(context.whole_pool) if FULL in dict(tuned(context)) else ()
     for name, seed in tuned(context):
-        rows = range(len(context.catalogue("pool"))) if name == FULL else read_selection(directory.selection(name)).rows
+        rows = range(len(whole)) if name == FULL else read_selection(directory.selection(name)).rows
         yield TrainingJob(
             kind="tune",
             config=config,
-            catalogue=address_of(directory.data("pool")),
+            catalogue=address_of(context.whole_pool if name == FULL else directory.data("pool")),
             rows=[int(row) for row in rows],
             out=address_of(directory.tune(name, seed)),
             seed=seed,
@@ -259,5 +262,5 @@ def _listed(what: str | Sequence[object]) -> str:
 
 
 WARMUP = Step("warmup", warmup, ("warmup", "model"), _describe_warmup)
-TUNE = Step("tune", tune, ("tune", "model"), _describe_tune, tunes=True)
-EVALUATE = Step("evaluate", evaluate, ("evaluation", "model"), _describe_evaluate, tunes=True)
+TUNE = Step("tune", tune, ("tune", "model"), _describe_tune, section="tune")
+EVALUATE = Step("evaluate", evaluate, ("evaluation", "model"), _describe_evaluate, section="tune")

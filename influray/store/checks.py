@@ -28,6 +28,7 @@ MOST_THREADS = 8  # that hash at a time: more of them wait for the disk
 
 # Folder of a run directory -> the step that makes what is in it.
 MADE_BY = {
+    "cascade": "cascade",
     "data": "data",
     "warmup": "warmup",
     "features": "featurize",
@@ -43,7 +44,7 @@ MADE_BY = {
     "quarantine.sha256": "data",
 }
 # Which verb makes it again, where it is not called as its step.
-_VERBS = {"data": "run", "report": "run", "": "run"}
+_VERBS = {"cascade": "run", "data": "run", "report": "run", "": "run"}
 
 _Version = tuple[int, int, int]
 _checked: dict[tuple[str, str], _Version] = {}  # (path, sha256) -> the version of the file that has that content

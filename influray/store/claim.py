@@ -23,8 +23,8 @@ EARLY_WITH_LEASE = {"config.yaml", "logs"}
 EARLY_LOGS = ("driver.log", "metrics.jsonl", "worker-")
 # The folders of a run directory, in which everything is replaced as a whole.
 PARTS = (
-    "data", "warmup", "features", "fit", "attribution", "selection", "tune", "evaluation", "index", "validate",
-    "report", "logs",
+    "cascade", "data", "warmup", "features", "fit", "attribution", "selection", "tune", "evaluation", "index",
+    "validate", "report", "logs",
 )  # fmt: skip
 COMMITTED = ("data/pool", "attribution")
 LINK_DEPTH = 3  # features/pool/checkpoint-1, tune/NAME/seed-S

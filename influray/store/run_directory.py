@@ -59,6 +59,11 @@ class RunDirectory:
         return folder / "quarantine.jsonl"
 
     @property
+    def cascade(self) -> RunDirectory:
+        """The cheap pass, a run of its own."""
+        return RunDirectory(self.path / "cascade")
+
+    @property
     def warmup(self) -> Path:
         return self.path / "warmup"
 

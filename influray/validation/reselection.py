@@ -30,9 +30,10 @@ class Reselection:
 
     def select(self, selector: SelectorConfig, matrix: Attribution | ColumnView) -> np.ndarray:
         """Return the catalogue rows, int64 in order of choice, that a selector of the run chooses by a matrix."""
-        facts = PoolFacts(Catalogue(self._directory.data("pool")), matrix.rows)
+        pool = Catalogue(self._directory.data("pool"))
+        facts = PoolFacts(pool, matrix.rows)
         given = selector.budget if isinstance(selector.budget, int | float) else {"tokens": selector.budget.tokens}
-        budget, limits = resolve_limits(given, selector.constraints, matrix.shape[0], self._root)
+        budget, limits = resolve_limits(given, selector.constraints, matrix.shape[0], self._root, pool.never_scored)
         features = self._features if needs_features(selector.method, selector.options, limits) else None
         problem = SelectionProblem(matrix, matrix.groups, budget, selector.seed, facts, limits, features)
         return run_selector(problem, selector.method, selector.options, self._roles).rows

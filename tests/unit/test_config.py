@@ -155,7 +155,7 @@ def test_a_config_cannot_be_changed():
 
 def test_every_field_is_reachable_by_the_documented_sections():
     assert set(Config.model_fields) == {
-        "run_dir", "model", "data", "warmup", "features", "attribution", "selectors", "tune", "evaluation",
+        "run_dir", "model", "data", "cascade", "warmup", "features", "attribution", "selectors", "tune", "evaluation",
             "validation", "resources",
     }  # fmt: skip
 

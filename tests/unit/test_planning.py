@@ -21,8 +21,9 @@ from influray.planning.arithmetic import StepCost, Workload
 from influray.planning.estimate import costs, find_machine, find_split
 from influray.planning.plan import make_plan
 from influray.protocols import ConfigError, FeatureBlock, TokenizedExample
-from influray.steps import STEPS
+from influray.steps.featurize import FEATURIZE
 from influray.steps.states import basis, step_states
+from influray.steps.train import WARMUP
 from influray.store.artifact import ShardStore
 from influray.store.attribution import attribution_table, commit_attribution
 from influray.store.datastore import feature_table
@@ -154,7 +155,7 @@ def test_a_step_is_done_until_its_part_of_the_config_or_a_file_changes(world, tm
     directory = RunDirectory(config.run_dir)
     assert set(step_states(config, directory).values()) == {"to do", "not asked for"}
     pipeline.run(config, until="data")
-    for step in STEPS[1:3]:
+    for step in (WARMUP, FEATURIZE):
         made_from = basis(step, config, directory.read()["steps"])
         directory.record_step(step.name, status="done", seconds=1.0, made_from=made_from)
     directory.record_step("score", status="failed", seconds=1.0)
@@ -182,7 +183,7 @@ def test_a_step_is_judged_by_what_it_was_made_from_and_not_by_the_last_config_of
     config = parse_config(tree(world, tmp_path / "run", tune=None))
     directory = RunDirectory(config.run_dir)
     pipeline.run(config, until="data")
-    made_from = basis(STEPS[1], config, directory.read()["steps"])
+    made_from = basis(WARMUP, config, directory.read()["steps"])
     directory.record_step("warmup", status="done", seconds=1.0, made_from=made_from, fingerprint="of warmup")
     other = parse_config(tree(world, tmp_path / "run", tune=None, warmup={"epochs": 5}))
     pipeline.run(other, until="data")  # writes its config over the one that warmup was made from

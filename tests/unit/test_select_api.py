@@ -75,6 +75,15 @@ def test_a_budget_is_examples_or_a_fraction_rounded_down(budget, total, expected
     assert resolve_budget(budget, total) == expected
 
 
+def test_a_fraction_is_of_the_whole_pool_where_a_cascade_let_a_share_of_it_pass():
+    assert resolve_budget(0.25, 12, 12) == 6
+    assert resolve_budget(0.5, 12, 12) == resolve_budget(12, 12, 12) == 12
+    with pytest.raises(ConfigError, match=r"0\.75 of 24 rows is 18 examples, and 12 rows passed the cascade"):
+        resolve_budget(0.75, 12, 12)
+    with pytest.raises(ConfigError, match="13 examples of 12 rows that passed the cascade, of 24; expected 1 to 12"):
+        resolve_budget(13, 12, 12)
+
+
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
