@@ -120,7 +120,7 @@ def mix(
     means m_s, min over nu >= 0 of |t - sum_s nu_s m_s|^2 / 2 + lambda sum_s nu_s, lambda by cross-validation over the
     task's targets, and takes nu as sampling weights: L1-A-MTRL (Wang, Chen, Jamieson and Du, arXiv 2306.02556), with
     mean gradients for its linear models and nu >= 0, for no source can be trained on less than not at all. Its shares
-    are the mean over tasks of each task's shares.
+    are the mean over tasks of each task's shares; tasks to protect and to avoid have no say.
 
     Raises:
         ConfigError: a budget or a number of repeats that makes no sense; no committed selection has that many rows.
