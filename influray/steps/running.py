@@ -64,7 +64,7 @@ def _timed(step: Step, context: StepContext) -> None:
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             facts = {"status": status, "started": started, "seconds": round(time.perf_counter() - clock, 3)}
-            facts |= _memory_facts(counted)
+            facts |= memory_facts(counted)
             try:
                 directory.record_step(step.name, **facts, message=f"{type(error).__name__}: {error}"[:2000])
             except OSError as other:  # a full disk, say: what went wrong first is what counts
@@ -80,14 +80,14 @@ def _timed(step: Step, context: StepContext) -> None:
             directory.record_step(step.name, **{**before, "made_from": made_from})
         return
     facts = {"fingerprint": result.fingerprint, "started": started, "seconds": round(seconds, 3), **result.facts}
-    facts |= _memory_facts(counted)
+    facts |= memory_facts(counted)
     for unit in ("rows", "tokens"):
         if isinstance(result.facts.get(unit), int) and seconds > 0 and not result.skipped:
             facts[f"{unit}_per_second"] = round(result.facts[unit] / seconds, 1)
     directory.record_step(step.name, status="done", artifacts=list(result.artifacts), made_from=made_from, **facts)
 
 
-def _memory_facts(counted: StepProgress) -> dict[str, int | None]:
+def memory_facts(counted: StepProgress) -> dict[str, int | None]:
     """Return what a step has to say of workers that were killed for memory, nothing where none was."""
     now = counted.snapshot()
     return {"memory_kills": now.memory_kills, "side_by_side": now.side_by_side} if now.memory_kills else {}

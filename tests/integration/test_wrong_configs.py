@@ -322,7 +322,7 @@ def test_wrong_arguments_are_refused(world, tmp_path, capsys, monkeypatch, argum
 POOL = [
     ({"selectors.0.budget": 25}, "selectors.0.budget: 25 examples of a pool of 24 usable rows"),
     ({"selectors.0.budget": 0.01}, "less than one example"),
-    ({"selectors.0.budget": {"tokens": 10**6}}, "selectors.0.budget.tokens: 1000000 tokens of a pool of"),
+    ({"selectors.0.budget": {"tokens": 10**6}}, "selectors.0.budget.tokens: 1000000 tokens, and the pool has"),
     ({"selectors.0.budget": {"tokens": 2}}, "selectors.0.budget.tokens: no row fits"),
     ({"selectors.0.constraints": {"include": ["sum-00"]}}, "selectors.0.constraints.include: the id 'sum-00'"),
     ({"selectors.0.constraints": {"sources": {"sum": {"max": 3}}}}, "selectors.0.constraints.sources.sum"),

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from influray import progress as progress_module
 from influray.job_status import JobStatus
-from influray.pipeline import _memory_facts
 from influray.progress import StepProgress, clock, open_progress
 from influray.runtime.tasks import PoolEvent
+from influray.steps.running import memory_facts
 
 
 @pytest.fixture
@@ -132,10 +132,10 @@ def test_a_step_of_one_job_counts_in_its_steps_from_when_it_is_heard_of(now):
 
 def test_kills_for_memory_stand_in_the_numbers_and_in_run_json(tmp_path):
     step = StepProgress("featurize")
-    assert _memory_facts(step) == {}
+    assert memory_facts(step) == {}
     for left in (3, 2):
         step.on_event(PoolEvent("memory", "out of memory", side_by_side=left))
-    assert _memory_facts(step) == {"memory_kills": 2, "side_by_side": 2}
+    assert memory_facts(step) == {"memory_kills": 2, "side_by_side": 2}
     assert "2 at a time after 2 kills for memory" in step.snapshot().line()
 
 
