@@ -49,7 +49,7 @@ def evil(tmp_path, monkeypatch) -> Path:
     return marker
 
 
-def foreign(run: Path, folder: Path, key: str, value: str = "evil_module:Evil", section: dict | None = None) -> Path:
+def foreign(run: Path, folder: Path, key: str, value: object = "evil_module:Evil") -> Path:
     """A copy of a run directory whose config names a plug-in."""
     shutil.copytree(run, folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -108,6 +108,26 @@ def test_no_verb_imports_what_a_run_directory_names(finished, tmp_path, evil, mo
         assert status == 2
         assert "--allow-plugins" in captured.err
         assert KEYS[seam] in captured.err
+
+
+@pytest.mark.parametrize(
+    "key", ["features.featurizer", "features.projector.name", "attribution.scorer", "selector.method"]
+)
+@pytest.mark.parametrize("verb", ["plan", "run", "query", "mixture"])
+def test_no_verb_imports_what_the_cascade_of_a_run_directory_names(
+    finished, tmp_path, evil, monkeypatch, capsys, verb, key
+):
+    shared = foreign(finished, tmp_path / "shared", "cascade.share", 0.5)
+    run = foreign(shared, tmp_path / "foreign", f"cascade.{key}")
+    (run / "run.json").unlink()
+    monkeypatch.setattr("sys.argv", ["influray", *(arguments_of(verb, run) or [])])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not evil.exists(), "the code of the run directory was run"
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "--allow-plugins" in said
+    assert f"cascade.{key}" in said
 
 
 @pytest.mark.parametrize("seam", sorted(KEYS))
