@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.object_store import Store
-from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
 
 REPOSITORY = Path(__file__).parents[1]
 CHOSEN = [f"selection/{name}/{file}" for name in ("bids", "random") for file in ("selected.jsonl", "selection.parquet")]
@@ -29,16 +28,6 @@ with connect(ResourcesConfig()):
         print(f"{place}: {time.monotonic() - began:.1f} s", file=sys.stderr)
         assert "://" in place or not os.path.exists(os.environ["XDG_CACHE_HOME"]), "a run on a disk has a mirror"
 """
-
-
-def write_world(folder: Path) -> Path:
-    """Write a model, a pool of two files and two tasks, and return the folder."""
-    write_tiny_model(folder / "model")
-    write_jsonl(folder / "pool" / "a.jsonl", pool_rows(24)[:16])
-    write_jsonl(folder / "pool" / "b.jsonl", pool_rows(24)[16:])
-    for task in ("sums", "reversals"):
-        write_jsonl(folder / "targets" / f"{task}.jsonl", target_rows(task))
-    return folder
 
 
 def tree(world: Path, **changes: Any) -> dict[str, Any]:

@@ -89,3 +89,13 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def write_world(folder: Path) -> Path:
+    """Write a model, a pool of two files and two tasks, and return the folder."""
+    write_tiny_model(folder / "model")
+    write_jsonl(folder / "pool" / "a.jsonl", pool_rows(24)[:16])
+    write_jsonl(folder / "pool" / "b.jsonl", pool_rows(24)[16:])
+    for task in ("sums", "reversals"):
+        write_jsonl(folder / "targets" / f"{task}.jsonl", target_rows(task))
+    return folder

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stored_runs import ONE_MACHINE, finish, gradients, in_bucket, on_disk, start, tree, write_world
-from tests.tiny import pool_rows
+from tests.stored_runs import ONE_MACHINE, finish, gradients, in_bucket, on_disk, start, tree
+from tests.tiny import pool_rows, write_world
 
 pytestmark = pytest.mark.cluster
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,8 @@ from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.store.artifact import read_json
 from tests.integration.test_pipeline import bytes_of, damage, redone, stamps
 from tests.integration.test_pipeline import tree as plain_tree
-from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
+from tests.killing import kill_when
+from tests.tiny import pool_rows, write_jsonl, write_world
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -35,13 +34,7 @@ BY_NGRAMS = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cascades")
-    write_tiny_model(folder / "model")
-    write_jsonl(folder / "pool" / "a.jsonl", pool_rows(24)[:16])
-    write_jsonl(folder / "pool" / "b.jsonl", pool_rows(24)[16:])
-    for task in ("sums", "reversals"):
-        write_jsonl(folder / "targets" / f"{task}.jsonl", target_rows(task))
-    return folder
+    return write_world(tmp_path_factory.mktemp("cascades"))
 
 
 def tree(world: Path, run_dir: Path, share: float | None, **changes: Any) -> dict[str, Any]:
@@ -376,13 +369,7 @@ def test_a_driver_that_is_killed_in_the_cheap_pass_goes_on_and_ends_in_the_same_
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     receipts = tmp_path / "killed" / "cascade" / "features" / "pool" / "checkpoint-1" / "_receipts"
-    deadline = time.monotonic() + 240
-    while not list(receipts.glob("*.json")):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(process, lambda: any(receipts.glob("*.json")))
     assert not (tmp_path / "killed" / "data").exists()
     again = run(config)
     for place in ("", "cascade"):

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.object_store import Store, failing, share
-from tests.stored_runs import ONE_MACHINE, finish, in_bucket, on_disk, start, words, write_world
+from tests.stored_runs import ONE_MACHINE, finish, in_bucket, on_disk, start, words
+from tests.tiny import write_world
 
 pytestmark = [pytest.mark.ray, pytest.mark.endurance]
 

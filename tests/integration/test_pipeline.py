@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,11 @@ from influray.cli import main
 from influray.protocols import ArtifactMismatch, ConfigError, DataError
 from influray.store.artifact import hash_file, read_json
 from influray.store.run_directory import RunDirectory
+from tests.killing import kill_when
 from tests.reference.corrected_shampoo import shampoo_influence
 from tests.reference.datainf_loop import datainf
 from tests.reference.whitening import whitened_cosines
-from tests.tiny import chat, pool_rows, target_rows, write_jsonl, write_tiny_model
+from tests.tiny import chat, target_rows, write_jsonl, write_world
 
 pytestmark = pytest.mark.ray
 
@@ -39,13 +38,7 @@ STEPS = ("data", "warmup", "featurize", "score", "select")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """Model, pool and targets on disk."""
-    folder = tmp_path_factory.mktemp("world")
-    write_tiny_model(folder / "model")
-    write_jsonl(folder / "pool" / "a.jsonl", pool_rows(24)[:16])
-    write_jsonl(folder / "pool" / "b.jsonl", pool_rows(24)[16:])
-    for task in ("sums", "reversals"):
-        write_jsonl(folder / "targets" / f"{task}.jsonl", target_rows(task))
-    return folder
+    return write_world(tmp_path_factory.mktemp("world"))
 
 
 def tree(world: Path, run_dir: Path, **changes: Any) -> dict[str, Any]:
@@ -303,13 +296,7 @@ def test_a_driver_that_is_killed_goes_on_and_ends_in_the_same_bytes(first, world
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     receipts = tmp_path / "killed" / "features" / "pool" / "checkpoint-1" / "_receipts"
-    deadline = time.monotonic() + 240
-    while len(list(receipts.glob("*.json"))) < 3:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(process, lambda: len(list(receipts.glob("*.json"))) >= 3)
     assert not (tmp_path / "killed" / "selection").exists()
     again = run(config)
     assert bytes_of(again.directory.path) == bytes_of(first.directory.path)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from influray.store.artifact import hash_file, read_sealed
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
 from influray.validation import draws
+from tests.killing import kill_when
 from tests.reference import lds_loop
 from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
 
@@ -246,13 +245,7 @@ def test_a_driver_that_is_killed_goes_on_and_ends_in_the_same_bytes(scored, vali
     sets = ["--set", "lds.share=0.5", "--set", "tune.warmup_ratio=0", "--subsets", "8", "--scorers", "length,random"]
     command = [sys.executable, "-m", "influray", "validate", str(copy), *sets, "--address", ray_cluster.address]
     process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while len(list((copy / "validate" / "retrainings").glob("*.json"))) < 3:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(process, lambda: len(list((copy / "validate" / "retrainings").glob("*.json"))) >= 3)
     assert not (copy / "validate" / "lds.json").exists()
     influray.validate(
         copy, {"lds.subsets": 8, "lds.share": 0.5, "tune.warmup_ratio": 0.0, "scorers": ["length", "random"]}
