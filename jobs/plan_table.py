@@ -26,7 +26,7 @@ LLAMA_3_8B = ModelShape(
     head=VOCABULARY * WIDTH,
     attention=LAYERS * WIDTH,
     lora=LAYERS * RANK * (2 * (WIDTH + WIDTH) + 2 * (WIDTH + KEYS)),
-    outputs=LAYERS * (2 * WIDTH + 2 * KEYS + 2 * INNER + WIDTH) + VOCABULARY,
+    outputs=LAYERS * (2 * WIDTH + 2 * KEYS + 2 * INNER + WIDTH),
 )
 GPUS = (1, 8, 64, 1024)
 EXAMPLES = (10**6, 10**7, 10**8, 10**9)

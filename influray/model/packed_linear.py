@@ -76,8 +76,13 @@ class _Apply(torch.autograd.Function):
 def packs(model: nn.Module) -> bool:
     """Return whether this PyTorch has oneDNN's products and the copies of the model's weights fit a bound."""
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    copies = 2 * sum(m.weight.nbytes for m in model.modules() if type(m) is nn.Linear and _packable(m.weight))
-    return there and copies <= _PACK_BYTES
+    weights = sum(m.weight.nbytes for m in model.modules() if type(m) is nn.Linear and _packable(m.weight))
+    return there and (not weights or copies_bytes(weights) > 0)
+
+
+def copies_bytes(weight_bytes: int) -> int:
+    """Return the bytes of both copies of weights of so many bytes; 0 where they are too many to be made."""
+    return 2 * weight_bytes if 2 * weight_bytes <= _PACK_BYTES else 0
 
 
 def frozen_weight(weight_oi: Tensor, bias_o: Tensor | None, packed: bool) -> FrozenWeight:

@@ -20,7 +20,7 @@ class ModelShape:
     head: int  # weights of the output head, which sees trained positions alone
     attention: int  # layers x query heads x head width
     lora: int  # P
-    outputs: int  # numbers that the linear layers put out for one token
+    outputs: int  # numbers that the linear layers below the head put out for one token
 
 
 def model_shape(model_config: ModelConfig) -> ModelShape | None:
@@ -60,5 +60,5 @@ def model_shape(model_config: ModelConfig) -> ModelShape | None:
         head=head_weights,
         attention=text.num_hidden_layers * heads * width,
         lora=adapter,
-        outputs=outputs + (head.out_features if isinstance(head, nn.Linear) else 0),
+        outputs=outputs,
     )

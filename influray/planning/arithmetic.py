@@ -79,10 +79,13 @@ class Machine:
         return self.operations * self.efficiency
 
 
-# A feature worker on CPU without weights and batches: Ray, torch, transformers, peft, what its allocator keeps. Peaks
-# of the miniature's worker are 0.70, 0.82 and 0.88 GB at batches of 1,024, 4,096 and 4,650 tokens (0.69, 0.92, 0.98)
-# with D = 128. With D = 8,192 it is 1.88 (0.93): memory that glibc keeps between batches, of which nothing here knows.
-PROCESS_BYTES = 600e6
+# A feature worker on CPU without weights and batches: Ray, torch, transformers, peft. And what a batch keeps for its
+# backward, in outputs of the linear layers below the head: PyTorch's memory events show 1.65 for the miniature (30.8 kB
+# a token) and 1.56 for SmolLM2-135M (969 kB); the rest is what glibc keeps between batches. Peaks of workers with
+# batches of 4,096 tokens, and what this says: the miniature 0.82 and 0.88 GB (0.85) with D = 128, 1.01 (0.89) with
+# D = 8,192; SmolLM2 7.7 and 8.0 (8.4).
+PROCESS_BYTES = 650e6
+ACTIVATIONS = 2.4
 # Assumed of a GPU: what public training reports reach (Llama 3, arXiv 2407.21783, has 38 to 43 % in bfloat16).
 GPU_EFFICIENCY = 0.35
 # On CPU: the miniature's gradient rows on one core of an AMD EPYC, against a product of 512 x 512 there.
@@ -181,14 +184,18 @@ def checkpoint_bytes(P: int) -> int:
     return 12 * P
 
 
+def token_bytes(shape: ModelShape, itemsize: int) -> float:
+    """Return the bytes that a token of a batch takes until its backward has passed."""
+    return ACTIVATIONS * shape.outputs * itemsize
+
+
 def worker_memory(shape: ModelShape, weight_bytes: float, itemsize: int, token_budget: int, D: int, rows: int) -> float:
     """Return the bytes that a feature worker takes at its peak, where its model lies; of a CPU its process comes to it.
 
-    Weights; four times what the linear layers put out for a batch, which the backward needs; both moments of the
-    adapter; the sums of a batch, and the rows of a shard beside those of the one that is being written.
+    Weights with their copies; what the backward of a batch needs; both moments of the adapter; the sums of a batch,
+    and the rows of a shard beside those of the one that is being written.
     """
-    activations = 4.0 * shape.outputs * itemsize * token_budget
-    return weight_bytes + activations + 8.0 * shape.lora + 10.0 * D * rows
+    return weight_bytes + token_bytes(shape, itemsize) * token_budget + 8.0 * shape.lora + 10.0 * D * rows
 
 
 def worth_workers(worker_seconds: float, startup: float, units: int) -> int:

@@ -234,12 +234,17 @@ def _memory(config: Config, shape: ModelShape, machine: Machine, pool: Found) ->
         if machine.device.memory:
             # As resolve_token_budget: 0.7 of the memory, of which weights take their part.
             room = 0.7 * machine.device.memory - weights
-            budget = max(config.data.max_tokens, min(GPU_BATCH_TOKENS, int(room / (4.0 * shape.outputs * item))))
+            budget = max(config.data.max_tokens, min(GPU_BATCH_TOKENS, int(room / arithmetic.token_bytes(shape, item))))
     D, rows, work = config.features.projector.dimension, config.features.rows_per_shard, pool.work
     if work.rows:  # no batch holds more than a shard
         budget = min(budget, max(config.data.max_tokens, -(-work.tokens * min(rows, work.rows) // work.rows)))
-    process = 0.0 if machine.device.memory else arithmetic.PROCESS_BYTES  # beside a GPU its memory is what is short
-    return process + arithmetic.worker_memory(shape, weights, item, budget, D, rows)
+    needed = arithmetic.worker_memory(shape, weights, item, budget, D, rows)
+    if machine.device.memory:  # it is what is short, not that of the process beside it
+        return needed
+    from influray.model.packed_linear import copies_bytes
+
+    copies = copies_bytes((shape.body + shape.head) * item) if config.model.dtype == "float32" else 0
+    return arithmetic.PROCESS_BYTES + needed + copies
 
 
 def _epsilon(config: Config, directory: RunDirectory, reads: str, checkpoints: int) -> list[str]:
