@@ -113,26 +113,13 @@ def _lengths(data: ReportData) -> Markup:
 
 
 def _balance(data: ReportData) -> dict[str, Any] | None:
-    """Figures of AID and THI by task, the spread of AID, and the overlap of the selections."""
+    """Figures of AID and THI by task, and the overlap of the selections."""
     known = [(s, s.balance) for s in data.selections if s.balance is not None]
     if not known:
         return None
     tasks = list(known[0][1].aid)
     names = [s.name for s, _ in known]
     series = [Series(s.name, s.style, [b.aid[t] for t in tasks]) for s, b in known]
-    ranges = [
-        Interval(
-            s.name,
-            s.style,
-            b.worst,
-            max(b.worst, b.macro - b.spread),
-            b.macro,
-            min(b.best, b.macro + b.spread),
-            b.best,
-            list(b.aid.values()),
-        )
-        for s, b in known
-    ]
     won = [s for s, _ in known if s.winners]
     axis = "standard deviations of influence above the pool's mean"
     everyone = [s.name for s in data.selections]
@@ -141,9 +128,7 @@ def _balance(data: ReportData) -> dict[str, Any] | None:
         "known": known,
         "limited": list(dict.fromkeys((t, limit.role) for s, _ in known for t, limit in s.limited.items())),
         "aid": dots(tasks, series, ident="aid", title="AID by task", axis=axis, reference=0.0, stems=True),
-        "spread": intervals(ranges, ident="spread", title="Spread of AID over the tasks", axis=axis, reference=0.0),
         "thi_task": _shares(tasks, names, [b.thi_task for _, b in known], "thi-task", "THI by task"),
-        "thi_instance": _shares(tasks, names, [b.thi_instance for _, b in known], "thi-instance", "THI by instance"),
         "winners": _shares(tasks, [s.name for s in won], [s.winners for s in won], "winners", "Task that won the row"),
         "overlap": overlap_map(everyone, data.overlap.jaccard, "overlap", "Overlap of the selections (Jaccard)"),
         "ranked": overlap_map(everyone, data.overlap.ranked, "ranked", "Rank-biased overlap of the selections"),

@@ -76,9 +76,6 @@ def test_the_page_draws_everything_and_asks_nothing_else(open_page, address, num
         assert page.locator(f"#{place}-figure svg > *").count() > 10, place
     assert page.locator("#bins-figure svg").count() == len(numbers["tasks"])
     assert page.locator("#compare-table tbody tr").count() == len(numbers["selections"]) + 2  # full pool, before tuning
-    assert page.locator("#steps-body tbody tr").count() == 3
-    assert "2 rows could not be used" in page.inner_text("#quarantine-body")
-    assert "facts-2" in page.inner_text("#quarantine-body")
     assert page.locator("#question").count() == (1 if address.startswith("http") else 0)
     assert not page.locator(".figure *[y='NaN'], .figure *[x='NaN'], .figure *[d*='NaN']").count()
     assert "undefined" not in page.inner_text("body")
