@@ -309,7 +309,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the config cannot be read: {error}") from error
+        within = next((f"; did you mean {file}?" for file in sorted(path.glob("*.yaml"))), "") if path.is_dir() else ""
+        raise ConfigError(f"{path}: the config cannot be read: {error}{within}") from error
     try:
         tree = parse_yaml(text)
     except ConfigError as error:

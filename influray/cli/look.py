@@ -153,7 +153,7 @@ def _print_plan(plan: Plan) -> None:
     from influray.report.sheet import Table as SheetTable
 
     rows = []
-    for step in (*plan.steps, plan.validation):
+    for step in plan.steps:
         took = "" if step.actual_seconds is None else seconds(step.actual_seconds)
         if step.ratio is not None:
             took += f" {step.ratio:.2g}x" if step.ratio < 10 else f" {step.ratio:.0f}x"
@@ -176,14 +176,20 @@ def _print_plan(plan: Plan) -> None:
     cells = tuple(tuple(row[c] for c in kept) for row in rows)
     numbers = SheetTable("What it takes", tuple(columns[c] for c in kept), cells)
     print_tables([numbers], [])
-    for step in (*plan.steps, plan.validation):
+    for step in plan.steps:
         out.print(f"{step.name}: {escape(step.what)}")
+    beside = plan.validation
+    out.print(f"`influray validate`, on its own, {seconds(beside.wall_seconds or None)}: {escape(beside.what)}")
+    left = [step.wall_seconds for step in plan.steps if not step.state.startswith("done")]
+    if plan.limit != "unknown":
+        out.print(f"time of what is to do: {seconds(sum(took for took in left if took is not None))}")
     out.print()
     memory = "unknown" if plan.memory_per_worker is None else large(plan.memory_per_worker, "B")
     out.print(f"{plan.workers} x {plan.device}, {large(plan.worker_operations)} FLOP/s each; memory a worker: {memory}")
-    if plan.worth_workers is not None:
+    several = plan.device != "CPU"  # how many to ask for is the question of a cluster
+    if several and plan.worth_workers is not None:
         out.print(f"workers that pay off: {plan.worth_workers} of {plan.shards} shards (start-up against work)")
-    if plan.saturating_workers is not None:
+    if several and plan.saturating_workers is not None:
         out.print(f"the driver keeps {plan.saturating_workers} workers busy; featurize is limited by: {plan.limit}")
     for note in plan.notes:
         out.print(escape(note))

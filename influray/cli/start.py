@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ from influray.cli.printing import out, table
 from influray.protocols import ConfigError
 
 NAME = "influray.yaml"
+# Files that are called so say nothing of their task, which their folder does.
+PARTS = ("few_shot", "fewshot", "few-shot", "train", "dev", "valid", "validation", "target", "targets", "examples")
+HELD_OUT = ("test", "held_out", "heldout", "held-out")
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -35,7 +39,8 @@ def init(
         typer.Option(
             "--target",
             metavar="[NAME=]FILE",
-            help="Examples of a task; without a name, the file's. Once for each file.",
+            help="Examples of a task; without a name, the file's, or its folder's for a few_shot.jsonl and the like. "
+            "Once for each file.",
         ),
     ],
     test: Annotated[
@@ -56,7 +61,8 @@ def init(
     path = folder / NAME
     if path.exists():
         raise ConfigError(f"init: {path} is there already; name another folder, or delete it")
-    files = Files(tuple(pool), _tasks(target, "--target"), _tasks(test or [], "--test"))
+    targets, tests = _held_out(_tasks(target, "--target"), _tasks(test or [], "--test"))
+    files = Files(tuple(pool), targets, tests)
     drafted = draft(files, str(folder.absolute() / "run"), model or BASE, _columns(column or []))
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, drafted.text.encode())
@@ -65,6 +71,8 @@ def init(
         out.print(f"[bold]{escape(key)}[/bold]")
         for line in words(found):
             out.print(f"  {escape(line)}")
+    for note in drafted.notes:
+        out.print(f"[yellow]warning[/yellow]: {escape(note)}")
     where = shlex.quote(str(path))
     out.print()
     out.print(f"wrote {escape(where)}: read it, then")
@@ -99,16 +107,45 @@ def _first_line(path: Path) -> str:
 
 
 def _tasks(given: Sequence[str], option: str) -> dict[str, tuple[str, ...]]:
-    """Return task -> its files, of texts NAME=FILE; without NAME, of the file's own name."""
+    """Return task -> its files, of texts NAME=FILE; without NAME, of the file's own name, or its folder's."""
     found: dict[str, tuple[str, ...]] = {}
+    folders: dict[str, str] = {}  # of tasks that are named after a file
     for text in given:
         name, mark, file = text.partition("=")
         if not mark or "/" in name:
-            name, file = Path(text).name.split(".", 1)[0], text
+            path, file = Path(os.path.abspath(text)), text
+            name = path.name.split(".", 1)[0]
+            folder = str(path.parent)
+            if name.casefold() in (*PARTS, *HELD_OUT) and path.parent.name:
+                name = path.parent.name
+            if folders.setdefault(name, folder) != folder:
+                raise ConfigError(
+                    f"{option}: {found[name][0]} and {text} would both be the task {name!r}; say which is which, or "
+                    f"that they are one: {option} NAME={text}"
+                )
         if not file:
             raise ConfigError(f"{option}: found {text!r}, expected NAME=FILE, such as math=targets/math.jsonl")
         found[name] = (*found.get(name, ()), file)
     return found
+
+
+def _held_out(
+    targets: Mapping[str, tuple[str, ...]], tests: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """Return targets and tests where a file called test in the folder of a target is that task's test."""
+    from influray.data.entries import entry_files
+
+    examples, held_out = dict(targets), dict(tests)
+    for name, entries in targets.items():
+        if len(entries) != 1 or not Path(entries[0]).is_dir():
+            continue
+        paths = [file.path for file in entry_files(entries, Path.cwd(), "--target")]
+        test = tuple(path for path in paths if Path(path).name.split(".", 1)[0].casefold() in HELD_OUT)
+        rest = tuple(path for path in paths if path not in test)
+        if test and rest:
+            examples[name] = rest
+            held_out.setdefault(name, test)
+    return examples, held_out
 
 
 def _columns(given: Sequence[str]) -> Mapping[str, str]:

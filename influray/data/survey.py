@@ -16,6 +16,7 @@ from influray.data.turns import parse_json
 
 READ = 20_000  # rows of a file that are looked at
 SHOWN = 3  # bad rows that are kept
+SAMPLED = 50  # rows of a file whose text is kept
 MAX_LINE_BYTES, MAX_FILE_BYTES = 16 * 2**20, 2**36  # the defaults of the config
 
 
@@ -29,6 +30,7 @@ class Survey:
     forms: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
+    sample: list[str] = field(default_factory=list)  # texts of the first rows of each file
     turns: int = 0  # the most of a row
     bad: int = 0
     shown: list[str] = field(default_factory=list)  # place and reason of the first bad rows
@@ -58,6 +60,7 @@ def _add(found: Survey, file: DataFile, before: set[str]) -> set[str]:
     """Add a file to what was found; return its ids."""
     ids = set[str]()
     rows = read_rows(file, MAX_LINE_BYTES, MAX_FILE_BYTES)
+    most = len(found.sample) + SAMPLED
     for number, raw in islice(rows, READ):
         found.rows += 1
         try:
@@ -75,6 +78,8 @@ def _add(found: Survey, file: DataFile, before: set[str]) -> set[str]:
             continue
         found.sources[record.source] += 1
         found.lengths.append(sum(len(turn.text) for turn in record.turns))
+        if len(found.sample) < most:
+            found.sample.append("\n".join(turn.text for turn in record.turns))
         found.turns = max(found.turns, len(record.turns))
         if record.id is not None:
             found.repeated += record.id in ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from influray.config import parse_config
 from influray.config_data import ColumnsConfig
 from influray.data.entries import entry_files
 from influray.data.files import DataFile
@@ -25,8 +24,10 @@ from influray.store.uri import is_uri
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a laptop trains it
 TEMPLATE = "draft.yaml.j2"
 WARMUP_ROWS, WARMUP_STEPS = 1_000, 50  # at least, where the pool has them: Adam's moments need steps
+LENGTHS = (512, 1024, 2048, 4096, 8192)
 BATCHES = (128, 64, 32, 16, 8, 4, 2, 1)
-CHARACTERS = 3  # of a token, at least, in most languages and code
+CHARACTERS = 3.0  # of a token, at least, in most languages and code; where no tokenizer is at hand
+TURN_TOKENS = 8  # of a role header and its end, in the templates of today
 LEAST_ROWS = 100  # of a selection
 ENOUGH_TARGETS = 100  # of a task: each takes a row of gradients, and a column of the matrix
 NAMES_SHOWN = 4
@@ -47,23 +48,27 @@ class Files:
 
 @dataclass(frozen=True)
 class Draft:
-    """The text of a config, and what its files were found to hold, by the key that names them."""
+    """The text of a config, what its files were found to hold, by the key that names them, and what is odd in them."""
 
     text: str
     found: Mapping[str, Survey]
+    notes: tuple[str, ...]
 
 
 def draft(files: Files, run_dir: str, base: str = BASE, columns: Mapping[str, str] | None = None) -> Draft:
     """Return a config for these files. Relative ones start at the working directory.
 
     Raises:
-        ConfigError: a held-out file of a task that has no other; a split without a usable row; columns that do not fit.
+        ConfigError: a held-out file of a task that has no other; a split without a usable row; columns that do not fit;
+            a base that is a path, and no folder is there.
         DataError: a file that is not there or of a kind that is not read.
     """
     if lonely := sorted(set(files.tests) - set(files.targets)):
         raise ConfigError(f"--test: the task {lonely[0]!r} has no --target (known: {', '.join(files.targets)})")
     if unknown := sorted(set(columns or {}) - set(ColumnsConfig.model_fields)):
         raise ConfigError(f"--column: no key is called {unknown[0]!r} (known: {', '.join(ColumnsConfig.model_fields)})")
+    if base.startswith((".", "/", "~")) and not Path(base).expanduser().is_dir():
+        raise ConfigError(f"--model: there is no folder {base}; name one with config.json and weights, or a hub id")
     mapped = ColumnsConfig.model_validate(dict(columns or {}))
     named = {"data.pool": files.pool}
     for name, entries in files.targets.items():
@@ -85,12 +90,20 @@ def draft(files: Files, run_dir: str, base: str = BASE, columns: Mapping[str, st
         "columns": _quoted(columns) if columns else "",
     }
     values |= {**_settings(found), **_places(files, found)}
-    template = environment.get_template(TEMPLATE)
-    text = template.render(values)
-    context = context_length(Path(parse_config(yaml.safe_load(text)).model.base))
-    if context is not None and context < values["max_tokens"]:
-        text = template.render({**values, "max_tokens": context})
-    return Draft(text, found)
+    values |= _lengths(found, Path(base).expanduser(), float(values["budget"]))
+    return Draft(environment.get_template(TEMPLATE).render(values), found, tuple(_shared(read)))
+
+
+def _shared(read: Mapping[str, Sequence[DataFile]]) -> Iterator[str]:
+    """Yield what is to be said of files that stand in two places."""
+    pool = {os.path.realpath(file.path) for file in read["data.pool"] if file.kind != "hub"}
+    for key, files in read.items():
+        both = [file.path for file in files if key != "data.pool" and os.path.realpath(file.path) in pool]
+        if both:
+            yield (
+                f"the pool holds {both[0]}{f' and {len(both) - 1} more' if len(both) > 1 else ''} of {key}: its rows "
+                "would be chosen for themselves; name entries of the pool that do not hold it"
+            )
 
 
 def _look(files: Sequence[DataFile], key: str) -> Survey:
@@ -109,19 +122,53 @@ def _settings(found: Mapping[str, Survey]) -> dict[str, Any]:
     fraction = 1.0 if rows <= WARMUP_ROWS else max(0.05, round(WARMUP_ROWS / rows, 2))
     seen = 4 * rows * fraction  # in four epochs
     batch = next((size for size in BATCHES if seen / size >= WARMUP_STEPS), 1)
-    longest = max(one.quantile(0.99) for one in found.values()) / CHARACTERS
     budget = min(1.0, max(0.05, round(LEAST_ROWS / rows, 2)))
     worst = max(one.bad / one.rows for one in found.values())
     return {
         "fraction": fraction,
         "batch_size": batch,
         "warmup_steps": round(seen / batch),
-        "max_tokens": next((size for size in (512, 1024, 2048, 4096) if longest <= size), 8192),
         "budget": f"{budget:g}",
         "tune_steps": max(20, round(2 * rows * budget / 8)),
         "worst": worst,
         "allowed": min(1.0, round(1.5 * worst + 0.005, 2)),
     }
+
+
+def _lengths(found: Mapping[str, Survey], base: Path, budget: float) -> dict[str, Any]:
+    """Return what depends on how many tokens rows have, estimated from their characters."""
+    characters = _characters_of_a_token(base, [text for one in found.values() for text in one.sample])
+    # At most as many: the longest have the most turns.
+    heads = {key: TURN_TOKENS * one.turns for key, one in found.items()}
+    longest = max(one.quantile(0.99) / characters + heads[key] for key, one in found.items())
+    wanted = next((size for size in LENGTHS if longest <= size), LENGTHS[-1])
+    limit = min(wanted, context_length(base) or wanted)
+    told = "99 % of the rows are shorter, by their characters; longer ones are cut"
+    if longest > limit:
+        shares = {key: sum(n / characters > limit for n in one.lengths) / one.usable for key, one in found.items()}
+        cut = [f"{share:.0%} of {key.removeprefix('data.')}" for key, share in shares.items() if share >= 0.005]
+        most = "the base has no more positions" if limit < wanted else "longer ones take much memory"
+        told = f"{most}; longer rows are cut: some {', '.join(cut) or 'few'}"
+    tokens = 0
+    if not found["data.pool"].more:
+        whole = sum(min(limit, n / characters) for n in found["data.pool"].lengths)
+        tokens = int(float(f"{whole * budget:.2g}"))
+    return {"max_tokens": limit, "max_tokens_told": told, "tokens": tokens}
+
+
+def _characters_of_a_token(base: Path, texts: Sequence[str]) -> float:
+    """Return how many characters of these texts a token has: by the tokenizer of a base that is a folder here."""
+    file = base / "tokenizer.json"
+    if not file.is_file():
+        return CHARACTERS
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001 - what its parser raises
+        raise ConfigError(f"--model: {file} cannot be read as a tokenizer: {error}") from None
+    tokens = sum(len(found.ids) for found in tokenizer.encode_batch(list(texts), add_special_tokens=False))
+    return max(1.0, sum(map(len, texts))) / max(1, tokens)
 
 
 def _places(files: Files, found: Mapping[str, Survey]) -> dict[str, Any]:

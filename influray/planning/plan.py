@@ -261,6 +261,11 @@ def _notes(
     notes = []
     if not found["pool"].exact:
         notes.append("rows and tokens are estimated from the first rows of the files; `influray run` counts them")
+    for number, selector in enumerate(config.selectors):
+        if isinstance(selector.budget, int) and 0 < found["pool"].work.rows < selector.budget:
+            notes.append(
+                f"selectors.{number}.budget: {selector.budget:,} examples of a pool of some {found['pool'].work.rows:,}"
+            )
     for split, one in found.items():
         notes += [
             f"{entry} ({split}): its rows are unknown (offline, no answer, or it does not say), so what the steps "

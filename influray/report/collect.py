@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from influray import formatting
 from influray.data.quarantine import read_quarantine
 from influray.evaluation.known_answer import KnownAnswer, known_answers, task_scores
 from influray.features.epsilon_share import epsilon_text, stored_shares
@@ -63,14 +64,15 @@ def collect(run_dir: str | Path) -> ReportData:
         missing["tuned"] = "influray evaluate"
     recorded = run.read()
     # The step that writes this page is still going on; what an earlier one took would make two pages differ.
-    steps = tuple(_step(name, facts) for name, facts in recorded["steps"].items() if name != "report")
+    steps = [_step(name, facts) for name, facts in recorded["steps"].items() if name != "report"]
+    steps = tuple(sorted(steps, key=lambda step: str(step.facts.get("started", ""))))
     tasks = tuple(_task_facts(readings))
     return ReportData(
-        name=run.path.name,
+        name=run.path.name if run.path.name != "run" else f"{run.path.parent.name}/run",
         made=max((str(step.facts.get("started", "")) for step in steps), default=""),
         model=config.model.base,
         features=_features(readings),
-        finding=finding(selections, tuned),
+        finding=(*_unknown_to_base(recorded["steps"]), *finding(selections, tuned)),
         tasks=tasks,
         targets=sum(task.columns for task in tasks),
         pool=readings.pool.facts() if readings.pool else None,
@@ -170,6 +172,13 @@ def _quarantine(path: Path) -> Quarantine | None:
 def general(reason: str) -> str:
     """Return a reason without what belongs to one row."""
     return _PARTICULAR.sub("\u2026", reason)
+
+
+def _unknown_to_base(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    tasks = steps.get("evaluate", {}).get("unknown_to_base", [])
+    if not tasks:
+        return []
+    return [f"The base knows nothing of {formatting.listed(tasks)}, so what follows says little of a model that does."]
 
 
 def _step(name: str, facts: Mapping[str, Any]) -> Step:

@@ -131,8 +131,12 @@ def run_and_name(run: str | Path, key: str) -> tuple[Path, str | None]:
         above = local(str(uri.parent), key) if uri.parent.prefix else path
     if present(above / "config.yaml").exists():
         return above, path.name
+    folder = path.parent if path.suffix else path  # RUN/selection/NAME, and a file in it
+    if folder.parent.name == "selection" and present(folder.parents[1] / "config.yaml").exists():
+        return folder.parents[1], folder.name
     shown = redacted(str(run)) if is_uri(run) else path
-    raise ConfigError(f"{key}: {shown} is neither a run directory (no config.yaml there) nor RUN/NAME of one")
+    below = "" if is_uri(run) else next((f"; did you mean {p.parent}?" for p in sorted(path.glob("*/config.yaml"))), "")
+    raise ConfigError(f"{key}: {shown} is neither a run directory (no config.yaml there) nor RUN/NAME of one{below}")
 
 
 def _refuse_disjoint(opened: Mapping[Path, Readings]) -> dict[Path, frozenset[str]]:

@@ -7,9 +7,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from influray.evaluation.paired_effect import student_95
-from influray.formatting import listed, number, percent, signed
+from influray.formatting import large, listed, number, percent, signed
 from influray.report.data import SelectionFacts, Tuned, labelled
 from influray.report.evaluations import BASE, FULL
+
+UNEVEN = 1.2  # the largest selection by the smallest, in tokens, from which on it is told
 
 
 def finding(selections: Sequence[SelectionFacts], tuned: Sequence[Tuned]) -> tuple[str, ...]:
@@ -24,7 +26,13 @@ def verdict(selections: Sequence[SelectionFacts], tuned: Sequence[Tuned]) -> tup
     if not results:
         return ()
     methods = {one.name: one.method for one in selections}
-    sentences = (_best(results, tuned), _beside_random(results, methods), _on_exact(tuned), _on_roles(tuned))
+    sentences = (
+        _best(results, tuned),
+        _beside_random(results, methods),
+        _on_length(selections, results),
+        _on_exact(tuned),
+        _on_roles(tuned),
+    )
     return tuple(sentence for sentence in sentences if sentence)
 
 
@@ -43,6 +51,10 @@ def _beside_random(results: Sequence[Tuned], methods: Mapping[str, str]) -> str:
     """Return which selections are better than random rows, which are worse, and which cannot be told from them."""
     drawn = next((one for one in results if methods.get(one.name) == "random"), None)
     others = [one for one in results if methods.get(one.name) != "random"]
+    if drawn is None and (there := [name for name, method in methods.items() if method == "random"]):
+        return (
+            f"The selection {there[0]} was not tuned, so whether choosing pays is not known: add it to tune.selections."
+        )
     if drawn is None:
         return (
             "No random selection was tuned, so whether choosing pays is not known: add "
@@ -67,6 +79,18 @@ def _beside_random(results: Sequence[Tuned], methods: Mapping[str, str]) -> str:
     if single:
         return f"{text}: one seed has no interval, and it may be chance; tune.seeds: [0, 1, 2] gives one."
     return f"{text}; 95 % over the {len(drawn.seeds)} tuning seeds."
+
+
+def _on_length(selections: Sequence[SelectionFacts], results: Sequence[Tuned]) -> str:
+    """Return how unlike in tokens the tuned selections are, where they are: more of them teach more."""
+    tokens = {one.name: one.tokens for one in selections if one.name in {result.name for result in results}}
+    if not tokens or max(tokens.values()) <= UNEVEN * min(tokens.values()):
+        return ""
+    parts = [f"{large(count)} with {name}" for name, count in sorted(tokens.items(), key=lambda item: -item[1])]
+    return (
+        f"The selections are not of one length, which itself makes a difference: {listed(parts)} tokens; budgets in "
+        "tokens compare methods evenly."
+    )
 
 
 def difference(one: Tuned, other: Tuned) -> tuple[float, tuple[float, float] | None]:

@@ -91,7 +91,7 @@ class _Watch(threading.Thread):
     def _stop(self, name: str, process: Any) -> None:
         self.reason = RunStopped(
             f"Ray's {name} (process {process.pid}) has ended with status {process.returncode}, and the run with it; "
-            "was it killed for memory? What is committed stays: the same command goes on from there"
+            "was it killed, for memory or from outside? What is committed stays: the same command goes on from there"
         )
         _lost.set()
         # Where the run is not the main thread's, Ray's own errors reach it.

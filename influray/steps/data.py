@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def data(context: StepContext) -> StepResult:
 
     cfg, directory = context.config.data, context.directory
     files = source_files(context.config)
+    _tell_shared(files)
     before = [read_manifest(directory.data(split)) for split in files]
     catalogues = {}
     with contextlib.ExitStack() as stack:
@@ -58,8 +60,13 @@ def data(context: StepContext) -> StepResult:
                 find_crew=workers.for_seconds,
             )
     rows = {split: len(catalogue) for split, catalogue in catalogues.items()}
-    columns = {split: catalogue.facts("tokens", "cut_by_template") for split, catalogue in catalogues.items()}
+    names = ("tokens", "cut_by_template", "truncated")
+    columns = {split: catalogue.facts(*names) for split, catalogue in catalogues.items()}
     tokens = {split: int(found["tokens"].sum()) for split, found in columns.items()}
+    truncated = {split: count for split, found in columns.items() if (count := int(found["truncated"].sum()))}
+    if truncated:
+        parts = [f"{count} of the {rows[split]} rows of the {split}" for split, count in truncated.items()]
+        logger.warning("longer than data.max_tokens (%d), and cut there: %s", cfg.max_tokens, ", ".join(parts))
     for split, found in columns.items():
         if cut := int(found["cut_by_template"].sum()):
             logger.warning(
@@ -75,9 +82,21 @@ def data(context: StepContext) -> StepResult:
             "tokens": sum(tokens.values()),
             **{f"{split}_rows": count for split, count in rows.items()},
             "pool_tokens": tokens["pool"],
+            "truncated": truncated,
         },
         artifacts=[*(f"data/{split}/manifest.json" for split in catalogues), "quarantine.jsonl"],
     )
+
+
+def _tell_shared(files: Mapping[Split, Sequence[tuple[str, DataFile]]]) -> None:
+    """Warn of files that are both in the pool and a target or a test."""
+    pool = {file.path for _, file in files["pool"]}
+    for split in ("target", "test"):
+        both = [f"{file.name} ({task})" for task, file in files[split] if file.path in pool]
+        if both:
+            logger.warning(
+                "the pool holds files of the %ss, whose rows would be chosen for themselves: %s", split, ", ".join(both)
+            )
 
 
 def _passed(context: StepContext) -> Catalogue:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config
-from influray.features.epsilon_share import epsilon_text, mostly_epsilon
+from influray.features.epsilon_share import epsilon_text
 from influray.protocols import DataError
 from influray.registry import featurizer_reads, featurizer_traits
 from influray.steps.context import StepContext, StepResult
@@ -122,11 +122,7 @@ def featurize(context: StepContext) -> StepResult:
     manifests = [store.freeze() for store in stores]
     shares = [m["epsilon_share"] for m in manifests if m["split"] == "pool"]
     if known := [share for share in shares if share is not None]:
-        logger.log(
-            logging.WARNING if mostly_epsilon(known) else logging.INFO,
-            "featurize: %s",
-            epsilon_text(known, context.config),
-        )
+        logger.info("featurize: %s", epsilon_text(known, context.config))
     return StepResult(
         fingerprint([store.fingerprint for store in stores]),
         skipped=not missing,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BASE, FULL = "base", "full"  # the untouched model, and the one tuned on the whole pool
+KNOWS = 0.9  # of the loss of guessing: above it a base knows nothing of a task
 
 
 def warmup(context: StepContext) -> StepResult:
@@ -125,9 +127,26 @@ def evaluate(context: StepContext) -> StepResult:
         progress = context.progress.current
         progress.expect(len(jobs), "models", done=len(jobs) - len(todo))
         run_jobs(jobs, context.resources, progress.on_event, progress.on_jobs)
-    facts = {"evaluations": len(jobs), "carried_out": len(todo)}
+    unknown = _unknown_to_base(context, committed(jobs[0]))
+    facts = {"evaluations": len(jobs), "carried_out": len(todo), "unknown_to_base": unknown}
     files = [f"evaluation/{name}/seed-{seed}.json" for name, seed in evaluated(context)]
     return StepResult(fingerprint([job.fingerprint for job in jobs]), not todo, facts, files)
+
+
+def _unknown_to_base(context: StepContext, evaluation: Mapping[str, Any] | None) -> list[str]:
+    """Return, and warn of, tasks that the untouched base answers no better than by guessing among its tokens."""
+    guessing = KNOWS * math.log(len(context.tuned.tokenizer))
+    assert evaluation is not None, "it was made just now"
+    found = evaluation["tasks"]
+    tasks = [task for task, result in found.items() if result["loss"] > guessing]
+    if tasks:
+        logger.warning(
+            "the base knows nothing of %s: its loss there is %s, and guessing among its %d tokens gives %.2f; what is "
+            "tuned on it says little of a model that does",
+            *(", ".join(tasks), ", ".join(f"{found[task]['loss']:.2f}" for task in tasks)),
+            *(len(context.tuned.tokenizer), guessing / KNOWS),
+        )
+    return tasks
 
 
 def _warmup_job(context: StepContext, drawn_from: int) -> TrainingJob:

@@ -9,7 +9,7 @@ import pytest
 from influray.report.evaluations import tuned
 from influray.report.finding import difference, finding, verdict
 
-SELECTIONS = [SimpleNamespace(name=name, method=name) for name in ("bids", "less", "rr", "random")]
+SELECTIONS = [SimpleNamespace(name=name, method=name, tokens=1000) for name in ("bids", "less", "rr", "random")]
 
 
 def results(name, macro_losses, exact=None):
@@ -56,7 +56,15 @@ def test_one_seed_has_no_interval_and_without_random_nothing_is_said_to_pay():
     _, beside, exact = verdict(SELECTIONS, single)
     assert "not told apart with bids (\u22120.100): one seed has no interval" in beside
     assert exact == "Exact match: 25.0% with bids and 12.5% with random."
-    assert "whether choosing pays is not known" in verdict(SELECTIONS, [BIDS])[1]
+    assert "The selection random was not tuned" in verdict(SELECTIONS, [BIDS])[1], "it is there"
+    assert "add {name: random, method: random" in verdict(SELECTIONS[:3], [BIDS])[1]
+
+
+def test_selections_of_unlike_length_are_told_where_both_were_tuned():
+    longer = [SimpleNamespace(name="less", method="less", tokens=1300), *SELECTIONS[:1], *SELECTIONS[2:]]
+    told = verdict(longer, [BIDS, LESS, RANDOM])
+    assert "1.3 k with less, 1 k with bids and 1 k with random tokens" in told[2]
+    assert len(verdict(longer, [BIDS, RANDOM])) == len(told) - 1, "of those that were tuned all are alike"
 
 
 def test_untuned_selections_have_no_verdict():

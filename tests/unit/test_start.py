@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from influray.cli.app import app
 from influray.config import load_config
 from influray.data.entries import pool_files, target_files
+from influray.miniature import BASE
 from influray.planning.draft import Files, draft
 from influray.protocols import ConfigError, DataError
 
@@ -61,6 +63,65 @@ def test_a_config_for_ones_own_files_loads_and_reads_those_files(tmp_path, monke
     again = asked("init", "new", "--pool", "pool", "--target", "t/math.jsonl")
     assert again.exit_code == 2 or isinstance(again.exception, ConfigError), "nothing is overwritten"
     assert (tmp_path / "new" / "influray.yaml").read_text() == text
+
+
+def test_files_that_say_nothing_of_their_task_are_called_after_their_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs(Path("pool.jsonl"))
+    for task in ("sums", "words"):
+        pairs(Path("targets", task, "few_shot.jsonl"), 5)
+        pairs(Path("targets", task, "test.jsonl"), 6)
+    by_file = [*("--target", "targets/sums/few_shot.jsonl", "--target", "targets/words/few_shot.jsonl")]
+    by_file += ["--test", "targets/words/test.jsonl"]
+    by_folder = ["--target", "targets/sums", "--target", "targets/words"]
+    for folder, words, tested in (("a", by_file, ["words"]), ("b", by_folder, ["sums", "words"])):
+        assert asked("init", folder, "--pool", "pool.jsonl", *words).exit_code == 0
+        data = load_config(Path(folder, "influray.yaml")).data
+        assert list(data.targets) == ["sums", "words"]
+        assert [Path(file.path).name for file in target_files(data, "sums")] == ["few_shot.jsonl"]
+        assert [task for task in data.targets if target_files(data, task, test=True)] == tested
+
+
+def test_two_files_that_would_be_one_task_are_refused_and_named_ones_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("pool.jsonl", "x/math.jsonl", "y/math.jsonl"):
+        pairs(Path(path))
+    result = asked("init", "new", "--pool", "pool.jsonl", "--target", "x/math.jsonl", "--target", "y/math.jsonl")
+    assert "would both be the task 'math'" in str(result.exception)
+    named = ("--target", "math=x/math.jsonl", "--target", "math=y/math.jsonl")
+    assert asked("init", "new", "--pool", "pool.jsonl", *named).exit_code == 0
+
+
+def test_a_pool_that_holds_targets_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs(Path("all", "pool.jsonl"))
+    pairs(Path("all", "math.jsonl"))
+    result = asked("init", "new", "--pool", "all", "--target", "all/math.jsonl")
+    assert "the pool holds" in " ".join(result.output.split())
+    assert "of data.targets.math" in " ".join(result.output.split())
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs(Path("pool.jsonl"))
+    words = ("--pool", "pool.jsonl", "--target", "t=pool.jsonl", "--model", "./none")
+    assert "there is no folder ./none" in str(asked("init", "new", *words).exception)
+
+
+def test_tokens_are_those_of_the_base_and_rows_that_will_be_cut_are_told(tmp_path):
+    """The miniature's tokenizer has 512 positions and a token for each letter or two."""
+    lines = [{"prompt": "word " * (2 if i % 4 else 400), "completion": "yes"} for i in range(40)]
+    pool = rows(tmp_path / "pool.jsonl", *lines)
+    made = draft(Files((str(pool),), {"t": (str(pool),)}, {}), "r", str(BASE))
+    path = tmp_path / "c.yaml"
+    path.write_text(made.text)
+    config = load_config(path)
+    assert config.data.max_tokens == 512
+    assert "the base has no more positions; longer rows are cut: some 25% of pool" in made.text
+    encoder = Tokenizer.from_file(str(BASE / "tokenizer.json"))
+    counts = [min(512, len(encoder.encode(one["prompt"] + "\nyes").ids)) for one in lines]
+    budget = config.selectors[0].budget
+    assert budget.tokens == pytest.approx(sum(counts), rel=0.1), "forty rows are fewer than a hundred: all of them"
 
 
 def test_without_held_out_rows_nothing_is_tuned_and_the_config_says_how(tmp_path):
