@@ -184,11 +184,11 @@ class _Chooser:
         influence_M = np.array([score_of[row] for row in rows], np.float64)
         spread = float(answers.std[0])
         z_M = (influence_M - answers.mean[0]) / (spread if spread > 0 else np.inf)
-        taken = self._fitting(rows, self._order(rows, influence_M, z_M))
-        by_influence_n = sorted(range(len(taken)), key=lambda n: (influence_M[taken[n]], -n))
-        order = by_influence_n[::-1] if self._asked.reverse else by_influence_n
+        taken = self._fitting(rows, influence_M, self._order(rows, influence_M, z_M))
+        order = self._placed(taken, influence_M)
         records = [self._pool.parsed(rows[taken[n]]) for n in order]
-        prompt = self._prompt(records)
+        whole = with_shots(self._record, records)
+        prompt = replace(whole, turns=whole.turns[:-1])
         shots = [self._shot(n + 1, rows[m], influence_M[m], z_M[m]) for n, m in ((n, taken[n]) for n in order)]
         return Shots(
             asked=self._name(),
@@ -208,7 +208,7 @@ class _Chooser:
         return f"task {self._asked.task}" if self._asked.task else "question"
 
     def _question(self) -> Record:
-        """Return the question with its answer as the last turn, whose own answers before it are not trained."""
+        """Return the question with its answer as the last turn."""
         asked = self._asked
         if self._row >= 0:
             record = self._engine.catalogues[self._split].parsed(self._row)
@@ -216,8 +216,7 @@ class _Chooser:
             # Where no answer is known, one that is there for the count of the tokens before it.
             record = question_record(Question(asked.prompt, asked.answer or "?", asked.system))
         last = max(i for i, turn in enumerate(record.turns) if turn.role == "assistant" and turn.trained)
-        turns = (*(replace(turn, trained=False) for turn in record.turns[:last]), record.turns[last])
-        return replace(record, turns=turns)
+        return replace(record, turns=record.turns[: last + 1])
 
     def _vector(self) -> np.ndarray:
         asked = self._asked
@@ -255,6 +254,7 @@ class _Chooser:
         texts = [text_of(row, record) for row, record in zip(rows, records, strict=True)]
         holding = {found.row for found in contaminated(texts, {"question": [text_of(0, self._record)]})}
         unit_MF = self._engine.vectors.gather(np.array(rows, np.int64))
+        alike_MM = unit_MF @ unit_MF.T >= NEAR
         kept: list[int] = []
         said: set[tuple[str, str]] = set()
         for m, (row, record, text) in enumerate(zip(rows, records, texts, strict=True)):
@@ -262,7 +262,7 @@ class _Chooser:
                 self._left[HOLDS] += 1
             elif record.tools:
                 self._left[TOOLS] += 1
-            elif (text.prompt, text.answer) in said or (kept and (unit_MF[kept] @ unit_MF[m]).max() >= NEAR):
+            elif (text.prompt, text.answer) in said or alike_MM[m, kept].any():
                 self._left[TWICE] += 1
             else:
                 kept.append(m)
@@ -288,39 +288,32 @@ class _Chooser:
         encoded = self._engine.encoder.encode(self._record)
         return TokenizedExample(0, encoded.input_ids, encoded.loss_mask)
 
-    def _fitting(self, rows: Sequence[int], order: Sequence[int]) -> list[int]:
+    def _placed(self, taken: Sequence[int], influence_M: np.ndarray) -> list[int]:
+        """Return the ordinals of what was taken, in the order of the prompt."""
+        order = sorted(range(len(taken)), key=lambda n: (influence_M[taken[n]], -n))
+        return order[::-1] if self._asked.reverse else order
+
+    def _fitting(self, rows: Sequence[int], influence_M: np.ndarray, order: Sequence[int]) -> list[int]:
         """Return the first k places of an order whose rows fit in the prompt, in that order."""
         taken: list[int] = []
-        records: list[Record] = []
         for m in order:
             if len(taken) == self._asked.k:
                 break
-            record = self._pool.parsed(rows[m])
+            tried = [*taken, m]
             try:
-                tokens = self._tokens([*records, record])
+                tokens = self._tokens([self._pool.parsed(rows[tried[n]]) for n in self._placed(tried, influence_M)])
             except BadRow:
                 self._left[REFUSED] += 1
                 continue
             if self._asked.max_tokens is not None and tokens > self._asked.max_tokens:
                 self._left[LONG] += 1
                 continue
-            taken.append(m)
-            records.append(record)
+            taken = tried
         return taken
-
-    def _prompt(self, records: Sequence[Record], answer: bool = False) -> Record:
-        """Return shots and question as one record; `answer` puts the question's own at the end."""
-        turns = self._record.turns
-        system = 0
-        while _leads(turns[system]):
-            system += 1
-        shots = [turn for record in records for turn in _demonstration(record)]
-        last = turns[system:] if answer else turns[system:-1]
-        return replace(self._record, turns=(*turns[:system], *shots, *last))
 
     def _tokens(self, records: Sequence[Record]) -> int:
         """Return the tokens of the prompt, as the model reads them. Raises BadRow where the template refuses it."""
-        return self._encoder.encode(self._prompt(records, answer=True)).answer_start
+        return self._encoder.encode(with_shots(self._record, records)).answer_start
 
     def _shot(self, rank: int, row: int, influence: float, z: float) -> Shot:
         text = plain(self._pool.parsed(row))
@@ -337,6 +330,14 @@ class _Chooser:
         if len(records) < self._asked.k:
             notes.append(f"{len(records)} shots of {self._asked.k}: no other candidate can be one")
         return tuple(notes)
+
+
+def with_shots(question: Record, records: Sequence[Record]) -> Record:
+    """Return a question and its answer, its last turn, after shots in the order given: only that answer is trained."""
+    system = next(i for i, turn in enumerate(question.turns) if not _leads(turn))
+    shots = [turn for record in records for turn in _demonstration(record)]
+    before = [replace(turn, trained=False) for turn in question.turns[system:-1]]
+    return replace(question, turns=(*question.turns[:system], *shots, *before, question.turns[-1]))
 
 
 def _demonstration(record: Record) -> list[Turn]:
