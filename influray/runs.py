@@ -23,6 +23,7 @@ from influray.store.uri import is_uri, parse_uri
 if TYPE_CHECKING:
     from influray.ask.answers import QueryAnswer
     from influray.ask.query import QueryEngine
+    from influray.ask.shots import Shots
     from influray.report.export import Exported
     from influray.store.attribution import Attribution
     from influray.store.datastore import Datastore
@@ -138,6 +139,23 @@ class Run:
         text = prompt or answer or system or messages
         question = Question(prompt, answer, system, messages) if text or not like else None
         return self.engine.ask(Asked(question, like, k, tokens))
+
+    def shots(self, prompt: str = "", answer: str = "", k: int = 8, **options: Any) -> Shots:
+        """Return k rows of the pool as demonstrations for a question, and the prompt of them.
+
+        Args:
+            prompt: the question; `answer` the one that is wanted, which chooses, or `task`, whose targets choose.
+            answer: see there.
+            k: how many, least influence first.
+            options: system, like, task, method (influence, coverage, dpp), selection, max_tokens, reverse, candidates,
+                diversity, as in `influray.ask.shots.ShotsAsked`.
+
+        Raises:
+            ConfigError, DataError, ArtifactMismatch: as `influray.ask.shots.choose_shots`.
+        """
+        from influray.ask.shots import ShotsAsked, choose_shots
+
+        return choose_shots(self.engine, ShotsAsked(prompt, answer, k=k, **options))
 
 
 def located(run_dir: str | Path) -> Run:

@@ -91,16 +91,16 @@ class QueryEngine:
         self._device = device
         self._lock = threading.Lock()
         directory.require_made("data", "warmup", "featurize", "score", "select", "index")
-        self._vectors = PoolVectors(directory)
+        self.vectors = PoolVectors(directory)
         self._index = _open_index(directory)
         if self._index is None:  # every row is to be read; a model is loaded meanwhile
-            self._vectors.check_ahead()
-        self._catalogues = {split: Catalogue(directory.data(split)) for split in SPLITS}
+            self.vectors.check_ahead()
+        self.catalogues = {split: Catalogue(directory.data(split)) for split in SPLITS}
         self._facts: dict[tuple[str, str], np.ndarray] = {}
         self._known_rows = lru_cache(KEPT_ROWS)(self._row_facts)
 
     def __len__(self) -> int:
-        return len(self._vectors.rows)
+        return len(self.vectors.rows)
 
     def ask(self, asked: Asked) -> QueryAnswer:
         """Return the answer to one query.
@@ -144,7 +144,7 @@ class QueryEngine:
     def _encoded(self, question: Question) -> _Row:
         record = question_record(question)
         try:
-            encoded = self._encoder.encode(record)
+            encoded = self.encoder.encode(record)
         except BadRow as bad:
             raise DataError(f"question: {bad.reason}") from None
         example = TokenizedExample(0, encoded.input_ids, encoded.loss_mask)
@@ -152,7 +152,7 @@ class QueryEngine:
 
     def _row_of(self, like: str, tokens: bool) -> _Row:
         split, row = self.find(like)
-        catalogue = self._catalogues[split]
+        catalogue = self.catalogues[split]
         name = f"{split} {catalogue.cell(row, 'id')}"
         if tokens and split == "pool":
             raise DataError(
@@ -170,14 +170,22 @@ class QueryEngine:
             places.append((head, tail))
         for split, identity in places:
             try:
-                return split, self._catalogues[split].find(identity)
+                return split, self.catalogues[split].find(identity)
             except DataError:  # that split has no such id
                 continue
         raise UnknownId(f"like: no row of pool or targets has the id {like[:200]!r}; it may stand in the quarantine")
 
-    def _ask_together(self, asked: Sequence[Asked], found: list[Any]) -> None:
-        """Put answers, or errors, in the place of the rows of `found`."""
-        own_QF, facts = np.zeros((len(found), self._vectors.dimension), np.float32), [(np.nan, np.nan)] * len(found)
+    def vector(self, asked: Asked) -> np.ndarray:
+        """Return the vector that asks, float32 [F]. Raises as `ask`."""
+        with self._lock:
+            own_QF, _ = self._own(found := [self._prepared(asked)])
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return own_QF[0]
+
+    def _own(self, found: list[Any]) -> tuple[np.ndarray, list[tuple[float, float]]]:
+        """Return the vectors of the rows of `found`, and their (loss, gradient norm); errors take a row's place."""
+        own_QF, facts = np.zeros((len(found), self.vectors.dimension), np.float32), [(np.nan, np.nan)] * len(found)
         for q, row in enumerate(found):
             if isinstance(row, _Row) and row.split:
                 vectors = self._split(row.split)
@@ -189,12 +197,16 @@ class QueryEngine:
             try:
                 self._take_features(new, found, own_QF, facts)
             except USER_ERRORS as error:
-                for q in new:
-                    found[q] = error
+                found[:] = [error if q in new else one for q, one in enumerate(found)]
+        return own_QF, facts
+
+    def _ask_together(self, asked: Sequence[Asked], found: list[Any]) -> None:
+        """Put answers, or errors, in the place of the rows of `found`."""
+        own_QF, facts = self._own(found)
         alive = [q for q, row in enumerate(found) if isinstance(row, _Row)]
         if not alive:
             return
-        answers = self._search(own_QF[alive], max(asked[q].k for q in alive))
+        answers = self.search(own_QF[alive], max(asked[q].k for q in alive))
         for place, q in enumerate(alive):
             try:
                 found[q] = self._answer(asked[q], found[q], answers, place, facts[q])
@@ -205,8 +217,8 @@ class QueryEngine:
         self, new: Sequence[int], found: list[Any], own_QF: np.ndarray, facts: list[tuple[float, float]]
     ) -> None:
         made = self._warm.rows([found[q].example for q in new])
-        weight_K = self._vectors.weights
-        joined_QF = self._vectors.query(made.unit_KQD, list(made.norm_KQ))
+        weight_K = self.vectors.weights
+        joined_QF = self.vectors.query(made.unit_KQD, list(made.norm_KQ))
         for place, q in enumerate(new):
             if made.failure_Q[place]:
                 found[q] = DataError(f"question: {made.failure_Q[place]}; nothing can be compared with it")
@@ -214,8 +226,9 @@ class QueryEngine:
             own_QF[q] = joined_QF[place]
             facts[q] = float(weight_K @ made.loss_KQ[:, place]), float(weight_K @ made.grad_norm_KQ[:, place])
 
-    def _search(self, query_QF: np.ndarray, k: int) -> Answers:
-        return exact_query(self._vectors, query_QF, k) if self._index is None else self._index.search(query_QF, k)
+    def search(self, query_QF: np.ndarray, k: int) -> Answers:
+        """Return what the pool says to vectors: by the index, where the run has one."""
+        return exact_query(self.vectors, query_QF, k) if self._index is None else self._index.search(query_QF, k)
 
     def _answer(self, asked: Asked, row: _Row, answers: Answers, place: int, facts: tuple[float, float]) -> QueryAnswer:
         mean, std = float(answers.mean[place]), float(answers.std[place])
@@ -246,8 +259,8 @@ class QueryEngine:
         return Hit(influence=influence, z=z, **self._known_rows(row))
 
     def _row_facts(self, row: int) -> dict[str, Any]:
-        catalogue = self._catalogues["pool"]
-        position = self._vectors.positions_of(np.array([row]))[0]
+        catalogue = self.catalogues["pool"]
+        position = self.vectors.positions_of(np.array([row]))[0]
         text = plain(catalogue.parsed(row))
         return {
             "row": row,
@@ -260,7 +273,7 @@ class QueryEngine:
         }
 
     def _token_influences(self, example: TokenizedExample, helpful: Sequence[Hit]) -> tuple[TokenInfluence, ...]:
-        rows = self._vectors.positions_of(np.array([hit.row for hit in helpful]))
+        rows = self.vectors.positions_of(np.array([hit.row for hit in helpful]))
         pieces, influence_nk = self.token_influences(example, rows)
         mean_n = influence_nk.mean(axis=1)
         total = float(mean_n.sum())
@@ -275,32 +288,32 @@ class QueryEngine:
         influence[n, i] = sum over checkpoints of w_k <g_ki, R grad_n> / |R grad|, where the grad_n add up to grad: the
         sum over n is the influence of the row. float64.
         """
-        pieces = answer_pieces(example, self._tokenizer)
+        pieces = answer_pieces(example, self.tokenizer)
         share_n = np.array([piece.share for piece in pieces])
         parts_K = [part_nD * share_n[:, None] for part_nD in self._warm.projected([piece.example for piece in pieces])]
-        if self._vectors.similarity == "cosine":
+        if self.vectors.similarity == "cosine":
             parts_K = [part_nD / np.linalg.norm(part_nD.sum(axis=0)) for part_nD in parts_K]
-        weighted = [part_nD * np.sqrt(w) for part_nD, w in zip(parts_K, self._vectors.weights, strict=True)]
-        pool_kF = self._vectors.take(positions).astype(np.float64)
+        weighted = [part_nD * np.sqrt(w) for part_nD, w in zip(parts_K, self.vectors.weights, strict=True)]
+        pool_kF = self.vectors.take(positions).astype(np.float64)
         return [piece.text for piece in pieces], np.concatenate(weighted, axis=1) @ pool_kF.T
 
     def _split(self, split: str) -> SplitVectors:
-        return self._vectors if split == "pool" else self._targets
+        return self.vectors if split == "pool" else self.targets
 
     @cached_property
-    def _targets(self) -> SplitVectors:
+    def targets(self) -> SplitVectors:
         return SplitVectors(self.directory, "target")
 
     @cached_property
-    def _tokenizer(self) -> Any:
+    def tokenizer(self) -> Any:
         from influray.model.loading import load_tokenizer
 
         return load_tokenizer(self.config.model)
 
     @cached_property
-    def _encoder(self) -> ChatEncoder:
+    def encoder(self) -> ChatEncoder:
         data = self.config.data
-        return ChatEncoder(self._tokenizer, self.config.model.chat_template, data.max_tokens, data.target_end_token)
+        return ChatEncoder(self.tokenizer, self.config.model.chat_template, data.max_tokens, data.target_end_token)
 
     @cached_property
     def _warm(self) -> WarmFeaturizers:
@@ -310,16 +323,16 @@ class QueryEngine:
 
             wanted = self.config.resources.gpus_per_worker != 0 and torch.cuda.is_available()
             device = "cuda:0" if wanted else "cpu"
-        warm = WarmFeaturizers(self.directory, self.config, len(self._vectors.weights), device)
+        warm = WarmFeaturizers(self.directory, self.config, len(self.vectors.weights), device)
         self._require_same(warm)
         return warm
 
     def _require_same(self, warm: WarmFeaturizers) -> None:
         """Make the row of one target anew, and raise ArtifactMismatch where it is not the stored one."""
-        row = int(self._targets.rows[0])
-        catalogue = self._catalogues["target"]
+        row = int(self.targets.rows[0])
+        catalogue = self.catalogues["target"]
         (example,) = catalogue.tokenized(row, row + 1)
-        encoded = self._encoder.encode(catalogue.parsed(row))
+        encoded = self.encoder.encode(catalogue.parsed(row))
         if not np.array_equal(encoded.input_ids, example.input_ids_S):
             raise ArtifactMismatch(
                 f"{catalogue.folder}: target {catalogue.cell(row, 'id')!r} has other tokens now; the tokenizer, "
@@ -327,18 +340,18 @@ class QueryEngine:
             )
         made = warm.rows([example])
         width = sum(unit_QD.shape[1] for unit_QD in made.unit_KQD)
-        if width != self._targets.dimension:
+        if width != self.targets.dimension:
             raise ArtifactMismatch(
-                f"{self.directory.features('target', 1)}: rows of {self._targets.dimension} numbers over the "
+                f"{self.directory.features('target', 1)}: rows of {self.targets.dimension} numbers over the "
                 f"checkpoints, and the config makes {width}; run `influray featurize` again"
             )
         new_F, old_F = (
-            self._vectors.query(made.unit_KQD, list(made.norm_KQ))[0],
-            self._targets.take(np.zeros(1, np.int64))[0],
+            self.vectors.query(made.unit_KQD, list(made.norm_KQ))[0],
+            self.targets.take(np.zeros(1, np.int64))[0],
         )
         start = 0
         for k, unit_QD in enumerate(made.unit_KQD):
-            if not self._vectors.weights[k]:  # trained at learning rate 0: nothing of it enters an answer
+            if not self.vectors.weights[k]:  # trained at learning rate 0: nothing of it enters an answer
                 start += unit_QD.shape[1]
                 continue
             new_D, old_D = (vector[start : (stop := start + unit_QD.shape[1])] for vector in (new_F, old_F))
@@ -360,7 +373,7 @@ class QueryEngine:
         if (split, name) not in self._facts:
             rows_N = self._split(split).rows
             total_N = np.zeros(len(rows_N))
-            for k, weight in enumerate(self._vectors.weights.tolist(), start=1):
+            for k, weight in enumerate(self.vectors.weights.tolist(), start=1):
                 store = Datastore(self.directory.features(split, k))
                 first = next(store.parts(), None)
                 there = first is not None and name in first.column_names

@@ -32,7 +32,7 @@ for topic in (start, run, look, validate, ask, export):
 ORDER = (
     *("demo", "init", "configs", "methods", "plan", "inspect", "run"),
     *("warmup", "featurize", "score", "select", "tune", "evaluate", "report"),
-    *("compare", "export", "query", "audit", "targets", "mixture", "validate", "blame", "index", "serve"),
+    *("compare", "export", "query", "shots", "audit", "targets", "mixture", "validate", "blame", "index", "serve"),
 )
 
 

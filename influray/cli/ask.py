@@ -1,4 +1,4 @@
-"""The verbs that ask a finished run: index, query, audit, mixture, serve."""
+"""The verbs that ask a finished run: index, query, shots, audit, mixture, serve."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(index)
     app.command()(query)
+    app.command()(shots)
     app.command()(audit)
     app.command()(mixture)
     app.command()(serve)
@@ -86,6 +87,55 @@ def query(
         write_json(files["--json"], plain)
     for path in files.values():
         out.print(f"answer: {escape(str(path))}")
+
+
+def shots(
+    run: RunPath,
+    question: Annotated[str, typer.Option("--question", help="What the prompt ends with.")] = "",
+    answer: Annotated[str, typer.Option("--answer", help="The answer that is wanted: it chooses.")] = "",
+    task: Annotated[str, typer.Option("--task", help="Where no answer is known: its targets choose.")] = "",
+    system: Annotated[str, typer.Option("--system", help="A system turn before it all.")] = "",
+    like: Annotated[str, typer.Option("--like", help="Id of a target or pool row, in place of a question.")] = "",
+    k: Annotated[int, typer.Option("-k", help="How many shots.")] = 8,
+    method: Annotated[str, typer.Option("--method", help="influence, coverage or dpp.")] = "influence",
+    selection: Annotated[str, typer.Option("--from", help="Only rows of this selection; default: the pool.")] = "",
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Most tokens of the whole prompt.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Most influence first, not next to the question.")] = False,
+    candidates: Annotated[int, typer.Option("--candidates", help="Rows of most influence to choose among.")] = 100,
+    diversity: Annotated[float, typer.Option("--diversity", help="Of dpp: larger asks for less alike shots.")] = 1.0,
+    numbers: Annotated[str | None, typer.Option("--json", help="Write it all as JSON; - prints it.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the prompt: its messages to a .json, else its text.")
+    ] = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Choose demonstrations for a question from the pool, as a few-shot prompt."""
+    from influray.report.query_sheet import shots_table
+    from influray.report.sheet import check_output_path
+    from influray.runs import open_run
+    from influray.store.artifact import write_bytes, write_json
+
+    plain = None if numbers is None or numbers == "-" else check_output_path(numbers, "--json")
+    prompt = None if output is None else check_output_path(output, "--output")
+    _quiet()
+    given = {"system": system, "like": like, "task": task, "method": method, "selection": selection}
+    limits = {"max_tokens": max_tokens, "reverse": reverse, "candidates": candidates, "diversity": diversity}
+    found = open_run(run).shots(question, answer, k, **given, **limits)
+    if numbers == "-":
+        typer.echo(json.dumps(found.as_plain()))
+    else:
+        print_tables([shots_table(found.as_plain(), out.width)], [])
+        out.print(escape(found.text))
+    for note in (f"{found.tokens} tokens", *found.notes):
+        err.print(escape(note))
+    if prompt is not None:
+        tools = {"tools": found.tools} if found.tools else {}
+        whole = json.dumps({"messages": found.messages, **tools}, ensure_ascii=False, indent=2) + "\n"
+        write_bytes(prompt, (whole if prompt.suffix.lower() == ".json" else found.text).encode())
+        err.print(f"prompt: {escape(str(prompt))}")
+    if plain is not None:
+        write_json(plain, found.as_plain())
+        err.print(f"numbers: {escape(str(plain))}")
 
 
 def audit(

@@ -120,9 +120,9 @@ class ChatEncoder:
         sources = dict.fromkeys((self._template.source, self._template.tool_source))
         return hashlib.sha256("\0".join(sources).encode("utf-8", "surrogatepass")).hexdigest()
 
-    def render(self, record: Record) -> str:
-        """Return the text of a record, as the template writes it. Raises BadRow where it refuses."""
-        return self._template.render(self._template.conversation(record))
+    def render(self, record: Record, prompt: bool = False) -> str:
+        """Return the text of a record, with `prompt` as one that asks for the next answer. Raises BadRow: refused."""
+        return self._template.render(self._template.conversation(record), prompt)
 
     def encode(self, record: Record) -> Encoded:
         """Return a record's tokens. Raises BadRow naming why it cannot be trained on, DataError as the class does."""

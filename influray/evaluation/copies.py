@@ -62,6 +62,13 @@ def normalised(text: str) -> str:
     return " ".join(_POINTS.sub(" ", folded).split()) or " ".join(folded.split())
 
 
+def text_of(row: int, record: Record) -> Text:
+    """Return a record as copies are told."""
+    prompt = "\n".join(turn.text for turn in record.turns if turn.role != "assistant")
+    answer = "\n".join(turn.text for turn in record.turns if turn.role == "assistant")
+    return Text(row, normalised(prompt), normalised(answer))
+
+
 def same_text(texts: Iterable[Text]) -> list[Group]:
     """Return the groups of rows of the same prompt and answer, the largest first, then by row."""
     found: dict[tuple[str, str], list[int]] = defaultdict(list)

@@ -267,9 +267,7 @@ def _texts(catalogue: Catalogue) -> Iterator[copies.Text]:
     for start in range(0, len(catalogue), TEXTS_AT_ONCE):
         records = catalogue.all_parsed(range(start, min(start + TEXTS_AT_ONCE, len(catalogue))))
         for row, record in enumerate(records, start=start):
-            prompt = "\n".join(turn.text for turn in record.turns if turn.role != "assistant")
-            answer = "\n".join(turn.text for turn in record.turns if turn.role == "assistant")
-            yield copies.Text(row, copies.normalised(prompt), copies.normalised(answer))
+            yield copies.text_of(row, record)
 
 
 class _Names:

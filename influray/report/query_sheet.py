@@ -1,4 +1,4 @@
-"""The answer to a query as tables for a terminal: one line a row of the pool, its text shortened to what fits."""
+"""The answer to a query, and shots, as tables for a terminal: one line a row, its text shortened to what fits."""
 
 from __future__ import annotations
 
@@ -36,6 +36,23 @@ def query_tables(answer: Mapping[str, Any], width: int) -> list[Table]:
     return tables
 
 
+def shots_table(shots: Mapping[str, Any], width: int) -> Table:
+    """Return the table of shots (Shots.as_plain), in the order of the prompt, the nearest to the question last."""
+    most = MOST if width >= WIDE else NARROW
+    lines = [
+        (
+            str(shot["rank"]),
+            formatting.signed(shot["influence"], 4),
+            formatting.signed(shot["z"]),
+            _short(shot["id"], most["id"]),
+            _short(shot["source"], most["source"]),
+        )
+        for shot in shots["shots"]
+    ]
+    title = f"shots for {formatting.visible(shots['asked'])} by {shots['method']}, in the order of the prompt"
+    return _with_texts(title, ("chosen", "influence", "z", "id", "source", "text"), lines, shots["shots"], width)
+
+
 def query_note(answer: Mapping[str, Any]) -> str:
     """Return a line on the query as a whole."""
     found = [
@@ -70,9 +87,20 @@ def _rows_table(title: str, hits: Sequence[Mapping[str, Any]], width: int) -> Ta
         for rank, hit in enumerate(hits, start=1)
     ]
     columns = tuple(name for name in COLUMNS if name != "norm" or width >= WIDE)
+    return _with_texts(title, columns, lines, hits, width)
+
+
+def _with_texts(
+    title: str,
+    columns: tuple[str, ...],
+    lines: Sequence[tuple[str, ...]],
+    rows: Sequence[Mapping[str, Any]],
+    width: int,
+) -> Table:
+    """Return a table whose last column is the text of each row, cut to the room that the others leave."""
     used = sum(max(map(cell_len, column)) + GAP for column in zip(columns[:-1], *lines, strict=True))
     room = max(LEAST_TEXT, width - used)
-    texts = [_short(hit["text"], room) for hit in hits]
+    texts = [_short(row["text"], room) for row in rows]
     return Table(title, columns, tuple((*line, text) for line, text in zip(lines, texts, strict=True)))
 
 

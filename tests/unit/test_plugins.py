@@ -73,6 +73,7 @@ def arguments_of(name: str, run: Path) -> list[str] | None:
     given = [name, str(run / "config.yaml") if places[0].startswith("CONFIG") else str(run)]
     required = {
         "query": ["a question", "--answer", "b"],
+        "shots": ["--question", "a question", "--answer", "b"],
         "inspect": ["--row", "0"],
         "blame": ["--failing", "wrong.jsonl"],
         "targets": ["--keep", "0.5"],

@@ -91,6 +91,8 @@ def test_no_verb_quotes_a_path_that_steers_the_terminal(verb, printed, tmp_path)
         ["inspect", "{config}", "--id", f"hostile-1{HOSTILE}"],
         ["query", "{run}", "--like", f"hostile-1{HOSTILE}", "-k", "5"],
         ["query", "{run}", "--like", f"hostile-1{HOSTILE}", "-k", "5", "--json", "-"],
+        ["shots", "{run}", "--like", "t-sum-50", "-k", "20"],
+        ["shots", "{run}", "--like", f"hostile-1{HOSTILE}", "--json", "-"],
         ["audit", "{run}"],
         ["targets", "{run}", "--keep", "0.5"],
         ["mixture", "{run}"],
@@ -109,7 +111,7 @@ def test_no_verb_prints_a_row_that_steers_the_terminal(argv, printed, run):
     assert status in (0, 2), text
     assert not STEERING.findall(text)
     assert text
-    if argv[0] in ("inspect", "query") and "--json" not in argv:
+    if argv[0] in ("inspect", "query", "shots") and "--json" not in argv:
         assert status == 0
         assert "[U+001B][2J" in text
 
