@@ -139,7 +139,7 @@ class Bench:
     def _chosen(self, kind: str, chooser: str, question: Question) -> list[Record]:
         prompt, answer = question.record.turns[-2].content, question.record.turns[-1].content
         system = "".join(turn.content for turn in question.record.turns[:-2] if turn.role == "system")
-        given = {"task": question.task} if chooser == "task" else {"answer": answer}
+        given: dict[str, Any] = {"task": question.task} if chooser == "task" else {"answer": answer}
         asked = Asked(prompt, system=system, k=self.k, method=kind, max_tokens=self.room, **given)
         found = choose_shots(self.run.engine, replace(asked, diversity=self.diversity))
         return [self.records[shot.row] for shot in found.shots]
@@ -199,8 +199,8 @@ def judged(bench: Bench, method: str, draws: int) -> Judged:
         matches.append(match_Q)
         shots.append(np.mean([len(one) for one in chosen]))
         tokens.append(np.mean([one.tokens for one in examples]))
-    means = (np.mean(values, axis=0) for values in (losses, matches))
-    return Judged(*means, float(np.mean(shots)), float(np.mean(tokens)))
+    loss_Q, match_Q = np.mean(losses, axis=0), np.mean(matches, axis=0)
+    return Judged(loss_Q, match_Q, float(np.mean(shots)), float(np.mean(tokens)))
 
 
 def interval(value_Q: np.ndarray, tasks: Sequence[str], seed: int) -> tuple[float, float, float]:
