@@ -97,7 +97,7 @@ def report(given: Given) -> None:
 def demo(
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Where the run lies; default: runs/demo.")] = None,
     size: Annotated[
-        str, typer.Option("--size", help="full; small: every step, in a minute; real: a real model on real data.")
+        str, typer.Option("--size", help="full; small: every step, in minutes; real: a real model on real data.")
     ] = "full",
     seed: Annotated[int, typer.Option("--seed", help="Of the generated world.")] = 0,
     data: Annotated[
@@ -118,7 +118,7 @@ def demo(
         _print_outcome(*(Given(path, {}, None, address).run("report") for path in real_example.prepare(run_dir, data)))
         return
     config = miniature.prepare(run_dir / "world", seed=seed, size=size)
-    _print_outcome(Given(Path(config), {}, str(run_dir), address).run("report"))
+    finished = Given(Path(config), {}, str(run_dir), address).run("report")
     if size == "small":
         # Measured: docs/evidence.md, "How far the small demo's scores can be trusted".
         out.print(
@@ -126,6 +126,7 @@ def demo(
             "steps; `influray demo` shows the effect, and `influray validate RUN --experiment stability` how far to "
             "trust a run."
         )
+    _print_outcome(finished)
 
 
 def _print_outcome(*runs: Run) -> None:
