@@ -98,7 +98,7 @@ def peer_scores(name: str, work: Path) -> dict[str, tuple[np.ndarray, float]]:
         single = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         subprocess.run(command, check=True, env={**os.environ, **single})
     seconds = json.loads((out / "seconds.json").read_text())
-    return {method: (np.load(out / f"{method}.npy"), taken) for method, taken in seconds.items()}
+    return {method: (np.load(out / f"{method}.npy", allow_pickle=False), taken) for method, taken in seconds.items()}
 
 
 def judged(

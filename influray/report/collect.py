@@ -68,7 +68,7 @@ def collect(run_dir: str | Path) -> ReportData:
     steps = tuple(sorted(steps, key=lambda step: str(step.facts.get("started", ""))))
     tasks = tuple(_task_facts(readings))
     return ReportData(
-        name=run.path.name if run.path.name != "run" else f"{run.path.parent.name}/run",
+        name=run.path.name,
         made=max((str(step.facts.get("started", "")) for step in steps), default=""),
         model=config.model.base,
         features=_features(readings),

@@ -91,7 +91,7 @@ def matrix(folder: Path, facts: dict) -> np.ndarray:
 
 def save(world: Path, split: str, place: Path) -> str:
     """Write the rows of a split as a data set of tokens and return its folder."""
-    tokens = np.load(world / "tokens.npz")
+    tokens = np.load(world / "tokens.npz", allow_pickle=False)
     ids, mask, length = (tokens[f"{split}_{name}"] for name in ("ids", "mask", "length"))
     stops = np.cumsum(length)
     rows = [

@@ -30,9 +30,11 @@ BATCH = 10
 
 def main(world: Path, out: Path) -> None:
     facts = json.loads((world / "world.json").read_text())
-    base = AutoModelForCausalLM.from_pretrained(facts["base"], dtype=torch.float32, attn_implementation="eager")
+    how = {"dtype": torch.float32, "attn_implementation": "eager"}
+    base = AutoModelForCausalLM.from_pretrained(facts["base"], use_safetensors=True, **how)
     adapters = [one["adapter"] for one in facts["checkpoints"]]
-    model = PeftModel.from_pretrained(base, adapters[-1], is_trainable=True).eval()
+    model = PeftModel.from_pretrained(base, adapters[-1], is_trainable=True)
+    model.eval()
     pool, target = samples(world, "pool"), samples(world, "target")
     weights = [one["weight"] for one in facts["checkpoints"]]
 
@@ -72,7 +74,7 @@ def main(world: Path, out: Path) -> None:
 
 def samples(world: Path, split: str) -> list[dict[str, torch.Tensor]]:
     """Return the rows of a split, padded to one length, as its collation needs."""
-    tokens = np.load(world / "tokens.npz")
+    tokens = np.load(world / "tokens.npz", allow_pickle=False)
     length = tokens[f"{split}_length"]
     longest, stop = int(length.max()), np.cumsum(length)
     found = []
