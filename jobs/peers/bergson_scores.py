@@ -58,7 +58,7 @@ def main(world: Path, out: Path) -> None:
             print(f"bergson {name}: {seconds[name]:.0f} CPU s", flush=True)
 
         before = children()
-        dots = cosines = np.zeros((facts["rows"]["pool"], facts["rows"]["target"]))
+        dots, cosines = np.zeros((2, facts["rows"]["pool"], facts["rows"]["target"]))
         for one in checkpoints:
             pool, target = build("pool", one["adapter"]), build("target", one["adapter"])
             dots += one["weight"] * (pool @ target.T)

@@ -107,11 +107,10 @@ def adam(model, moments: str) -> torch.optim.AdamW:
         trained.values(), lr=1e-3, betas=(step["beta1"], step["beta2"]), eps=step["epsilon"], weight_decay=0.0
     )
     for name, parameter in trained.items():
-        key = name.replace(".default.", ".")
         optimizer.state[parameter] = {
             "step": torch.tensor(float(step["step"])),
-            "exp_avg": read[f"exp_avg/{key}"],
-            "exp_avg_sq": read[f"exp_avg_sq/{key}"],
+            "exp_avg": read[f"exp_avg/{name}"],
+            "exp_avg_sq": read[f"exp_avg_sq/{name}"],
         }
     return optimizer
 
