@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def entry_files(
             scope = file.name if isinstance(entry, EntryConfig) and entry.ids == "scoped" else ""
             found.append((where, replace(file, reading=replace(reading, scope=scope))))
     return in_order(found)
+
+
+def in_pool(pool: Iterable[DataFile], files: Iterable[DataFile]) -> list[DataFile]:
+    """Return which of the files the pool holds too: its rows would be chosen for themselves."""
+    paths = {os.path.realpath(file.path) for file in pool if file.kind != "hub"}
+    return [file for file in files if os.path.realpath(file.path) in paths]
 
 
 def _reading(entry: EntryConfig, root: Path, where: str, columns: ColumnsConfig) -> Reading:

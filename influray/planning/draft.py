@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from influray.config_data import ColumnsConfig
-from influray.data.entries import entry_files
+from influray.data.entries import entry_files, in_pool
 from influray.data.files import DataFile
 from influray.data.hub import PREFIX
 from influray.data.survey import Survey, survey
@@ -96,13 +96,13 @@ def draft(files: Files, run_dir: str, base: str = BASE, columns: Mapping[str, st
 
 def _shared(read: Mapping[str, Sequence[DataFile]]) -> Iterator[str]:
     """Yield what is to be said of files that stand in two places."""
-    pool = {os.path.realpath(file.path) for file in read["data.pool"] if file.kind != "hub"}
     for key, files in read.items():
-        both = [file.path for file in files if key != "data.pool" and os.path.realpath(file.path) in pool]
+        both = in_pool(read["data.pool"], files) if key != "data.pool" else []
         if both:
+            more = f" and {len(both) - 1} more" if len(both) > 1 else ""
             yield (
-                f"the pool holds {both[0]}{f' and {len(both) - 1} more' if len(both) > 1 else ''} of {key}: its rows "
-                "would be chosen for themselves; name entries of the pool that do not hold it"
+                f"the pool holds {both[0].path}{more} of {key}: its rows would be chosen for themselves; name entries "
+                "of the pool that do not hold it"
             )
 
 

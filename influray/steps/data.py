@@ -90,12 +90,14 @@ def data(context: StepContext) -> StepResult:
 
 def _tell_shared(files: Mapping[Split, Sequence[tuple[str, DataFile]]]) -> None:
     """Warn of files that are both in the pool and a target or a test."""
-    pool = {file.path for _, file in files["pool"]}
+    from influray.data.entries import in_pool
+
+    pool = [file for _, file in files["pool"]]
     for split in ("target", "test"):
-        both = [f"{file.name} ({task})" for task, file in files[split] if file.path in pool]
-        if both:
+        if both := in_pool(pool, [file for _, file in files[split]]):
+            names = ", ".join(file.name for file in both)
             logger.warning(
-                "the pool holds files of the %ss, whose rows would be chosen for themselves: %s", split, ", ".join(both)
+                "the pool holds files of the %ss, whose rows would be chosen for themselves: %s", split, names
             )
 
 

@@ -16,7 +16,7 @@ from influray.cli import main
 from influray.evaluation.overlap import rank_biased_overlap
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.collect import collect
-from influray.report.compare import compare
+from influray.report.compare import compare, run_and_name
 from influray.report.compare_sheet import compare_sheet
 from influray.report.sheet import Table, as_html, as_svg
 from influray.report.terminal import abbreviate, fit
@@ -236,3 +236,10 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(run, monkeypat
     assert not out
     for text in said:
         assert text in err
+
+
+def test_the_path_that_a_run_prints_names_its_selection_and_a_folder_above_a_run_names_the_run(run):
+    for part in ("selection/bids", "selection/bids/selected.jsonl"):
+        assert run_and_name(run.path / part, "export") == (run.path, "bids")
+    with pytest.raises(ConfigError, match=f"did you mean {run.path}"):
+        run_and_name(run.path.parent, "export")

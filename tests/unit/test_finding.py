@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from influray.report.collect import _unknown_to_base as told
 from influray.report.evaluations import tuned
 from influray.report.finding import difference, finding, verdict
+from influray.steps.train import _unknown_to_base
 
 SELECTIONS = [SimpleNamespace(name=name, method=name, tokens=1000) for name in ("bids", "less", "rr", "random")]
 
@@ -70,3 +72,12 @@ def test_selections_of_unlike_length_are_told_where_both_were_tuned():
 def test_untuned_selections_have_no_verdict():
     assert verdict(SELECTIONS, [BASE]) == ()
     assert finding([], []) == ()
+
+
+def test_a_base_that_guesses_is_told_of_and_one_that_knows_is_not(caplog):
+    context = SimpleNamespace(tuned=SimpleNamespace(tokenizer=range(100)))  # guessing among them has a loss of 4.61
+    evaluation = {"tasks": {"sums": {"loss": 4.5}, "words": {"loss": 2.0}}}
+    assert _unknown_to_base(context, evaluation) == ["sums"]
+    assert "knows nothing of sums: its loss there is 4.50, and guessing among its 100 tokens gives 4.61" in caplog.text
+    assert told({"evaluate": {"unknown_to_base": ["sums"]}})[0].startswith("The base knows nothing of sums")
+    assert told({"evaluate": {"unknown_to_base": []}}) == told({}) == []

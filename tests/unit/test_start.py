@@ -101,6 +101,12 @@ def test_a_pool_that_holds_targets_is_told(tmp_path, monkeypatch):
     assert "of data.targets.math" in " ".join(result.output.split())
 
 
+def test_a_folder_in_place_of_its_config_is_told_the_config(tmp_path):
+    (tmp_path / "influray.yaml").touch()
+    with pytest.raises(ConfigError, match=r"did you mean .*influray\.yaml\?"):
+        load_config(tmp_path)
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs(Path("pool.jsonl"))
