@@ -12,7 +12,7 @@ from influray.protocols import ArtifactMismatch, ConfigError, DataError, Selecti
 
 if TYPE_CHECKING:
     from influray.config import load_config
-    from influray.pipeline import blame, run, validate
+    from influray.pipeline import blame, pilot, run, validate
     from influray.plugins import allow_plugins
     from influray.runs import open_run
     from influray.selectors.api import select
@@ -24,6 +24,7 @@ _LAZY = {
     "run": "influray.pipeline",
     "validate": "influray.pipeline",
     "blame": "influray.pipeline",
+    "pilot": "influray.pipeline",
     "open_run": "influray.runs",
     "load_config": "influray.config",
     "allow_plugins": "influray.plugins",
@@ -38,6 +39,7 @@ __all__ = [
     "blame",
     "load_config",
     "open_run",
+    "pilot",
     "run",
     "select",
     "validate",

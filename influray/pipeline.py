@@ -32,6 +32,7 @@ from influray.steps.running import run_steps
 from influray.steps.subject import settle_checkpoints
 from influray.store.artifact import naming_full_disk, require_manifest, whole_manifest
 from influray.store.mirror import present
+from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -230,6 +231,53 @@ def blame(
         with context.progress.step("blame"):
             find(context, asked)
         return Validation.read(context.directory, ["blame"])
+
+
+def pilot(
+    config: str | Path | Config | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    recipes: Sequence[str] = (),
+    only: Sequence[str] = (),
+    address: str | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> tuple[Validation, Config | None]:
+    """Try cheaper recipes on a sample of a config's pool; return what they keep and cost, and the cheapest config.
+
+    Args:
+        recipes: further ones, each "NAME KEY=VALUE ...".
+        only: names of those that are tried; the full one is in any case.
+        options: rows, seed, selector, least, tune, device, workers, as in `influray.validation.pilot.Asked`.
+
+    The config is that of the cheapest recipe that keeps `least` of the merit, None where none does.
+
+    Raises:
+        ConfigError, DataError, ArtifactMismatch: what the user can mend.
+    """
+    from influray.report.validation import Validation
+    from influray.validation import recipes as of
+    from influray.validation.pilot import PILOT, Asked
+    from influray.validation.pilot import pilot as find
+
+    this = resolve(config, overrides, run_dir)
+    full = of.whole(settle_checkpoints(this.config))
+    tried = of.chosen([*of.usual(full), *of.parse(recipes)], only)
+    for one in tried:
+        admit(wanted := one.of(full), wanted.run_directory, one.settings)
+    asked = Asked(recipes=tuple(tried), **options)
+    with naming_full_disk(this.directory.path), this.directory.hold(), contextlib.ExitStack() as stack:
+        this.directory.begin()
+        progress = stack.enter_context(open_progress(this.directory.logs, console))
+        context = StepContext(full, this.directory, PILOT, progress, stack, address)
+        source = this.directory
+        if this.config.cascade is not None:  # its pool is what passed
+            source = RunDirectory(this.directory.validation / PILOT / "whole")
+        find(context, source, asked)
+        found = Validation.read(this.directory, [PILOT])
+    best = next((one for one in tried if one.name == found.results[PILOT]["cheapest"]), None)
+    return found, best and best.of(full)
 
 
 def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:

@@ -3,7 +3,8 @@
     python jobs/reproduce.py        hours on two cores; stopped, the same command goes on
 
 One run a world: warmup and features are made once and serve all budgets. Every fine-tuning has the same number of
-steps, at every budget and for the full pool, so that data differ and nothing else.
+steps, at every budget and for the full pool, so that data differ and nothing else. Each `--variant NAME KEY=VALUE ...`
+is a run of its own from the same warmup under other settings, and its arms are called METHOD-BUDGET@NAME.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import argparse
 import json
 import logging
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from influray.config import parse_override
 from influray.evaluation.stability import mean_interval
 from influray.miniature import prepare
 from influray.pipeline import run
@@ -36,6 +39,7 @@ METHODS = {
 USUAL = ("bids", "normalised-instance-max", "instance-max", "less", "random")
 FULL, BASE = "full", "base"
 APART = ".apart"  # ends the arm of a method under constraints.near_duplicates
+OF = "@"  # before the name of a variant, at the end of its arms
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,13 @@ def reproduce(
     near_duplicates: float | None = None,
     methods: Sequence[str] = USUAL,
     apart_only: bool = False,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Row]:
-    """Carry out, or go on with, one run a world under `folder` and return the table's rows.
+    """Do, or go on with, one run a world under `folder` and return the table's rows.
 
     With `near_duplicates` every method is there twice: as it is, and with that constraint; with `apart_only` only so,
-    but for random, which stays a plain draw.
+    but for random, which stays a plain draw. `variants` are names with settings; random and the full pool, which no
+    setting of features or scores changes, are tuned once.
     """
     outcomes: list[Outcome] = []
     for world in worlds:
@@ -109,13 +115,31 @@ def reproduce(
                 apart = [one for one in apart if one["method"] != "random"]
                 selectors = [one for one in selectors if one["method"] == "random"]
             selectors += apart
-        arms = [selector["name"] for selector in selectors] + [FULL]
-        overrides: dict[str, Any] = {"selectors": selectors, "tune.selections": arms, "tune.seeds": list(seeds)}
         RunDirectory(place).claim()  # before a world is written into it
-        done = run(prepare(place / "world", seed=world), overrides, run_dir=place, until="evaluate")
-        outcomes.append(Outcome(world, BASE, 0, done.evaluation(BASE, 0)["tasks"]))
-        outcomes += [Outcome(world, arm, seed, done.evaluation(arm, seed)["tasks"]) for arm in arms for seed in seeds]
+        config, last = prepare(place / "world", seed=world), place
+        for name, settings in {"": {}, **(variants or {})}.items():
+            here = _beside(place, name, last) if name else place
+            ours = [one for one in selectors if not name or one["method"] != "random"]
+            arms = [one["name"] for one in ours] + ([] if name else [FULL])
+            overrides = {"selectors": ours, "tune.selections": arms, "tune.seeds": list(seeds), **settings}
+            done, last = run(config, overrides, run_dir=here, until="evaluate"), here
+            if not name:
+                outcomes.append(Outcome(world, BASE, 0, done.evaluation(BASE, 0)["tasks"]))
+            ending = OF + name if name else ""
+            for arm in arms:
+                found = (Outcome(world, arm + ending, seed, done.evaluation(arm, seed)["tasks"]) for seed in seeds)
+                outcomes += found
     return aggregate(outcomes)
+
+
+def _beside(place: Path, name: str, last: Path) -> Path:
+    """Return the run directory of a variant, begun with what the run `last` has that the variant may share."""
+    folder = place.with_name(f"{place.name}-{name}")
+    if not folder.exists():
+        RunDirectory(folder).claim()
+        for part in ("data", "warmup", "features"):
+            shutil.copytree(last / part, folder / part)
+    return folder
 
 
 def arm_name(method: str, budget: float) -> str:
@@ -140,7 +164,7 @@ def _row(arm: str, by_arm: Mapping[str, Mapping[tuple[int, int], Outcome]]) -> R
     loss = {cell: _macro(o, "loss") for cell, o in cells.items()}
     exact = {cell: 100 * _macro(o, "exact_match") for cell, o in cells.items()}
     bids, drawn = (_rival(arm, method, by_arm) for method in ("bids", "random"))
-    free = by_arm.get(arm.removesuffix(APART), {}) if arm.endswith(APART) else {}
+    free = by_arm.get(arm.replace(APART, ""), {}) if APART in arm else {}
     return Row(
         arm,
         len(cells),
@@ -159,10 +183,14 @@ def _row(arm: str, by_arm: Mapping[str, Mapping[tuple[int, int], Outcome]]) -> R
 def _rival(
     arm: str, method: str, by_arm: Mapping[str, Mapping[tuple[int, int], Outcome]]
 ) -> Mapping[tuple[int, int], Outcome]:
-    """Return what another method gave at an arm's budget, under the same limit or, where it has none, without."""
-    if arm in (FULL, BASE) or arm.startswith(f"{method}-"):
+    """Return what another method gave at an arm's budget, under the same limit or, where it has none, without.
+
+    It is the other method's arm under the settings that all variants share.
+    """
+    own, _, variant = arm.partition(OF)
+    if arm in (FULL, BASE) or (own.startswith(f"{method}-") and not variant):
         return {}
-    ending = arm.rpartition("-")[2]
+    ending = own.rpartition("-")[2]
     names = (f"{method}-{ending}", f"{method}-{ending.removesuffix(APART)}", f"{method}-{ending}{APART}")
     return next((by_arm[name] for name in names if name in by_arm), {})
 
@@ -240,12 +268,14 @@ def main() -> None:
     parser.add_argument("--near-duplicates", type=float, help="also every method with this constraint, such as 0.99")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=USUAL, metavar="NAME")
     parser.add_argument("--apart-only", action="store_true", help="with that constraint alone; random without it")
+    parser.add_argument("--variant", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"))
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     seeds = range(options.seeds)
     limits = options.near_duplicates, options.methods, options.apart_only
-    rows = reproduce(options.folder, options.worlds, seeds, options.budgets, *limits)
+    variants = {name: dict(map(parse_override, settings)) for name, *settings in options.variant}
+    rows = reproduce(options.folder, options.worlds, seeds, options.budgets, *limits, variants)
     if options.out is not None:
         options.out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     print(table(rows, len(options.worlds)))

@@ -30,7 +30,7 @@ for topic in (start, run, look, validate, ask, export):
     topic.register(app)
 # As they are used, one after the other: so the help lists them.
 ORDER = (
-    *("demo", "init", "configs", "methods", "plan", "inspect", "run"),
+    *("demo", "init", "configs", "methods", "plan", "pilot", "inspect", "run"),
     *("warmup", "featurize", "score", "select", "tune", "evaluate", "report"),
     *("compare", "export", "query", "shots", "audit", "targets", "mixture", "validate", "blame", "index", "serve"),
 )

@@ -1,14 +1,15 @@
-"""The verbs that put the scores to the test by training again: validate and blame."""
+"""The verbs that put the scores to the test: validate and blame by training again, pilot by cheaper recipes."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from influray.cli.options import Address, AllowPlugins, RunPath
+from influray.cli.options import Address, AllowPlugins, Given, RunPath, of_config
 from influray.cli.printing import err, out, print_tables
 from influray.protocols import ConfigError
 
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(validate)
     app.command()(blame)
+    app.command("pilot")(of_config(pilot))
 
 
 def validate(
@@ -96,6 +98,51 @@ def blame(
     given: dict[str, Any] = {"selection": selection, "rows": count, "draws": draws, "prove": not suspects}
     found = pipeline.blame(run, failing, passing or (), settings, **given, address=address, console=err)
     _print(found, numbers)
+
+
+def pilot(
+    given: Given,
+    rows: Annotated[int, typer.Option("--rows", help="Rows of the pool to try on, drawn by --seed.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", help="Of the sample.")] = 0,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", metavar='"NAME KEY=VALUE ..."', help="A recipe of your own; may be repeated."),
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", help="Recipes to try, with commas between.")] = None,
+    selector: Annotated[
+        str, typer.Option("--selector", help="Whose choice is compared; default: the config's first.")
+    ] = "",
+    keep: Annotated[float, typer.Option("--keep", help="Of the full recipe's merit, for the cheapest recipe.")] = 0.9,
+    tune: Annotated[bool, typer.Option("--tune", help="Tune on what each recipe chooses, and on random rows.")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="Write the config of the cheapest recipe there.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Price on: cpu, h100, h200, a100, l40s.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="How many of these.")] = None,
+    numbers: Numbers = False,
+) -> None:
+    """Try cheaper recipes on a sample of the pool: what each keeps of the full one's choice, and what it costs."""
+    from influray import pipeline
+    from influray.config import dump_config
+
+    if to is not None and to.exists():
+        raise ConfigError(f"--to: {to} is there already; name a new file")
+    names = [one.strip() for one in (only or "").split(",") if one.strip()]
+    options = {"rows": rows, "seed": seed, "selector": selector, "least": keep, "tune": tune}
+    found, best = pipeline.pilot(
+        given.config,
+        given.overrides,
+        run_dir=given.run_dir,
+        recipes=recipe or (),
+        only=names,
+        address=given.address,
+        console=err,
+        device=device,
+        workers=workers,
+        **options,
+    )
+    _print(found, numbers)
+    if to is not None and best is not None:
+        to.write_text(dump_config(best), encoding="utf-8")
+        out.print(f"config: {escape(str(to))}")
 
 
 def _print(found: Validation, numbers: bool) -> None:

@@ -208,6 +208,16 @@ def _encoder(config: Config) -> Any:
     return ChatEncoder(load_tokenizer(config.model), config.model.chat_template, config.data.max_tokens)
 
 
+def trained_checkpoints(config: Config, rows: int) -> int:
+    """Return how many checkpoints a warmup of a pool of so many rows leaves, or how many are imported."""
+    if config.warmup.checkpoints:
+        return len(config.warmup.checkpoints)
+    if config.warmup.steps is None:
+        return config.warmup.epochs
+    in_epoch = -(-max(1, int(rows * config.warmup.fraction)) // config.warmup.batch_size)
+    return -(-config.warmup.steps // in_epoch)
+
+
 def costs(
     config: Config,
     shape: ModelShape | None,
@@ -241,7 +251,7 @@ def costs(
         made["warmup"] = StepCost(0.0, 0.0, 1.0, 0.0 if shape is None else checkpoints * 12.0 * shape.lora)
     elif reads == "checkpoints":
         work = whole.work.times(config.warmup.fraction * config.warmup.epochs)
-        made["warmup"] = _training_cost(shape, machine, work, checkpoints)
+        made["warmup"] = _training_cost(shape, machine, work, checkpoints, _parts_of(1, config, machine))
     units = (shards["pool"] + shards["target"]) * checkpoints
     driver = rates.driver_shard * units + rates.driver_row * every.rows * checkpoints
     vectors = D if featurizer_traits(config.features.featurizer).makes == "vectors" else 0
@@ -305,7 +315,7 @@ def _tuning(
         passes = count * config.tune.steps * config.tune.batch_size / max(1, pool.rows)
     if config.tune.tokens is not None:
         passes = count * config.tune.tokens / max(1, pool.tokens)
-    tune = _training_cost(shape, machine, pool.times(passes), count)
+    tune = _training_cost(shape, machine, pool.times(passes), count, _parts_of(count, config, machine))
     if shape is None:
         return tune, StepCost(None, None, 0.0, 0.0)
     judged = arithmetic.forward(shape, test) * (count + 1)
@@ -330,13 +340,21 @@ def retraining_cost(
     return StepCost(operations, operations / machine.rate, 0.0, size, max(1, count), startup)
 
 
-def _training_cost(shape: ModelShape | None, machine: Machine, work: Workload, kept: int) -> StepCost:
+def _parts_of(jobs: int, config: Config, machine: Machine) -> int:
+    """Return how many processes so many trainings can keep busy (runtime.training.plan_layout)."""
+    ranks = config.resources.training_workers
+    if ranks == "auto":
+        ranks = machine.workers if machine.device.memory else 1  # a process a GPU; on CPUs it is one
+    return ranks if 1 < ranks >= jobs else jobs
+
+
+def _training_cost(shape: ModelShape | None, machine: Machine, work: Workload, kept: int, units: int) -> StepCost:
     if shape is None:
         return StepCost(None, None, 0.0, None)
     operations = arithmetic.training(shape, work)
     size = float(kept * arithmetic.checkpoint_bytes(shape.lora))
     seconds = operations / machine.rate
-    return StepCost(operations, seconds, 0.0, size, max(1, machine.workers), Rates().startup_training)
+    return StepCost(operations, seconds, 0.0, size, max(1, units), Rates().startup_training)
 
 
 def _feature_operations(config: Config, shape: ModelShape | None, work: Workload, reads: str) -> float | None:

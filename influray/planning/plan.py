@@ -14,7 +14,7 @@ from influray.config import Config
 from influray.features.epsilon_share import epsilon_text, mostly_epsilon, stored_shares
 from influray.planning import arithmetic
 from influray.planning.arithmetic import Machine, Rates, StepCost
-from influray.planning.estimate import Found, costs, find_machine, find_split, retraining_cost
+from influray.planning.estimate import Found, costs, find_machine, find_split, retraining_cost, trained_checkpoints
 from influray.registry import featurizer_reads
 from influray.steps import STEPS, Step
 from influray.steps.cheap_pass import cheap_run
@@ -157,12 +157,7 @@ def _checkpoints(config: Config, directory: RunDirectory, rows: int) -> int:
     manifest = read_manifest(directory.warmup)
     if manifest is not None:
         return int(manifest["checkpoints"])
-    if config.warmup.checkpoints:
-        return len(config.warmup.checkpoints)
-    if config.warmup.steps is None:
-        return config.warmup.epochs
-    in_epoch = -(-max(1, int(rows * config.warmup.fraction)) // config.warmup.batch_size)
-    return -(-config.warmup.steps // in_epoch)
+    return trained_checkpoints(config, rows)
 
 
 def _planned(

@@ -32,7 +32,7 @@ from influray.store.artifact import fingerprint, write_sealed
 from influray.store.selection import read_selection
 from influray.store.vectors import PoolVectors
 from influray.validation import draws
-from influray.validation.experiments import result_path
+from influray.validation.experiments import result_path, retrain_missing
 from influray.validation.setting import Setting
 
 FAILING, PASSING = "failing", "passing"
@@ -204,14 +204,7 @@ def _removal(
     drawn = [draws.random_rows(rows, token_n, tokens, seed, len(rows), r) for r in range(asked.draws)]
     sets = [rows, *(np.setdiff1d(rows, taken, assume_unique=True) for taken in (suspects, *drawn))]
     jobs = [one for left in sets for one in setting.with_every_seed(left)]
-    todo = [one for one in dict.fromkeys(jobs) if bench.committed(one) is None]
-    progress = context.progress.current
-    progress.expect(len(jobs), "retrainings", done=len(jobs) - len(todo))
-    if todo:
-        from influray.runtime.retraining import retrain
-
-        assert context.cluster
-        retrain(bench, todo, context.resources, progress.on_event, progress.on_jobs)
+    retrain_missing(context, bench, jobs)
     results = [bench.committed(one) for one in jobs]
     losses = [one["losses"] for one in results if one is not None]
     assert len(losses) == len(jobs), "all are committed"

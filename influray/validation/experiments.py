@@ -16,7 +16,7 @@ import threadpoolctl
 
 from influray.model.schedule import mean_rates
 from influray.protocols import ConfigError, DamagedArtifact
-from influray.runtime.retraining_worker import Retraining
+from influray.runtime.retraining_worker import Bench, Retraining
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Step
 from influray.store.artifact import fingerprint, read_sealed, write_sealed
@@ -76,25 +76,32 @@ def validate(context: StepContext) -> StepResult:
         if one.scorer != RANDOM:
             with context.progress.step(f"scores of {one.name}"):
                 matrix_of(context, one)
-    progress = context.progress.current
     jobs = {name: EXPERIMENTS[name].retrainings(setting) for name in names}
     for name, found in jobs.items():
-        _require_rates(name, found)
+        require_rates(name, found)
     every = list(dict.fromkeys(one for found in jobs.values() for one in found))
-    todo = [one for one in every if setting.bench.committed(one) is None]
-    progress.expect(len(every), "retrainings", done=len(every) - len(todo))
-    if todo:
-        from influray.runtime.retraining import retrain
-
-        logger.info("validate: %d of %d retrainings to do", len(todo), len(every))
-        assert context.cluster
-        retrain(setting.bench, todo, context.resources, progress.on_event, progress.on_jobs)
+    made = retrain_missing(context, setting.bench, every)
     results = {name: _result(setting, name, jobs[name]) for name in names}
-    facts = {"experiments": list(names), "retrainings": len(every), "carried_out": len(todo)}
+    facts = {"experiments": list(names), "retrainings": len(every), "carried_out": made}
     # Those of other calls stay, and are to be missed where they are gone.
     there = [name for name in EXPERIMENTS if name in results or present(result_path(context.directory, name)).exists()]
     files = [f"validate/{name}.json" for name in there]
     return StepResult(fingerprint([one["fingerprint"] for one in results.values()]), False, facts, files)
+
+
+def retrain_missing(context: StepContext, bench: Bench, jobs: Sequence[Retraining]) -> int:
+    """Make those of the retrainings that are not committed; return how many."""
+    every = list(dict.fromkeys(jobs))
+    todo = [one for one in every if bench.committed(one) is None]
+    progress = context.progress.current
+    progress.expect(len(every), "retrainings", done=len(every) - len(todo))
+    if todo:
+        from influray.runtime.retraining import retrain
+
+        logger.info("%d of %d retrainings to do", len(todo), len(every))
+        assert context.cluster
+        retrain(bench, todo, context.resources, progress.on_event, progress.on_jobs)
+    return len(todo)
 
 
 def result_path(directory: RunDirectory, name: str) -> Any:
@@ -110,7 +117,7 @@ def read_result(directory: RunDirectory, name: str) -> dict[str, Any] | None:
         return None
 
 
-def _require_rates(name: str, jobs: Sequence[Retraining]) -> None:
+def require_rates(name: str, jobs: Sequence[Retraining]) -> None:
     """Raise ConfigError where a retraining is so short that all of it is at learning rate 0."""
     for rows, section in {(len(one.rows), one.section.model_copy(update={"seed": 0})) for one in jobs}:
         if not any(mean_rates(section, rows)):

@@ -14,6 +14,8 @@ from influray.protocols import SelectionProblem, UnitRows
 from influray.selectors.api import needs_features, resolve_limits, run_selector
 from influray.store.attribution import Attribution
 from influray.store.column_view import ColumnView
+from influray.store.features import run_features
+from influray.store.row_view import RowView
 from influray.store.run_directory import RunDirectory
 
 
@@ -26,9 +28,10 @@ class Reselection:
 
     @cached_property
     def _features(self) -> UnitRows:
-        return Attribution(self._directory.attribution).features()
+        weights = Attribution(self._directory.attribution).manifest["weights"]
+        return run_features(self._directory.features("pool", 1).parent, [float(weight) for weight in weights])
 
-    def select(self, selector: SelectorConfig, matrix: Attribution | ColumnView) -> np.ndarray:
+    def select(self, selector: SelectorConfig, matrix: Attribution | ColumnView | RowView) -> np.ndarray:
         """Return the catalogue rows, int64 in order of choice, that a selector of the run chooses by a matrix."""
         pool = Catalogue(self._directory.data("pool"))
         facts = PoolFacts(pool, matrix.rows)

@@ -261,7 +261,11 @@ def test_the_table_of_planted_results_is_the_one_computed_by_hand():
         *(outcome(w, "bids-5pct.apart", s, 0.5 + 0.1 * w + 0.02 * s, 0.5, 0.7) for w in (0, 1) for s in (0, 1)),
         *(outcome(w, "random-5pct", s, 0.7 + 0.2 * w + 0.02 * s, 0.0, 0.8) for w in (0, 1) for s in (0, 1)),
     ]
-    base, bids, drawn = aggregate(outcomes)
+    outcomes += [outcome(w, "bids-5pct.apart@plain", s, 0.4 + 0.1 * w, 0.4, 0.7) for w in (0, 1) for s in (0, 1)]
+    base, bids, drawn, plain = aggregate(outcomes)
+    # A variant stands beside the same method, and random rows, of the settings that all share.
+    assert plain.loss_over_bids == Estimate(pytest.approx(-0.11), pytest.approx(0, abs=1e-9))
+    assert plain.loss_over_random == Estimate(pytest.approx(-0.36), pytest.approx(12.7062 * 0.05))
     assert (base.arm, base.runs, base.exact.mean) == ("base", 2, pytest.approx(20))
     assert bids.runs == 4
     # Means of the worlds .51 and .61: their standard error is .05, and t with one degree of freedom 12.706.

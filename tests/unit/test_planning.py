@@ -22,9 +22,10 @@ from influray.miniature import BASE
 from influray.model.loading import attach_new_adapter, load_base
 from influray.model.shape import ModelShape, model_shape
 from influray.planning import arithmetic, estimate
-from influray.planning.arithmetic import StepCost, Workload
+from influray.planning.arithmetic import Rates, StepCost, Workload
 from influray.planning.estimate import costs, find_machine, find_split
 from influray.planning.plan import make_plan
+from influray.planning.price import worker_seconds
 from influray.protocols import ConfigError, FeatureBlock, TokenizedExample
 from influray.steps.featurize import FEATURIZE
 from influray.steps.states import basis, step_states
@@ -269,6 +270,47 @@ def test_twice_the_pool_is_twice_the_work(world):
     for step in ("warmup", "featurize"):
         assert two[step].operations == pytest.approx(2 * one[step].operations)
     assert two["score"].operations == pytest.approx(4 * one["score"].operations)  # twice the targets, too
+
+
+def test_the_price_of_choosing_is_that_of_its_steps_and_of_a_cascade_its_share_and_the_cheap_pass(world, tmp_path):
+    config = parse_config(tree(world, world, cascade={"share": 0.25}))
+    plain = config.model_copy(update={"cascade": None})
+    by_representation = plain.model_copy(update={"features": config.cascade.features})
+    machine, place = find_machine(config, "h100", 8), RunDirectory(tmp_path)
+    splits = ("pool", "target", "test")
+    found = {split: find_split(plain, place, split, current=False) for split in splits}
+    found["pool"] = found["pool"].times(1e5)
+    shape = model_shape(config.model)
+    dear = costs(plain, shape, machine, found, 2)
+    cheap = costs(by_representation, shape, machine, found, 1)
+
+    def seconds(of, *steps):
+        return sum(of[step].worker_seconds + of[step].driver_seconds for step in steps)
+
+    assert worker_seconds(plain, machine, found) == pytest.approx(
+        seconds(dear, "data", "warmup", "featurize", "score", "select")
+    )
+    whole = seconds(dear, "warmup") + seconds(cheap, "data", "featurize", "score", "select")
+    passed = 0.25 * seconds(dear, "featurize", "score", "select")
+    assert worker_seconds(config, machine, found) == pytest.approx(
+        whole + passed, rel=0.05
+    )  # and what passed is copied
+    elsewhere = plain.model_copy(update={"model": config.model.model_copy(update={"base": "no-one/no-such-model"})})
+    assert worker_seconds(elsewhere, machine, found) is None
+
+
+def test_a_warmup_on_cpus_is_one_process_unless_it_is_given_more(world, tmp_path):
+    place = RunDirectory(tmp_path)
+
+    def warmup_seconds(device: str, workers: int, ranks="auto") -> float:
+        config = parse_config(tree(world, tmp_path, tune=None, resources={"training_workers": ranks}))
+        step = next(one for one in make_plan(config, place, device, workers).steps if one.name == "warmup")
+        return step.wall_seconds - Rates().startup_training
+
+    alone, beside = warmup_seconds("cpu", 1), warmup_seconds("cpu", 4)
+    assert beside == pytest.approx(alone, rel=0.5)  # each measures the machine anew
+    assert warmup_seconds("h100", 4) == pytest.approx(warmup_seconds("h100", 1) / 4)
+    assert warmup_seconds("h100", 4, ranks=2) == pytest.approx(warmup_seconds("h100", 1) / 2)
 
 
 def test_wrong_machines_are_refused(world):
