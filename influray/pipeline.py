@@ -249,17 +249,17 @@ def pilot(
     Args:
         recipes: further ones, each "NAME KEY=VALUE ...".
         only: names of those that are tried; the full one is in any case.
-        options: rows, seed, selector, least, tune, device, workers, as in `influray.validation.pilot.Asked`.
+        options: rows, seed, selector, least, tune, device, workers, as in `influray.planning.pilot.Asked`.
 
     The config is that of the cheapest recipe that keeps `least` of the merit, None where none does.
 
     Raises:
         ConfigError, DataError, ArtifactMismatch: what the user can mend.
     """
+    from influray.planning import recipes as of
+    from influray.planning.pilot import PILOT, Asked
+    from influray.planning.pilot import pilot as find
     from influray.report.validation import Validation
-    from influray.validation import recipes as of
-    from influray.validation.pilot import PILOT, Asked
-    from influray.validation.pilot import pilot as find
 
     this = resolve(config, overrides, run_dir)
     full = of.whole(settle_checkpoints(this.config))

@@ -8,7 +8,9 @@ from typing import Any
 
 from influray import formatting
 from influray.protocols import ArtifactMismatch
-from influray.report.sheet import Table
+from influray.report.intervals import interval
+from influray.report.pilot import pilot_figures, pilot_notes, pilot_tables
+from influray.report.sheet import Figure, Table
 from influray.store.artifact import read_sealed
 from influray.store.mirror import present
 from influray.store.run_directory import RunDirectory
@@ -34,10 +36,6 @@ NOTES = {
     "blame": "Influence in standard deviations over the rows of the selection, on failing records less on passing "
     "ones, with 95 % intervals over the records. Below 0 a row harms what fails. Only the removal says whether it is "
     "behind it: gain is how much the loss falls without the suspects, less that without random rows of as many tokens.",
-    "pilot": "Cost: worker hours from the data to the selections for the whole pool, by the arithmetic of `influray "
-    "plan`. Rank correlation: of the influence on a task over the rows, mean over tasks. Rows kept: of the full "
-    "recipe's, how many are chosen too. Merit: mean standardised influence of what is chosen as the full recipe has "
-    "it; 0 for random rows. `other seeds` is the full recipe once more: what it keeps is as good as any can be told.",
     "leave_one_out": "Spearman's correlation over what was left out, mean over the records of a task, then over tasks; "
     "in brackets the 95 % interval over the draw of groups.",
 }
@@ -75,6 +73,11 @@ class Validation:
     def tables(self) -> list[Table]:
         """The results as tables."""
         return [table for name, found in self.results.items() for table in SHOWN[name](name, found)]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """What of them is drawn."""
+        return pilot_figures(self.results["pilot"]) if "pilot" in self.results else []
 
     @property
     def notes(self) -> list[str]:
@@ -204,53 +207,6 @@ def blame_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def pilot_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
-    """Return a line for every recipe, the cheapest first."""
-    full = next(one for one in found["recipes"] if one["name"] == "full")
-
-    def line(one: Mapping[str, Any]) -> tuple[str, ...]:
-        seconds, whole = one["worker_seconds"], full["worker_seconds"]
-        cost = (formatting.ABSENT,) * 2
-        if seconds is not None and whole:
-            cost = (formatting.number(seconds / 3600), formatting.percent(seconds / whole))
-        kept = (formatting.number(one["correlation"]), *map(formatting.percent, (one["overlap"], one["merit"])))
-        tuned = (formatting.number(one["loss"], 3), _over_full(one["loss_less_full"])) if "loss" in one else ()
-        return (one["name"] + (" *" if one["name"] == found["cheapest"] else ""), *cost, *kept, *tuned)
-
-    lines = sorted(found["recipes"], key=lambda one: one["worker_seconds"] or 0.0)
-    rows = [line(one) for one in lines]
-    columns = ("recipe", "worker hours", "of full", "rank correlation", "rows kept", "merit kept")
-    if (drawn := found.get("random")) is not None:
-        columns += ("loss", "less the full one's")
-        rows.append(
-            ("random rows", *[""] * 5, formatting.number(drawn["loss"], 3), _over_full(drawn["loss_less_full"]))
-        )
-    title = (
-        f"Recipes on {formatting.count(found['rows'])} of {formatting.count(found['pool'])} rows, {found['selector']}"
-    )
-    settings = [
-        (one["name"], "; ".join(f"{key}: {_plain(value)}" for key, value in one["settings"].items()))
-        for one in lines
-        if one["settings"]
-    ]
-    return [
-        Table(title, columns, tuple(rows)),
-        Table("What the recipes change", ("recipe", "settings"), tuple(settings)),
-    ]
-
-
-def _over_full(less: Mapping[str, Any]) -> str:
-    if not less["value"] and less["interval"] is None:
-        return ""
-    return formatting.signed(less["value"], 3) if less["interval"] is None else interval(less, True, 3)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_plain(one)}" for key, one in value.items()) + "}"
-    return f"{value}"
-
-
 def _contrast(one: Mapping[str, Any]) -> str:
     return formatting.signed(one["value"]) if one["interval"] is None else interval(one, signed=True)
 
@@ -259,32 +215,11 @@ def _effect(one: Mapping[str, Any] | None) -> str:
     return formatting.ABSENT if one is None else interval(one, signed=True, digits=3)
 
 
-def interval(one: Mapping[str, Any], signed: bool = False, digits: int = 2) -> str:
-    """Return "0.44 [0.30, 0.54]"."""
-    value = formatting.signed(one["value"], digits) if signed else formatting.number(one["value"], digits)
-    low, high = (formatting.number(end, digits) for end in one["interval"])
-    return f"{value} [{low}, {high}]"
-
-
-def _of_pilot(found: Mapping[str, Any]) -> list[str]:
-    least = formatting.percent(found["least"])
-    if found["cheapest"] is None:
-        notes = [f"No cheaper recipe keeps {least} of the merit on this sample."]
-    else:
-        notes = [f"* {found['cheapest']}: the cheapest that keeps {least} of the merit on this sample."]
-    if "random" in found:
-        seeds = len(found["tuning_seeds"])
-        kind = "test records" if found["records"] == "test" else "targets, which the scores have seen"
-        notes.append(
-            f"Loss: mean over tasks on {kind}, after tuning on what is chosen from the sample, {seeds} "
-            f"{'seed' if seeds == 1 else 'seeds'}; 95 % intervals over the seeds."
-        )
-    return notes
-
-
 def _notes(name: str, found: Mapping[str, Any]) -> list[str]:
-    if name in ("blame", "pilot"):
-        return [NOTES[name], *(_of_pilot(found) if name == "pilot" else ())]
+    if name == "pilot":
+        return pilot_notes(found)
+    if name == "blame":
+        return [NOTES[name]]
     what = {
         "lds": lambda: f"{found['subsets']} subsets of {found['rows']} of {found['candidates']} rows",
         "leave_one_out": lambda: f"{found['groups']} groups of {found['group_rows']} of {found['rows']} rows",

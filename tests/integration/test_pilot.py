@@ -69,13 +69,13 @@ def config(world) -> dict[str, Any]:
 def tried(config) -> Validation:
     """A pilot on the whole pool, tuned, with a recipe that changes nothing and one that reads fewer tokens."""
     shorter = "shorter data.max_tokens=40"
-    found, _ = pipeline.pilot(config, recipes=[SAME, shorter], rows=48, tune=True)
+    found, _ = pipeline.pilot(config, recipes=[SAME, shorter], rows=48, tune=True, device="h100")
     return found
 
 
 @pytest.fixture(scope="module")
 def sampled(config) -> tuple[Validation, Any]:
-    return pipeline.pilot(config, rows=24, seed=3, least=0.01, only=["representation", "cascade 50%"])
+    return pipeline.pilot(config, rows=24, seed=3, device="h100", least=0.01, only=["representation", "cascade 50%"])
 
 
 def lines_of(found: Validation) -> dict[str, dict[str, Any]]:
@@ -174,10 +174,14 @@ def test_the_sample_is_drawn_by_its_seed_and_its_budgets_are_a_sample_of_the_bud
 def test_a_second_call_makes_nothing_and_another_recipe_shares_what_it_can(sampled, config):
     folder = Path(config["run_dir"]) / "validate" / "pilot"
     before = files_of(folder)
-    again, _ = pipeline.pilot(config, rows=24, seed=3, least=0.01, only=["representation", "cascade 50%"])
+    again, _ = pipeline.pilot(
+        config, rows=24, seed=3, device="h100", least=0.01, only=["representation", "cascade 50%"]
+    )
     assert again.results == sampled[0].results
     assert files_of(folder) == before
-    more, _ = pipeline.pilot(config, rows=24, seed=3, recipes=["dot attribution.options.similarity=dot"], only=["dot"])
+    more, _ = pipeline.pilot(
+        config, rows=24, seed=3, device="h100", recipes=["dot attribution.options.similarity=dot"], only=["dot"]
+    )
     made = {name for name in files_of(folder) if name not in before}
     assert set(lines_of(more)) == {"full", "dot"}
     assert made
@@ -186,7 +190,7 @@ def test_a_second_call_makes_nothing_and_another_recipe_shares_what_it_can(sampl
 
 def test_a_run_goes_on_beside_its_pilot_and_its_report_shows_it(sampled, tried, config):
     done = influray.run(config, until="select")
-    report = influray.run(config, until="report-only").directory.report / "index.html"
+    report = influray.run(config, until="report-only").directory.report
     text = report.read_text(encoding="utf-8")
     assert "rank correlation" in text
     assert "other seeds" in text or "representation" in text
@@ -200,9 +204,25 @@ def test_the_command_prints_a_table_and_writes_the_cheapest_config(config, sampl
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     target = tmp_path / "cheaper.yaml"
-    argv = ["influray", "pilot", str(path), "--rows", "24", "--seed", "3", "--keep", "0.01", "--to", str(target)]
+    argv = [
+        "influray",
+        "pilot",
+        str(path),
+        "--rows",
+        "24",
+        "--seed",
+        "3",
+        "--device",
+        "h100",
+        "--keep",
+        "0.01",
+        "--to",
+        str(target),
+    ]
     monkeypatch.setattr("sys.argv", [*argv, "--only", "representation,cascade 50%"])
-    assert main() == 0
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code in (0, None)
     shown = capsys.readouterr().out
     assert "worker hours" in shown
     assert "cascade 50%" in shown
@@ -210,14 +230,15 @@ def test_the_command_prints_a_table_and_writes_the_cheapest_config(config, sampl
     made = load_config(target)
     assert made == sampled[1]
     assert f"* {cheapest}" in shown
-    assert main() == 2  # it is there already
+    with pytest.raises(SystemExit, match="2"):
+        main()  # it is there already
     assert "--to" in capsys.readouterr().err
 
 
 def test_of_a_config_with_a_cascade_the_full_recipe_is_without_it(world, tmp_path):
     cascading = tree(world, tmp_path / "run", cascade=CASCADE)
-    found, _ = pipeline.pilot(cascading, rows=24, seed=3, only=["cascade 50%"])
-    plain, _ = pipeline.pilot(tree(world, tmp_path / "plain"), rows=24, seed=3, only=["cascade 50%"])
+    found, _ = pipeline.pilot(cascading, rows=24, seed=3, device="h100", only=["cascade 50%"])
+    plain, _ = pipeline.pilot(tree(world, tmp_path / "plain"), rows=24, seed=3, device="h100", only=["cascade 50%"])
     assert lines_of(found) == lines_of(plain)
     done = influray.run(cascading, until="select")  # which the pilot did not disturb
     assert done.attribution().shape[0] == 24

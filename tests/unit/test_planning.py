@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.profiler import ProfilerActivity, profile
 
 from influray import pipeline
+from influray.cli import main
 from influray.config import ModelConfig, parse_config
 from influray.features.gradient import GradientFeaturizer
 from influray.features.token_budget import made_up_batch
+from influray.formatting import seconds
 from influray.miniature import BASE
 from influray.model.loading import attach_new_adapter, load_base
 from influray.model.shape import ModelShape, model_shape
@@ -311,6 +314,26 @@ def test_a_warmup_on_cpus_is_one_process_unless_it_is_given_more(world, tmp_path
     assert beside == pytest.approx(alone, rel=0.5)  # each measures the machine anew
     assert warmup_seconds("h100", 4) == pytest.approx(warmup_seconds("h100", 1) / 4)
     assert warmup_seconds("h100", 4, ranks=2) == pytest.approx(warmup_seconds("h100", 1) / 2)
+
+
+def test_the_command_sums_up_what_is_to_do_with_validation_apart_and_tells_a_budget_above_the_pool(
+    world, tmp_path, monkeypatch, capsys
+):
+    selectors = [{"name": "bids", "method": "bids", "budget": 31}, {"name": "less", "method": "less", "budget": 30}]
+    config = tree(world, tmp_path / "run", selectors=selectors)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["influray", "plan", str(path), "--device", "h100", "--workers", "4"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code in (0, None)
+    shown = " ".join(capsys.readouterr().out.split())
+    plan = make_plan(parse_config(config), RunDirectory(tmp_path / "run"), "h100", 4)
+    left = sum(step.wall_seconds or 0.0 for step in plan.steps)
+    assert f"time of what is to do: {seconds(left)}" in shown
+    assert f"`influray validate`, on its own, {seconds(plan.validation.wall_seconds)}" in shown
+    assert "selectors.0.budget: 31 examples of a pool of some 30" in shown
+    assert "selectors.1.budget" not in shown
 
 
 def test_wrong_machines_are_refused(world):

@@ -22,6 +22,8 @@ from influray.evaluation.stability import mean_interval
 from influray.planning.arithmetic import Machine
 from influray.planning.estimate import find_machine, find_split
 from influray.planning.price import worker_seconds
+from influray.planning.recipes import AGAIN, FULL, Recipe
+from influray.planning.sample import Chosen, Sample
 from influray.protocols import ConfigError
 from influray.steps.context import StepContext
 from influray.steps.data import data
@@ -33,9 +35,7 @@ from influray.store.row_view import RowView
 from influray.store.run_directory import RunDirectory
 from influray.validation import draws
 from influray.validation.experiments import require_rates, result_path, retrain_missing
-from influray.validation.recipes import AGAIN, FULL, Recipe
 from influray.validation.reselection import Reselection
-from influray.validation.sample import Chosen, Sample
 from influray.validation.scorers import RANDOM
 from influray.validation.setting import Setting
 from influray.validation.stability import task_means
