@@ -24,7 +24,7 @@ from influray.planning.estimate import find_machine, find_split
 from influray.planning.price import worker_seconds
 from influray.planning.recipes import AGAIN, FULL, Recipe
 from influray.planning.sample import Chosen, Sample
-from influray.protocols import ConfigError
+from influray.protocols import ArtifactMismatch, ConfigError
 from influray.steps.context import StepContext
 from influray.steps.data import data
 from influray.steps.preflight import Subject, check_config
@@ -136,8 +136,8 @@ def _check(name: str, config: Config, context: StepContext) -> None:
     steps = tuple(step.name for step in steps_until("select", config))
     try:
         check_config(Subject(config, context.directory, steps, "select"))
-    except ConfigError as error:
-        raise ConfigError(f"--recipe {name}: {error}") from error
+    except (ConfigError, ArtifactMismatch) as error:
+        raise type(error)(f"--recipe {name}: {error}") from error
 
 
 def _rows(sample: Sample, name: str, config: Config, one: Chosen) -> np.ndarray:

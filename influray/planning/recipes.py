@@ -77,6 +77,7 @@ def _of_gradients(config: Config) -> list[Recipe]:
         projector = config.features.projector.model_dump(mode="json", exclude_unset=True)
         features = {
             **config.features.model_dump(mode="json", exclude_unset=True),
+            "featurizer": config.features.featurizer,  # given, for a cheap pass has another default
             "projector": {**projector, "dimension": CHEAP_DIMENSION},
         }
         by = {"share": 0.25, "features": features, "warmup": warmup}

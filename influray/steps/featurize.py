@@ -121,7 +121,7 @@ def featurize(context: StepContext) -> StepResult:
         )
     manifests = [store.freeze() for store in stores]
     shares = [m["epsilon_share"] for m in manifests if m["split"] == "pool"]
-    if known := [share for share in shares if share is not None]:
+    if missing and (known := [share for share in shares if share is not None]):
         logger.info("featurize: %s", epsilon_text(known, context.config))
     return StepResult(
         fingerprint([store.fingerprint for store in stores]),
