@@ -28,6 +28,7 @@ from influray.steps.data import data
 from influray.steps.featurize import featurize
 from influray.steps.score import score
 from influray.steps.train import warmup
+from influray.store.artifact import hash_bytes
 from influray.store.attribution import Attribution
 from influray.store.column_view import ColumnView, columns_of
 from influray.store.run_directory import RunDirectory
@@ -187,6 +188,7 @@ def _chosen(
         # Of the run's own rows: how many were chosen in one, in two .. of the variants, its own included.
         "chosen_in": [sum(times[row] == n for row in mine) for n in range(1, len(rows) + 1)],
         "times": [times[row] for row in mine],  # in order of choice
+        "digest": hash_bytes(rows[OWN].astype(np.int64).tobytes()),  # of the rows that they are of
     }
 
 

@@ -16,6 +16,7 @@ import influray
 from influray.cli import main
 from influray.data.catalogue import Catalogue
 from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact, DataError
+from influray.report.explorer.data import chosen_rows
 from influray.report.validation import Validation
 from influray.store.artifact import hash_file, read_sealed
 from influray.store.attribution import Attribution
@@ -289,6 +290,10 @@ def test_stability_compares_with_other_seeds_and_with_halves_of_the_targets(scor
     assert (bids["rows"], bids["variants"], sum(bids["chosen_in"])) == (6, 5, 6)
     assert len(bids["times"]) == 6
     assert all(1 <= times <= 5 for times in bids["times"])
+    influray.run(scored.directory.path / "config.yaml", until="select")
+    page = chosen_rows(scored.directory.path, "bids")  # of the explorer and GET /selection
+    assert page["variants"] == 5
+    assert [row["chosen_in"] for row in page["rows"]] == bids["times"]
     assert set(bids["overlap"]) == set(names)
     assert all(low <= one["value"] <= high for one in result["sources"] for low, high in [one["interval"]])
     before = files_of(scored.directory.path, "validate")

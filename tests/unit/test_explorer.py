@@ -24,7 +24,7 @@ from influray.report.explorer.rows import ChosenRows, open_chosen
 from influray.report.explorer.sample import sample_rows
 from influray.report.page import write_report
 from influray.report.templating import inline_json
-from influray.store.artifact import ShardStore, describe, write_json, write_manifest
+from influray.store.artifact import ShardStore, describe, hash_bytes, write_json, write_manifest, write_sealed
 from influray.store.attribution import Attribution
 from influray.store.run_directory import RunDirectory
 from influray.store.selection import TABLE, read_selection
@@ -101,7 +101,7 @@ def slow_page(run, name, text="", source="", task="", sort="rank", offset=0, lim
         row = {key: line[key] or "" for key in ("id", "source", "task", "target_id")}
         merit = None if np.isnan(line["merit"]) else line["merit"]
         row |= {"rank": line["rank"], "row": line["row"], "merit": merit, "text": whole[:4000]}
-        row["cut"] = len(whole) > 4000
+        row |= {"cut": len(whole) > 4000, "chosen_in": None}
         if budget and row["rank"] > budget:
             continue
         if (source and row["source"] != source) or (task and row["task"] != task):
@@ -110,7 +110,29 @@ def slow_page(run, name, text="", source="", task="", sort="rank", offset=0, lim
             rows.append(row)
     keys = {"rank": "rank", "row": "row", "source": "source"}
     rows.sort(key=lambda row: -row["merit"] if sort == "merit" else row[keys[sort]])
-    return {"total": len(rows), "rows": rows[offset : offset + limit]}
+    return {"total": len(rows), "variants": None, "rows": rows[offset : offset + limit]}
+
+
+def test_rows_say_in_how_many_variants_they_are_chosen_while_the_selection_is_that_one(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    mine = RunDirectory(tmp_path / "copy")
+    assert chosen_rows(mine.path, "bids")["variants"] is None
+    rows = read_selection(mine.selection("bids")).rows
+    times = [1 + place % 4 for place in range(len(rows))]
+    told = {"name": "bids", "rows": len(rows), "variants": 4, "times": times, "digest": hash_bytes(rows.tobytes())}
+    found = {"experiment": "stability", "selectors": [told], "fingerprint": "first"}
+    mine.validation.mkdir(exist_ok=True)
+    write_sealed(mine.validation / "stability.json", found)
+    page = chosen_rows(mine.path, "bids", limit=5, offset=3)
+    assert page["variants"] == 4
+    assert [one["chosen_in"] for one in page["rows"]] == times[3:8]
+    assert chosen_rows(mine.path, "less")["variants"] is None  # of which nothing is told
+    sample = sample_rows(mine.path, ["bids", "less"], None, 10**9)["selections"]
+    assert [row[-1] for row in sample["bids"]["rows"]] == times
+    assert (sample["bids"]["variants"], sample["less"]["variants"]) == (4, None)
+    shutil.rmtree(mine.selection("bids"))
+    shutil.copytree(mine.selection("random"), mine.selection("bids"))
+    assert chosen_rows(mine.path, "bids")["variants"] is None  # of these rows nothing is told
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,9 @@ def chosen_rows(
     limit: int = 50,
     budget: int = 0,
 ) -> dict[str, Any]:
-    """Return {"total", "rows"}: one page of the rows of a selection that fit, and how many fit.
+    """Return {"total", "variants", "rows"}: one page of the rows of a selection that fit, and how many fit.
 
+    `variants` is of how many runs with other seeds or targets a row's chosen_in counts; both None where unknown.
     A row has rank (from 1), row, id, source, merit, task, target_id (of the target that won it, "" where the method
     names none), text and cut (whether the text goes on). Filters as in `ChosenRows.find`.
 
@@ -113,7 +114,11 @@ def chosen_rows(
     chosen = open_chosen(run_dir, selection)
     place_n = chosen.find(text=text, source=source, task=task, sort=sort, budget=budget)
     page = place_n[offset : offset + limit].tolist()
-    return {"total": len(place_n), "rows": [{**chosen.facts(place), **chosen.text(place)} for place in page]}
+    return {
+        "total": len(place_n),
+        "variants": chosen.variants,
+        "rows": [{**chosen.facts(place), **chosen.text(place)} for place in page],
+    }
 
 
 def _selection(one: SelectionFacts) -> dict[str, Any]:

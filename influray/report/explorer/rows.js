@@ -2,6 +2,7 @@
 
 const PAGE = 25;
 const asked = { text: "", source: "", task: "", sort: "rank", offset: 0 };
+let again = null; // of how many variants of the run a row says in how many it is chosen
 let turn = 0; // answers of the service that come after a newer question are dropped
 
 async function ask(address, body) {
@@ -14,7 +15,7 @@ async function ask(address, body) {
 }
 
 function sampled(selection) {
-  return DATA.rows.selections[selection.name].rows.map(([row, merit, task, target], place) => ({ rank: place + 1, row, merit, task, target_id: target, ...DATA.rows.records[row] }));
+  return DATA.rows.selections[selection.name].rows.map(([row, merit, task, target, again], place) => ({ rank: place + 1, row, merit, task, target_id: target, chosen_in: again, ...DATA.rows.records[row] }));
 }
 
 const SORTED = {
@@ -30,7 +31,7 @@ function pageOfSample() {
     one.rank <= budgetRows() && (!asked.source || one.source === asked.source) && (!asked.task || one.task === asked.task) &&
     (!text || one.id.toLowerCase().includes(text) || one.text.toLowerCase().includes(text)));
   found.sort(SORTED[asked.sort]);
-  return { total: found.length, rows: found.slice(asked.offset, asked.offset + PAGE) };
+  return { total: found.length, variants: DATA.rows.selections[chosen().name].variants, rows: found.slice(asked.offset, asked.offset + PAGE) };
 }
 
 async function pageOfRows() {
@@ -53,7 +54,8 @@ async function showRows() {
 
 const beginning = (text) => shorten(text.slice(0, 400).replace(/\s+/g, " "), 240);
 
-function showPage({ total, rows }) {
+function showPage({ total, variants, rows }) {
+  again = variants;
   const merits = rows.some((one) => one.merit !== null);
   const order = (name, direction) => (asked.sort === name ? direction : null);
   const columns = [
@@ -62,6 +64,7 @@ function showPage({ total, rows }) {
     { label: "source", kind: "source wide", sort: order("source", "ascending") },
     { label: "won by", kind: "wide" },
     { label: merits ? "merit" : "", numeric: true, kind: "wide", sort: order("merit", "descending") },
+    ...(variants ? [{ label: "chosen in", numeric: true, kind: "wide" }] : []),
   ];
   const lines = rows.map((one) => [
     count(one.rank),
@@ -71,6 +74,7 @@ function showPage({ total, rows }) {
     h("span", { dir: "auto" }, one.source || "(no source)"),
     one.task || h("span", { class: "soft" }, ABSENT),
     one.merit === null ? "" : number(one.merit),
+    ...(variants ? [`${count(one.chosen_in)} of ${count(variants)}`] : []),
   ]);
   show("rows-table", rows.length ? table(`Chosen rows of ${chosen().name}`, columns, lines) : h("p", { class: "missing" }, "No row fits."));
   const last = asked.offset + rows.length;
@@ -87,6 +91,7 @@ function about(one, name = chosen().name) {
     ["row of the pool", count(one.row)],
     one.rank ? ["chosen", `${count(one.rank)} of ${count(chosen().examples)} by ${name}`] : null,
     one.merit !== null && one.merit !== undefined ? ["merit when chosen", number(one.merit, 3)] : null,
+    again && one.chosen_in ? ["chosen in", `${count(one.chosen_in)} of ${count(again)}: this run, other seeds, halves of the targets`] : null,
     one.task ? ["won by", one.target_id ? `${one.task}, target ${one.target_id}` : one.task] : null,
     one.influence !== undefined ? ["influence", number(one.influence, 4)] : null,
     one.norm !== undefined && one.norm !== null ? ["norm of its gradient", number(one.norm, 3)] : null,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import mmap
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from influray.data.catalogue import Catalogue
 from influray.data.records import Record
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.selections import committed
-from influray.store.artifact import fingerprint, require_manifest
+from influray.store.artifact import fingerprint, hash_bytes, read_sealed, require_manifest
 from influray.store.run_directory import RunDirectory
 from influray.store.selection import read_table
 
@@ -57,6 +57,7 @@ class ChosenRows:
         self.source_n = _encoded(table["source"])
         self.task_n = _encoded(table["task"])
         self.target_n = _encoded(table["target_id"])
+        self._times_n, self.variants = _chosen_again(_stability(run), name, self.row_n)
         self._ordered = lru_cache(len(SORTS))(self._order)
         self._matching = lru_cache(16)(self._match)
 
@@ -84,7 +85,11 @@ class ChosenRows:
         return place_n[keep_n[place_n]]
 
     def facts(self, place: int) -> dict[str, Any]:
-        """Return rank (from 1), row, id, source, merit, task and target_id of one place, as plain values."""
+        """Return rank (from 1), row, id, source, merit, task, target_id and chosen_in of one place, as plain values.
+
+        `chosen_in` is in how many of `variants` of the run the row is chosen, its own included; None where no
+        `influray validate` has told.
+        """
         merit = float(self.merit_n[place])
         return {
             "rank": int(place) + 1,
@@ -94,6 +99,7 @@ class ChosenRows:
             "merit": merit if math.isfinite(merit) else None,
             "task": self.task_n[place].as_py() or "",
             "target_id": self.target_n[place].as_py() or "",
+            "chosen_in": None if self._times_n is None else int(self._times_n[place]),
         }
 
     def text(self, place: int) -> dict[str, Any]:
@@ -158,12 +164,32 @@ def open_chosen(run_dir: str | Path, selection: str) -> ChosenRows:
             "`influray select` makes those of the config"
         )
     manifests = [require_manifest(folder, "select") for folder in (run.selection(selection), run.data("pool"))]
-    return _opened(run.path, selection, fingerprint(manifests))
+    again = _stability(run)
+    return _opened(run.path, selection, fingerprint([*manifests, again and again["fingerprint"]]))
 
 
 @lru_cache(maxsize=16)
 def _opened(path: Path, selection: str, made_from: str) -> ChosenRows:
     return ChosenRows(RunDirectory(path), selection)
+
+
+def _stability(run: RunDirectory) -> Mapping[str, Any] | None:
+    """Return what `influray validate` told of the run with other seeds, None where it was not asked."""
+    try:
+        return read_sealed(run.validation / "stability.json")
+    except FileNotFoundError:
+        return None
+
+
+def _chosen_again(
+    stability: Mapping[str, Any] | None, name: str, row_n: np.ndarray
+) -> tuple[np.ndarray | None, int | None]:
+    """Return in how many variants each row is chosen, and of how many; None where that is not told of these rows."""
+    digest = hash_bytes(row_n.astype(np.int64).tobytes())
+    for one in stability["selectors"] if stability else ():
+        if one["name"] == name and one.get("digest") == digest:
+            return np.array(one["times"]), int(one["variants"])
+    return None, None
 
 
 def plain(record: Record) -> str:

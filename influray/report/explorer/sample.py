@@ -23,15 +23,19 @@ SERVED = 12  # tasks whose influence a row of the sample names; with more, the h
 def sample_rows(
     run_dir: str | Path, selections: Sequence[str], attribution: Attribution | None, most_bytes: int
 ) -> dict[str, Any]:
-    """Return {"selections": {name: {"total", "rows"}}, "records": {row: {"id", "source", "text", "cut", "tasks"}}}.
+    """Return {"selections": {name: {"total", "variants", "rows"}}, "records": {row: facts}}.
+
+    Facts are "id", "source", "text", "cut" and "tasks".
 
     The selections give their rows in turn and in order of choice, until the whole has `most_bytes` as JSON, so each
     selection is there with its beginning. Texts are cut as on a page of rows. A row of a selection is
-    [row, merit, task, target_id]. "tasks" is [[task, mean standardised influence], ...], highest first; empty
-    without a matrix.
+    [row, merit, task, target_id, chosen_in]. "tasks" is [[task, mean standardised influence], ...], highest first;
+    empty without a matrix.
     """
     chosen = {name: open_chosen(run_dir, name) for name in selections}
-    found: dict[str, Any] = {name: {"total": len(one), "rows": []} for name, one in chosen.items()}
+    found: dict[str, Any] = {
+        name: {"total": len(one), "variants": one.variants, "rows": []} for name, one in chosen.items()
+    }
     records: dict[int, dict[str, Any]] = {}
     left = most_bytes - len(inline_json(found))
     tasks_bytes = _tasks_bytes(attribution)
@@ -41,7 +45,7 @@ def sample_rows(
         for name, one in chosen.items():
             if place < len(one):
                 facts = one.facts(place)
-                lines[name] = [facts["row"], facts["merit"], facts["task"], facts["target_id"]]
+                lines[name] = [facts["row"], facts["merit"], facts["task"], facts["target_id"], facts["chosen_in"]]
                 if facts["row"] not in records:
                     new[facts["row"]] = {"id": facts["id"], "source": facts["source"], **one.text(place), "tasks": []}
         left -= len(inline_json([new, *lines.values()])) + tasks_bytes * len(new)
