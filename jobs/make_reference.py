@@ -177,11 +177,13 @@ def commands() -> str:
         usage = " ".join(["influray", name, *(one.metavar or (one.name or "").upper() for one in arguments)])
         parts += ["", f"## {name}", "", f"    {usage}", "", inspect.cleandoc(command.help or "")]
         if options or arguments:
-            parts += ["", "| | |", "|---|---|"]
-        parts += [f"| `{one.metavar}` | {' '.join((one.help or '').split())} |" for one in arguments]
+            parts += ["", "| | default | |", "|---|---|---|"]
+        parts += [f"| `{one.metavar}` | | {' '.join((one.help or '').split())} |" for one in arguments]
         for one in options:
             names = ", ".join(f"`{text}`" for text in (*one.opts, *one.secondary_opts))
-            parts.append(f"| {names} | {' '.join((one.help or '').split())} |".replace("[default: ", "(default: "))
+            given = one.default is not None and not isinstance(one.default, bool) and one.default not in ("", ())
+            usual = f"`{one.default}`" if given else ""
+            parts.append(f"| {names} | {usual} | {' '.join((one.help or '').split())} |")
     return "\n".join(parts) + "\n"
 
 
