@@ -82,7 +82,7 @@ def _of_gradients(config: Config) -> list[Recipe]:
         }
         by = {"share": 0.25, "features": features, "warmup": warmup}
         by["attribution"] = config.attribution.model_dump(mode="json", exclude_unset=True)
-        found.append(Recipe("cascade 25% by one checkpoint", {"cascade": by}))
+        found.append(Recipe("cascade 25% by gradients", {"cascade": by}))
     return found
 
 

@@ -6,51 +6,44 @@ from collections.abc import Mapping
 from typing import Any
 
 from influray import formatting
+from influray.formatting import ABSENT
 from influray.report.figures import Series, dots
 from influray.report.intervals import interval
 from influray.report.sheet import Figure, Table
 
 READING = (
-    "Cost: worker hours from the data to the selections for the whole pool, by the arithmetic of `influray "
-    "plan`. Rank correlation: of the influence on a task over the rows, mean over tasks. Rows kept: of the full "
-    "recipe's, how many are chosen too. Merit: mean standardised influence of what is chosen as the full recipe has "
-    "it; 0 for random rows. `other seeds` is the full recipe once more: what it keeps is as good as any can be told."
+    "Hours: of a worker, from the data to the selections for the whole pool, by the arithmetic of `influray plan`; "
+    "cost: their share of the full recipe's. Ranks: Spearman's correlation over rows of the influence on a task, mean "
+    "over tasks. Rows: of the full recipe's, how many are chosen too. Merit: mean standardised influence of what is "
+    "chosen, as the full recipe has it, over that of its own choice; 0 for random rows. `other seeds` is the full "
+    "recipe once more: no other can be told to agree better with it."
 )
 
 
 def pilot_tables(name: str, found: Mapping[str, Any]) -> list[Table]:
-    """Return a line for every recipe, the cheapest first."""
-    full = next(one for one in found["recipes"] if one["name"] == "full")
-
-    def line(one: Mapping[str, Any]) -> tuple[str, ...]:
-        seconds, whole = one["worker_seconds"], full["worker_seconds"]
-        cost = (formatting.ABSENT,) * 2
-        if seconds is not None and whole:
-            cost = (f"{seconds / 3600:.2g}", formatting.percent(seconds / whole))
-        kept = (formatting.number(one["correlation"]), *map(formatting.percent, (one["overlap"], one["merit"])))
-        tuned = (formatting.number(one["loss"], 3), _over_full(one["loss_less_full"])) if "loss" in one else ()
-        return (one["name"] + (" *" if one["name"] == found["cheapest"] else ""), *cost, *kept, *tuned)
-
+    """Return a line for every recipe, the cheapest first: what it keeps and costs, the losses, what it changes."""
     lines = sorted(found["recipes"], key=lambda one: one["worker_seconds"] or 0.0)
-    rows = [line(one) for one in lines]
-    columns = ("recipe", "worker hours", "of full", "rank correlation", "rows kept", "merit kept")
+    whole = next(one for one in lines if one["name"] == "full")["worker_seconds"]
+    kept = []
+    for one in lines:
+        seconds = one["worker_seconds"]
+        cost = (f"{seconds / 3600:.2g}", formatting.percent(seconds / whole)) if seconds and whole else (ABSENT, ABSENT)
+        marked = one["name"] + (" *" if one["name"] == found["cheapest"] else "")
+        shares = map(formatting.percent, (one["overlap"], one["merit"]))
+        kept.append((marked, *cost, formatting.number(one["correlation"]), *shares))
+    rows = f"{formatting.count(found['rows'])} of {formatting.count(found['pool'])} rows"
+    columns = ("recipe", "hours", "cost", "ranks", "rows", "merit")
+    tables = [Table(f"Recipes on {rows}, {found['selector']}", columns, tuple(kept))]
     if (drawn := found.get("random")) is not None:
-        columns += ("loss", "less the full one's")
-        rows.append(
-            ("random rows", *[""] * 5, formatting.number(drawn["loss"], 3), _over_full(drawn["loss_less_full"]))
-        )
-    title = (
-        f"Recipes on {formatting.count(found['rows'])} of {formatting.count(found['pool'])} rows, {found['selector']}"
-    )
-    settings = [
+        tuned = [*lines, {"name": "random rows", **drawn}]
+        losses = [(one["name"], formatting.number(one["loss"], 3), _over_full(one["loss_less_full"])) for one in tuned]
+        tables.append(Table("Loss after tuning", ("recipe", "loss", "less the full one's"), tuple(losses)))
+    changes = [
         (one["name"], "; ".join(f"{key}: {_plain(value)}" for key, value in one["settings"].items()))
         for one in lines
         if one["settings"]
     ]
-    return [
-        Table(title, columns, tuple(rows)),
-        Table("What the recipes change", ("recipe", "settings"), tuple(settings)),
-    ]
+    return [*tables, Table("What the recipes change", ("recipe", "settings"), tuple(changes))]
 
 
 def _over_full(less: Mapping[str, Any]) -> str:
