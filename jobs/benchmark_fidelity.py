@@ -1,7 +1,7 @@
 """influray's scores and its peers', judged by one set of retrainings: the linear datamodelling score, side by side.
 
     influray validate RUN/config.yaml --experiment lds      # the retrainings, once
-    python jobs/benchmark_fidelity.py RUN --work WORK [--peers bergson dattri-llm] [--json FILE]
+    python jobs/benchmark_fidelity.py RUN --work WORK [--peers bergson dattri-llm] [--set scorers=[..]] [--json FILE]
 
 Peers score the rows of the run's own catalogue at the run's own checkpoints, each in an environment of its own, which
 is made in WORK where it is not there (jobs/peers/*_scores.py; pip needs an index). What they made is kept in WORK. CPU
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from influray.config import load_config
+from influray.config import load_config, parse_override
 from influray.data.catalogue import Catalogue
 from influray.evaluation.lds import lds, predicted_effects
 from influray.evaluation.rank_correlation import percentile_interval
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--peers", nargs="*", default=list(SCRIPTS), choices=list(SCRIPTS))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of `validate`: scorers=[..]")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     directory = RunDirectory(given.run)
@@ -146,6 +147,7 @@ def main() -> None:
     peers = {name: peer_scores(name, given.work) for name in given.peers}
     drawn = {"seeds": made["tuning_seeds"], "seed": made["seed"]}
     drawn |= {f"lds.{key}": made[key] for key in ("subsets", "share")}
+    drawn |= dict(map(parse_override, given.set))
     config = load_config(directory.config_path, {f"validate.{key}": value for key, value in drawn.items()})
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(open_progress(directory.logs))

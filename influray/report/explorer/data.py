@@ -241,5 +241,5 @@ def _shortened(values: np.ndarray) -> list[list[float]]:
 
 
 def short(value: float) -> float:
-    """Return a number to four digits: what a page can show, in few characters."""
-    return float(f"{value:.4g}")
+    """Return a number to six digits, in few characters: a page rounds it once more, to fewer."""
+    return float(f"{value:.6g}")

@@ -82,4 +82,4 @@ def _tasks_bytes(attribution: Attribution | None) -> int:
     if attribution is None:
         return 0
     names = sorted((len(inline_json(task)) for task in set(attribution.groups)), reverse=True)
-    return sum(names[:SERVED]) + 14 * min(SERVED, len(names))
+    return sum(names[:SERVED]) + 16 * min(SERVED, len(names))
