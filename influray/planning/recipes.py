@@ -70,8 +70,10 @@ def _of_gradients(config: Config) -> list[Recipe]:
     fewer = _fewer_checkpoints(config)
     if fewer:
         found.append(Recipe("one checkpoint", fewer))
-    cheap = {"featurizer": "representation"}
-    found += [Recipe(f"cascade {share:.0%}", {"cascade": {"share": share, "features": cheap}}) for share in (0.5, 0.25)]
+    cascades = {share: {"share": share, "features": {"featurizer": "representation"}} for share in (0.5, 0.25)}
+    found += [Recipe(f"cascade {share:.0%}", {"cascade": cascade}) for share, cascade in cascades.items()]
+    if fewer:
+        found.append(Recipe("one checkpoint + cascade 25%", {**fewer, "cascade": cascades[0.25]}))
     if isinstance(epoch := fewer.get("warmup.epochs"), int):
         warmup = {**config.warmup.model_dump(mode="json", exclude_unset=True), "epochs": epoch}
         projector = config.features.projector.model_dump(mode="json", exclude_unset=True)

@@ -38,6 +38,8 @@ def test_every_usual_recipe_is_a_config_that_differs_where_it_says():
     assert found["representation"].features.featurizer == "representation"
     assert found["bm25"].attribution.scorer == "bm25"
     assert [found[f"cascade {share}"].cascade.share for share in ("50%", "25%")] == [0.5, 0.25]
+    both = found["one checkpoint + cascade 25%"]
+    assert (both.warmup, both.cascade) == (found["one checkpoint"].warmup, found["cascade 25%"].cascade)
     cheap = found["cascade 25% by gradients"].cascade
     assert (cheap.features.featurizer, cheap.features.store, cheap.features.projector.dimension) == (
         *("gradient", "int8"),
@@ -53,7 +55,8 @@ def test_recipes_that_a_config_follows_already_are_left_out():
     text = config(features={"featurizer": "ngram"}, attribution={"scorer": "bm25"})
     assert list(by_name(text)) == [FULL]
     single = config(warmup={"epochs": 1})
-    assert not {"one checkpoint", "cascade 25% by gradients"} & set(by_name(single))
+    fewer = {"one checkpoint", "cascade 25% by gradients", "one checkpoint + cascade 25%"}
+    assert not fewer & set(by_name(single))
     limits = {"near_duplicates": 0.99}  # compares vectors, and n-grams make none
     apart = config(selectors=[{"name": "bids", "method": "bids", "budget": 0.05, "constraints": limits}])
     assert "bm25" not in by_name(apart)
