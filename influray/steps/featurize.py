@@ -121,7 +121,8 @@ def featurize(context: StepContext) -> StepResult:
         )
     manifests = [store.freeze() for store in stores]
     shares = [m["epsilon_share"] for m in manifests if m["split"] == "pool"]
-    if missing and (known := [share for share in shares if share is not None]):
+    known = [share for share in shares if share is not None]
+    if missing and known:
         logger.info("featurize: %s", epsilon_text(known, context.config))
     return StepResult(
         fingerprint([store.fingerprint for store in stores]),
