@@ -112,7 +112,10 @@ def pilot(
     selector: Annotated[
         str, typer.Option("--selector", help="Whose choice is compared; default: the config's first.")
     ] = "",
-    keep: Annotated[float, typer.Option("--keep", help="Of the full recipe's merit, for the cheapest recipe.")] = 0.9,
+    keep: Annotated[
+        float | None,
+        typer.Option("--keep", help="Merit for the cheapest to keep; default: as much as other seeds, 0.9 at most."),
+    ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Tune on what each recipe chooses, and on random rows.")] = False,
     to: Annotated[Path | None, typer.Option("--to", help="Write the config of the cheapest recipe there.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Price on: cpu, h100, h200, a100, l40s.")] = None,

@@ -42,6 +42,7 @@ from influray.validation.stability import task_means
 
 PILOT = "pilot"
 LEAST_ROWS = 20
+MOST = 0.9  # of the merit that is asked for where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Asked:
     seed: int = 0
     recipes: tuple[Recipe, ...] = ()
     selector: str = ""  # "" = the first of the config
-    least: float = 0.9  # of the full recipe's merit that a recipe is to keep
+    # Of the full recipe's merit that a recipe is to keep; None = what the full one keeps with other seeds, MOST at most
+    least: float | None = None
     tune: bool = False
     device: str | None = None
     workers: int | None = None
@@ -100,14 +102,14 @@ def pilot(context: StepContext, source: RunDirectory, asked: Asked) -> None:
         "pool": len(Catalogue(source.data("pool"))),
         "seed": asked.seed,
         "selector": name,
-        "least": asked.least,
+        "least": _least(asked, lines),
         "device": machine.device.name,
         "recipes": lines,
     }
     if asked.tune:
         with context.progress.step("tuning"):
             result |= _tuned(context.beside(sample.full, found[FULL].directory), agreement, rows, lines)
-    result["cheapest"] = _cheapest(lines, asked.least)
+    result["cheapest"] = _cheapest(lines, result["least"])
     write_sealed(result_path(context.directory, PILOT), {**result, "fingerprint": fingerprint(result)})
 
 
@@ -121,7 +123,7 @@ def _selector(config: Config, asked: Asked) -> str:
         raise ConfigError(f"--selector: {name} draws its rows and looks at no score; take another")
     if asked.rows < LEAST_ROWS:
         raise ConfigError(f"--rows: {asked.rows} are too few to compare choices by; {LEAST_ROWS} are the least")
-    if not 0 < asked.least <= 1:
+    if asked.least is not None and not 0 < asked.least <= 1:
         raise ConfigError(f"--keep: found {asked.least}, expected a share of the merit, such as 0.9")
     return name
 
@@ -244,6 +246,14 @@ def _tuned(
     for line in lines:
         line |= told(line["name"])
     return {"random": told(RANDOM), "records": split, "tuning_seeds": list(setting.config.seeds)}
+
+
+def _least(asked: Asked, lines: Sequence[Mapping[str, Any]]) -> float:
+    """Return how much of the merit a recipe is to keep."""
+    if asked.least is not None:
+        return asked.least
+    again = next((one["merit"] for one in lines if one["name"] == AGAIN), MOST)
+    return min(MOST, max(0.0, again))
 
 
 def _cheapest(lines: Sequence[Mapping[str, Any]], least: float) -> str | None:
