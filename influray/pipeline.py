@@ -276,6 +276,9 @@ def pilot(
             source = RunDirectory(this.directory.validation / PILOT / "whole")
         find(context, source, asked)
         found = Validation.read(this.directory, [PILOT])
+        if present(this.directory.report).exists():  # it is of the run's own config, which shows the pilot
+            own = load_config(this.directory.config_path, {"run_dir": this.directory.address})
+            run_steps((REPORT,), StepContext(own, this.directory, "report", progress, stack, address))
     best = next((one for one in tried if one.name == found.results[PILOT]["cheapest"]), None)
     return found, best and best.of(full)
 

@@ -198,7 +198,10 @@ def test_a_second_call_makes_nothing_and_another_recipe_shares_what_it_can(sampl
 def test_a_run_goes_on_beside_its_pilot_and_its_report_shows_it(sampled, tried, config):
     done = influray.run(config, until="select")
     report = influray.run(config, until="report-only").directory.report
+    assert "Recipes on" in report.read_text(encoding="utf-8")
+    pipeline.pilot(config, rows=24, seed=3, device="h100", only=["representation", "cascade 50%"], least=0.02)
     text = report.read_text(encoding="utf-8")
+    assert "keeps 2.0% of the merit" in text, "the report is written again"
     assert "Recipes on" in text
     assert "other seeds" in text or "representation" in text
     assert len(done.selection("bids").rows) == 12
