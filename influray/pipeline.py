@@ -257,8 +257,9 @@ def pilot(
         ConfigError, DataError, ArtifactMismatch: what the user can mend.
     """
     from influray.planning import recipes as of
-    from influray.planning.pilot import PILOT, Asked
+    from influray.planning.pilot import Asked
     from influray.planning.pilot import pilot as find
+    from influray.planning.sample import PILOT
     from influray.report.validation import Validation
 
     this = resolve(config, overrides, run_dir)

@@ -99,3 +99,13 @@ def write_world(folder: Path) -> Path:
     for task in ("sums", "reversals"):
         write_jsonl(folder / "targets" / f"{task}.jsonl", target_rows(task))
     return folder
+
+
+def write_tested_world(folder: Path, rows: int) -> Path:
+    """Write a model, a pool of one file, and two tasks with three targets and three test records each."""
+    write_tiny_model(folder / "model")
+    write_jsonl(folder / "pool.jsonl", pool_rows(rows))
+    for task in ("sums", "reversals"):
+        write_jsonl(folder / f"{task}.jsonl", target_rows(task, 6)[:3])
+        write_jsonl(folder / f"{task}-test.jsonl", target_rows(task, 6)[3:])
+    return folder

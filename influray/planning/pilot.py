@@ -23,7 +23,7 @@ from influray.planning.arithmetic import Machine
 from influray.planning.estimate import find_machine, find_split
 from influray.planning.price import worker_seconds
 from influray.planning.recipes import AGAIN, FULL, Recipe
-from influray.planning.sample import Chosen, Sample
+from influray.planning.sample import PILOT, Chosen, Sample
 from influray.protocols import ArtifactMismatch, ConfigError
 from influray.steps.context import StepContext
 from influray.steps.data import data
@@ -40,7 +40,6 @@ from influray.validation.scorers import RANDOM
 from influray.validation.setting import Setting
 from influray.validation.stability import task_means
 
-PILOT = "pilot"
 LEAST_ROWS = 20
 MOST = 0.9  # of the merit that is asked for where nothing else is said
 

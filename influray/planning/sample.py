@@ -37,7 +37,7 @@ from influray.store.run_directory import RunDirectory
 from influray.validation import draws
 from influray.validation.reselection import Reselection
 
-PLACE = "pilot"  # of what recipes make, under RUN/validate
+PILOT = "pilot"  # the experiment, and the folder of what recipes make, under RUN/validate
 SPLITS = ("pool", "target", "test")
 
 
@@ -109,7 +109,7 @@ class Sample:
         place = fingerprint([plain["model"], self._read(plain["data"]), before, self._seed, len(self.row_N)])[:12]
         kind = fingerprint(plain["features"])[:12]
         scores = fingerprint([plain["features"], plain["attribution"]])[:12]
-        path = self._context.directory.validation / PLACE / place
+        path = self._context.directory.validation / PILOT / place
         directory = RunDirectory(path, f"features-{kind}", f"scores-{scores}")
         beside = self._context.beside(config, directory)
         self._catalogues(beside, config)

@@ -17,7 +17,7 @@ from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.validation import Validation
 from influray.store.artifact import hash_file, read_sealed
 from tests.reference import agreement
-from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
+from tests.tiny import write_tested_world
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -28,13 +28,7 @@ SAME = "same features.rows_per_shard=6"  # other shards, the same rows
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pilots")
-    write_tiny_model(folder / "model")
-    write_jsonl(folder / "pool.jsonl", pool_rows(48))
-    for task in ("sums", "reversals"):
-        write_jsonl(folder / f"{task}.jsonl", target_rows(task, 6)[:3])
-        write_jsonl(folder / f"{task}-test.jsonl", target_rows(task, 6)[3:])
-    return folder
+    return write_tested_world(tmp_path_factory.mktemp("pilots"), 48)
 
 
 def tree(world: Path, run_dir: Path, **changes: Any) -> dict[str, Any]:

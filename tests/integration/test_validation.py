@@ -24,7 +24,7 @@ from influray.store.run_directory import RunDirectory
 from influray.validation import draws
 from tests.killing import kill_when
 from tests.reference import lds_loop
-from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
+from tests.tiny import write_tested_world
 
 pytestmark = pytest.mark.ray
 
@@ -42,12 +42,7 @@ ALL = ["lds", "remove", "keep", "leave_one_out"]
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, ray_cluster) -> influray.pipeline.Run:
     """A run up to the score, of 24 rows and two tasks with three targets and three tests each."""
-    folder = tmp_path_factory.mktemp("world")
-    write_tiny_model(folder / "model")
-    write_jsonl(folder / "pool.jsonl", pool_rows(24))
-    for task in ("sums", "reversals"):
-        write_jsonl(folder / f"{task}.jsonl", target_rows(task, 6)[:3])
-        write_jsonl(folder / f"{task}-test.jsonl", target_rows(task, 6)[3:])
+    folder = write_tested_world(tmp_path_factory.mktemp("world"), 24)
     lora = {"r": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}
     loop = {"epochs": 1, "learning_rate": 1e-2, "batch_size": 8, "device_batch_size": 8}
     targets = {t: {"files": f"{t}.jsonl", "test": f"{t}-test.jsonl"} for t in ("sums", "reversals")}
