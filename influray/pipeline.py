@@ -168,6 +168,13 @@ def _beside(
         yield StepContext(changed, this.directory, "validate", progress, stack, address)
 
 
+def _show_in_report(context: StepContext) -> None:
+    """Write the report of a run again where it has one: it shows what was found beside the steps."""
+    if present(context.directory.report).exists():
+        own = load_config(context.directory.config_path, {"run_dir": context.directory.address})
+        run_steps((REPORT,), context.beside(own, context.directory))
+
+
 def validate(
     run_dir: str | Path,
     settings: Mapping[str, Any] | None = None,
@@ -190,8 +197,8 @@ def validate(
     from influray.validation.experiments import VALIDATE
 
     with _beside(run_dir, settings, address, console) as context:
-        report = present(context.directory.report).exists()
-        run_steps((VALIDATE, REPORT) if report else (VALIDATE,), context)
+        run_steps((VALIDATE,), context)
+        _show_in_report(context)
         return Validation.read(context.directory, context.config.validation.experiments)
 
 
@@ -230,6 +237,7 @@ def blame(
     with _beside(run_dir, settings, address, console) as context:
         with context.progress.step("blame"):
             find(context, asked)
+        _show_in_report(context)
         return Validation.read(context.directory, ["blame"])
 
 
@@ -277,9 +285,7 @@ def pilot(
             source = RunDirectory(this.directory.validation / PILOT / "whole")
         find(context, source, asked)
         found = Validation.read(this.directory, [PILOT])
-        if present(this.directory.report).exists():  # it is of the run's own config, which shows the pilot
-            own = load_config(this.directory.config_path, {"run_dir": this.directory.address})
-            run_steps((REPORT,), StepContext(own, this.directory, "report", progress, stack, address))
+        _show_in_report(context)
     best = next((one for one in tried if one.name == found.results[PILOT]["cheapest"]), None)
     return found, best and best.of(full)
 

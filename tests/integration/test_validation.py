@@ -320,7 +320,10 @@ def test_blame_sets_failing_records_against_passing_ones_and_proves_it_by_remova
     folder = scored.directory.path.parent
     given: dict[str, Any] = {"selection": "full", "rows": 4, "draws": 2}
     failing, passing = str(folder / "sums.jsonl"), str(folder / "reversals.jsonl")
+    report = influray.run(scored.directory.path / "config.yaml", until="report-only").directory.report
+    assert "Suspects" not in report.read_text(encoding="utf-8")
     found = influray.blame(scored.directory.path, [failing], [passing], SMALL, **given)
+    assert "Suspects" in report.read_text(encoding="utf-8"), "the report is written again"
     result = found.results["blame"]
     # They are the run's own targets, so their influences are its matrix' columns.
     matrix = Attribution(scored.directory.attribution)
