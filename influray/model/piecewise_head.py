@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 # Float32 logits of one piece of the head. On one CPU thread, vocabulary 4096, 4 MB took 0.41 s where 1 MB took 0.51,
 # 16 MB 0.49 and 64 MB 0.62: it still fits a core's cache.
 _PIECE_BYTES = {"cpu": 2**22, "cuda": 2**28}
+# The head's weights are read once a piece, and with a large vocabulary they fit no cache: 256 rows at 49,152 x 576 took
+# 1.19 s in pieces of 21 rows, .54 s in pieces of 128 and .51 s in one; at 151,936 x 896 4.7, 2.2 and 2.0 s.
+_FEWEST_ROWS = 128
 
 
 class PiecewiseHead:
@@ -69,7 +72,7 @@ class PiecewiseHead:
     def rows_of_a_piece(self, device: torch.device) -> int:
         """Return how many positions a piece should have."""
         vocabulary = self._model.get_output_embeddings().weight.shape[0]
-        return max(16, _PIECE_BYTES.get(device.type, _PIECE_BYTES["cuda"]) // (4 * vocabulary))
+        return max(_FEWEST_ROWS, _PIECE_BYTES.get(device.type, _PIECE_BYTES["cuda"]) // (4 * vocabulary))
 
     @torch.no_grad()
     def pieces(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:

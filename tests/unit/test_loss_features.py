@@ -50,6 +50,7 @@ def test_pieces_and_company_do_not_show_in_a_row(name, monkeypatch):
     model = family(name).double().eval()
     whole = LossFeaturizer(model).compute(mixed_batch())
     monkeypatch.setattr(piecewise_head, "_PIECE_BYTES", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(piecewise_head, "_FEWEST_ROWS", 3)
     featurizer = LossFeaturizer(model)
     pieces = featurizer.compute(mixed_batch())
     for b, e in enumerate(mixed_batch()):
