@@ -6,6 +6,8 @@ where it exists and resolved once by the step that needs it, which records what 
 
 from __future__ import annotations
 
+import fractions
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -111,10 +113,11 @@ class FeaturesConfig(Section):
 
     featurizer: str = "gradient"
     options: dict[str, Any] = Field(default_factory=dict)  # of the featurizer, such as n of ngram
-    # The eight that follow are those of gradient; other featurizers do not read them, nor do their fingerprints.
+    # The nine that follow are those of gradient; other featurizers do not read them, nor do their fingerprints.
     direction: Literal["adam", "sgd", "sign"] = "adam"  # of pool rows; target rows are always plain
     # "lora" = the adapter's matrices; else name endings of linear layers whose own weights are taken, without biases
     weights: Literal["lora"] | Annotated[tuple[str, ...], Field(min_length=1)] = "lora"
+    layers: Positive | Fraction | Literal["all"] = "all"  # the last so many decoder layers, or this share of them
     gradient_checkpointing: bool = False  # runs each layer's forward twice and keeps its input alone
     # Stacks of nearly equal lengths, end to end, in one batch; auto = where padded batches are over 10 % padding
     packing: Literal["auto", "on", "off"] = "auto"
@@ -129,6 +132,12 @@ class FeaturesConfig(Section):
     def at(self, checkpoint: int) -> FeaturesConfig:
         """Return what makes the rows of a checkpoint, from 1."""
         return self.model_copy(update={"projector": self.projector.at(checkpoint)})
+
+    def layers_of(self, total: int) -> int:
+        """Return how many of a model's `total` decoder layers have their gradients taken; a share is rounded up."""
+        if isinstance(self.layers, float):
+            return math.ceil(fractions.Fraction(repr(self.layers)) * total)
+        return total if self.layers == "all" else self.layers
 
     @field_validator("weights", mode="before")
     @classmethod

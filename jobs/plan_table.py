@@ -25,6 +25,7 @@ LLAMA_3_8B = ModelShape(
     body=LAYERS * (2 * WIDTH * WIDTH + 2 * WIDTH * KEYS + 3 * WIDTH * INNER),
     head=VOCABULARY * WIDTH,
     attention=LAYERS * WIDTH,
+    layers=LAYERS,
     lora=LAYERS * RANK * (2 * (WIDTH + WIDTH) + 2 * (WIDTH + KEYS)),
     outputs=LAYERS * (2 * WIDTH + 2 * KEYS + 2 * INNER + WIDTH),
 )

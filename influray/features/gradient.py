@@ -24,10 +24,10 @@ from influray.features.blocks import feature_block
 from influray.features.fused_step import FusedStep, fused_step
 from influray.features.inner_step import TorchStep
 from influray.features.module_blocks import FactorBlocks, module_blocks
-from influray.features.preconditioners import Direction, epsilon_share, make_direction
+from influray.features.preconditioners import Direction, epsilon_share, make_direction, require_moments
 from influray.model.batch import Batch, make_batch
 from influray.model.example_gradients import ExampleGradients
-from influray.model.tracked_weights import TrackedWeight, linear_weights, lora_weights
+from influray.model.tracked_weights import TrackedWeight, linear_weights, lora_weights, of_last_layers
 from influray.model.transfers import BatchSender, Results, SentBatch, one_ahead
 from influray.protocols import ConfigError, FactorProjector, FeatureBlock, Featurizer, Projector, TokenizedExample
 from influray.registry import make as make_method
@@ -76,6 +76,11 @@ class GradientFeaturizer(Featurizer):
             os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
         chosen = features_config.weights
         weights = lora_weights(model) if chosen == "lora" else linear_weights(model, chosen)
+        if features_config.layers != "all":
+            if direction == "adam" and moments is not None:
+                require_moments(weights, moments)
+            weights = of_last_layers(model, weights, features_config.layers_of)
+            moments = moments and moments.of([weight.name for weight in weights])
         self._direction: Direction = make_direction(
             direction,
             weights,

@@ -64,7 +64,7 @@ class ExampleGradients:
         self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore
         self.model.requires_grad_(False)
         self.model.eval()
-        self._checkpointed = checkpointed_layers(self.model) if checkpointing else []
+        self._checkpointed = self._reached(checkpointed_layers(self.model)) if checkpointing else []
         self._scale = _LOSS_SCALE.get(self.model.dtype, 1.0)
         self._batch: Batch | None = None  # the one under way
         self._calls: dict[str, int] = {}  # forward calls whose gradient has not come yet
@@ -86,6 +86,12 @@ class ExampleGradients:
             for weight in self.weights
             if weight.name not in by_itself
         ]
+
+    def _reached(self, layers: list[nn.Module]) -> list[nn.Module]:
+        """Return the layers that the backward comes to: those from the first that holds a tracked weight."""
+        tracked = {weight.module for weight in self.weights}
+        lowest = next((i for i, layer in enumerate(layers) if tracked.intersection(layer.modules())), 0)
+        return layers[lowest:]
 
     def close(self) -> None:
         """Remove the hooks from the model and drop the merged and packed weights."""

@@ -159,8 +159,10 @@ def _quantization(model_config: ModelConfig) -> Any:
     )
 
 
-def check_lora_targets(model_config: ModelConfig) -> None:
-    """Look for the LoRA targets in the model's shape alone: no weights are read, so it takes a moment at any size.
+def check_lora_targets(model_config: ModelConfig) -> Any:
+    """Look for the LoRA targets in the model's shape alone, and return its transformers config.
+
+    No weights are read, so it takes a moment at any size.
 
     Raises:
         ConfigError: no such model, or a name of `model.lora.targets` ends the name of no linear layer.
@@ -179,6 +181,7 @@ def check_lora_targets(model_config: ModelConfig) -> None:
     except (OSError, ValueError, KeyError) as error:
         raise no_model(model_config, error) from error
     _require_targets(empty_model(model_config, shape), tuple(model_config.lora.targets))
+    return shape
 
 
 def empty_model(model_config: ModelConfig, shape: Any) -> PreTrainedModel:

@@ -11,7 +11,7 @@ import pickle
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,11 @@ class AdamMoments:
     beta2: float
     epsilon: float
     step: int
+
+    def of(self, names: Sequence[str]) -> AdamMoments:
+        """Return the moments of these parameters alone; names that it has not are left out."""
+        first, second = ({n: t[n] for n in names if n in t} for t in (self.exp_avg, self.exp_avg_sq))
+        return replace(self, exp_avg=first, exp_avg_sq=second)
 
 
 def write_moments(path: Path, moments: AdamMoments) -> None:

@@ -19,6 +19,7 @@ class ModelShape:
     body: int  # weights of linear layers below the head: each multiplies every token
     head: int  # weights of the output head, which sees trained positions alone
     attention: int  # layers x query heads x head width
+    layers: int
     lora: int  # P
     outputs: int  # numbers that the linear layers below the head put out for one token
 
@@ -59,6 +60,7 @@ def model_shape(model_config: ModelConfig) -> ModelShape | None:
         body=body,
         head=head_weights,
         attention=text.num_hidden_layers * heads * width,
+        layers=text.num_hidden_layers,
         lora=adapter,
         outputs=outputs,
     )

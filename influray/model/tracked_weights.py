@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
@@ -79,6 +80,30 @@ def linear_weights(model: nn.Module, endings: Sequence[str]) -> tuple[TrackedWei
             "endings of module names such as down_proj, or lora"
         )
     return track(found)
+
+
+def of_last_layers(
+    model: nn.Module, weights: Sequence[TrackedWeight], how_many: Callable[[int], int]
+) -> tuple[TrackedWeight, ...]:
+    """Return those weights that lie in the model's last `how_many(number of layers)` layers, with offsets of their own.
+
+    The layers are those of the outermost ModuleList that the weights lie in.
+
+    Raises:
+        ConfigError: a weight lies in none.
+    """
+    found = []
+    for weight in weights:
+        parts = weight.name.split(".")
+        lists = (n for n in range(1, len(parts)) if isinstance(model.get_submodule(".".join(parts[:n])), nn.ModuleList))
+        start = next(lists, None)
+        if start is None:
+            raise ConfigError(f"features.layers: {weight.name} lies in none of the layers; set it to all")
+        found.append((".".join(parts[:start]), int(parts[start])))
+    total = max(len(cast(nn.ModuleList, model.get_submodule(name))) for name, _ in found)
+    first = total - how_many(total)
+    kept = zip(weights, found, strict=True)
+    return track([(weight.name, weight.module) for weight, (_, number) in kept if number >= first])
 
 
 def track(named: Sequence[tuple[str, nn.Linear]]) -> tuple[TrackedWeight, ...]:

@@ -126,24 +126,28 @@ class StepCost:
         return self.startup + max(self.worker_seconds * share, self.driver_seconds)
 
 
-def forward(shape: ModelShape, work: Workload) -> float:
-    """Return the operations of a forward pass whose head sees trained positions only."""
-    return 2.0 * shape.body * work.tokens + 2.0 * shape.head * work.loss_tokens + 4.0 * shape.attention * work.squares
+def forward(shape: ModelShape, work: Workload, share: float = 1.0) -> float:
+    """Return the operations of a forward pass through the last `share` of the layers, and of trained positions."""
+    layers = 2.0 * shape.body * work.tokens + 4.0 * shape.attention * work.squares
+    return share * layers + 2.0 * shape.head * work.loss_tokens
 
 
-def backward(shape: ModelShape, work: Workload) -> float:
-    """Return the operations of the backward of frozen weights: the gradient of every input, of no weight."""
-    return 2.0 * shape.body * work.tokens + 2.0 * shape.head * work.loss_tokens + 8.0 * shape.attention * work.squares
+def backward(shape: ModelShape, work: Workload, share: float = 1.0) -> float:
+    """Return the operations of their backward, weights frozen: the gradient of every input, of no weight."""
+    layers = 2.0 * shape.body * work.tokens + 8.0 * shape.attention * work.squares
+    return share * layers + 2.0 * shape.head * work.loss_tokens
 
 
-def gradient_rows(shape: ModelShape, work: Workload, projection: float, checkpointing: bool = False) -> float:
-    """Return the operations of one checkpoint's gradient features.
+def gradient_rows(
+    shape: ModelShape, work: Workload, projection: float, checkpointing: bool = False, share: float = 1.0
+) -> float:
+    """Return the operations of one checkpoint's gradient features, of the last `share` of the layers.
 
     LoRA layers are merged into their bases, so beside forward and backward a token costs 4 operations for each of
     the P coordinates: the factors through the other matrix, and the outer products. `projection` is operations a row.
     """
-    passes = forward(shape, work) * (2 if checkpointing else 1) + backward(shape, work)
-    return passes + 4.0 * shape.lora * work.tokens + projection * work.rows
+    passes = forward(shape, work) + backward(shape, work, share) + (forward(shape, work, share) if checkpointing else 0)
+    return passes + 4.0 * share * shape.lora * work.tokens + projection * work.rows
 
 
 def training(shape: ModelShape, work: Workload) -> float:

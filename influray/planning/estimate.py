@@ -366,8 +366,9 @@ def _feature_operations(config: Config, shape: ModelShape | None, work: Workload
         return arithmetic.forward(shape, work)
     projector = config.features.projector
     nonzeros = projector.options.get("nonzeros", 1)
-    a_row = arithmetic.projection(projector.name, shape.lora, projector.dimension, nonzeros)
-    return arithmetic.gradient_rows(shape, work, a_row, config.features.gradient_checkpointing)
+    share = config.features.layers_of(shape.layers) / shape.layers
+    a_row = arithmetic.projection(projector.name, round(share * shape.lora), projector.dimension, nonzeros)
+    return arithmetic.gradient_rows(shape, work, a_row, config.features.gradient_checkpointing, share)
 
 
 def _share(budget: Any, pool: Workload) -> float:

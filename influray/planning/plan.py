@@ -6,6 +6,7 @@ Neither Ray nor a model is started: shapes come from the base's config.json.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -221,6 +222,8 @@ def _validation(
 
 
 def _memory(config: Config, shape: ModelShape, machine: Machine, pool: Found) -> float:
+    share = config.features.layers_of(shape.layers) / shape.layers
+    shape = replace(shape, outputs=math.ceil(share * shape.outputs))  # below those layers nothing is kept
     item = arithmetic.ITEM_BYTES[config.model.dtype]
     weights = 0.5 * shape.body if config.model.quantization != "none" else float(item * shape.parameters)
     budget = config.features.token_budget

@@ -16,6 +16,7 @@ from influray.registry import featurizer_reads
 
 FULL = "full"  # the config as it is, but for a cascade
 AGAIN = "other seeds"  # the full recipe once more: no recipe can agree with it better than it does with itself
+HALF = {"features.layers": 0.5}
 CHEAP_DIMENSION = 1024  # D of a cheap pass by gradients
 
 
@@ -70,6 +71,10 @@ def _of_gradients(config: Config) -> list[Recipe]:
     fewer = _fewer_checkpoints(config)
     if fewer:
         found.append(Recipe("one checkpoint", fewer))
+    if config.features.layers == "all":
+        found.append(Recipe("half the layers", HALF))
+        if fewer:
+            found.append(Recipe("one checkpoint + half the layers", {**fewer, **HALF}))
     cascades = {share: {"share": share, "features": {"featurizer": "representation"}} for share in (0.5, 0.25)}
     found += [Recipe(f"cascade {share:.0%}", {"cascade": cascade}) for share, cascade in cascades.items()]
     if fewer:

@@ -228,6 +228,21 @@ def adapter(subject: Subject) -> None:
                 check_lora_targets(model)
 
 
+def layers(subject: Subject) -> None:
+    """The base has as many layers as are asked for; its shape alone is read."""
+    config = subject.config
+    asked = config.features.layers
+    if subject.reads != "checkpoints" or not isinstance(asked, int) or not Path(config.model.base).is_dir():
+        return
+    from influray.model.loading import check_lora_targets
+
+    total = check_lora_targets(config.model).get_text_config().num_hidden_layers
+    if asked > total:
+        raise ConfigError(
+            f"features.layers: {asked}, and the base has {total}; give fewer, a share such as 0.5, or all"
+        )
+
+
 def resources(subject: Subject) -> None:
     """GPUs come whole, or a worker has a part of one."""
     gpus = subject.config.resources.gpus_per_worker

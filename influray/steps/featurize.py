@@ -199,10 +199,15 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
     facts["direction"] = features.direction if split == "pool" else "sgd"
     facts["blocks"] = features.blocks
     facts["projector"] = features.projector.model_dump(mode="json")
+    apart = {"rows_per_shard", "direction", "store"}
+    if features.layers == "all":  # rows of before there was a choice stay what they are
+        apart.add("layers")
+    else:
+        facts["layers"] = features.layers
     return facts, {
         **common,
         "checkpoint": load_checkpoint(context.directory.checkpoint(number)).digest,
-        "features": features.at(number).model_dump(mode="json", exclude={"rows_per_shard", "direction", "store"}),
+        "features": features.at(number).model_dump(mode="json", exclude=apart),
         "direction": facts["direction"],
         "store": facts.get("store"),
     }

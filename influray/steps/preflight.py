@@ -88,6 +88,7 @@ CONFIG_CHECKS = (
     Check(of_config.resources, MODEL_STEPS),
     Check(of_data.limits, ("select",)),
     Check(of_config.projector, ("featurize",)),
+    Check(of_config.layers, ("featurize",)),
     Check(of_config.adapter, ("warmup", "tune")),
     Check(_cascade, ("cascade",)),
 )

@@ -89,6 +89,64 @@ def test_adam_rows_are_the_formula_of_every_coordinate(mode, momentum):
         assert norm == pytest.approx(np.linalg.norm(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({"layers": 1}, 1),
+        ({"layers": 0.3}, 1),
+        ({"layers": 1, "gradient_checkpointing": True}, 1),
+        ({"layers": 1.0}, 0),
+    ],
+)
+@pytest.mark.parametrize("direction", ["sgd", "adam"])
+def test_rows_of_the_last_layers_are_parts_of_whole_ones(settings, first, direction):
+    model = adapted()
+    moments = moments_of(model)
+    kept = torch.cat(
+        [torch.full((w.size,), int(w.name.split("layers.")[1][0]) >= first) for w in lora_weights(model)]
+    ).tolist()
+    names = [w.name for w in lora_weights(model)]
+    m, v = (torch.cat([t[name].reshape(-1) for name in names]).tolist() for t in (moments.exp_avg, moments.exp_avg_sq))
+    featurizer = GradientFeaturizer(model, config(dimension=sum(kept), **settings), moments, direction)
+    assert featurizer.parameters == sum(kept) == (P if first == 0 else P // 2)
+    block = featurizer.compute(mixed_batch())
+    reference = with_lora(tiny_llama(dtype=torch.float64), ATTENTION)
+    constants = (moments.beta1, moments.beta2, moments.epsilon, "less", True)
+    for e, found, norm in zip(mixed_batch(), block.feature_BD, block.grad_norm_B, strict=True):
+        gradient = [g for g, k in zip(loop_gradient(reference, e)[0].tolist(), kept, strict=True) if k]
+        assert norm == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+        if direction == "adam":
+            moment = [(m_i, v_i) for m_i, v_i, k in zip(m, v, kept, strict=True) if k]
+            gradient = [adam_number(g, *pair, *constants) for g, pair in zip(gradient, moment, strict=True)]
+        assert cosine(found, gradient) > 1 - 1e-6
+
+
+def test_no_backward_runs_below_the_last_layers():
+    model, reached = adapted(), []
+    featurizer = GradientFeaturizer(model, config(dimension=P // 2, layers=1), None, "sgd")
+    for number, layer in enumerate(model.get_base_model().model.layers):
+        layer.mlp.register_forward_hook(
+            lambda _, __, output, number=number: reached.append((number, output.requires_grad))
+        )
+    featurizer.compute(mixed_batch())
+    assert set(reached) == {(0, False), (1, True)}
+
+
+def test_weights_outside_the_layers_have_no_last_ones():
+    with pytest.raises(ConfigError, match=r"features\.layers: lm_head\.weight lies in none"):
+        GradientFeaturizer(
+            tiny_llama(tie_word_embeddings=False), config(layers=1, weights=["down_proj", "lm_head"]), None, "sgd"
+        )
+
+
+def test_moments_of_another_adapter_are_refused_for_its_last_layers_too():
+    model = adapted()
+    moments = moments_of(model)
+    moments.exp_avg[f"{lora_weights(model)[0].name}.other"] = torch.zeros(1)
+    with pytest.raises(ArtifactMismatch, match="which the adapter has not"):
+        GradientFeaturizer(model, config(dimension=P // 2, layers=1), moments, "adam")
+
+
 def test_sign_rows_have_one_magnitude():
     block = GradientFeaturizer(adapted(), config(), None, "sign").compute(mixed_batch())
     values = np.abs(block.feature_BD[4][block.feature_BD[4] != 0])

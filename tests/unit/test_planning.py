@@ -42,7 +42,13 @@ from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
 
 TASKS = ("sums", "reversals")
 SHAPE = ModelShape(
-    parameters=8_000_000_000, body=7_000_000_000, head=500_000_000, attention=131072, lora=10**7, outputs=10**6
+    parameters=8_000_000_000,
+    body=7_000_000_000,
+    head=500_000_000,
+    attention=131072,
+    layers=32,
+    lora=10**7,
+    outputs=10**6,
 )
 
 
@@ -101,6 +107,14 @@ def test_operations_are_those_that_torch_counts(world):
     # The lowest layer's inputs need no gradient: that much the model has less of, of its two layers.
     estimated = arithmetic.gradient_rows(shape, work, projection=0.0)
     assert 0.9 < counter.get_total_flops() / estimated < 1.001
+    featurizer.close()
+    last = config.features.model_copy(update={"layers": 1})
+    featurizer = GradientFeaturizer(model, last, None, "sgd")
+    with FlopCounterMode(display=False, custom_mapping=packed) as counter:
+        featurizer.compute(examples)
+    # Below them LoRA layers stand beside their bases again.
+    estimated = arithmetic.gradient_rows(shape, work, projection=0.0, share=last.layers_of(2) / 2) + shape.lora * B * S
+    assert 0.85 < counter.get_total_flops() / estimated < 1.001
 
 
 @pytest.mark.parametrize("encoding", ["float16", "int8", "sign1"])

@@ -35,6 +35,10 @@ def test_every_usual_recipe_is_a_config_that_differs_where_it_says():
     assert found["one checkpoint"].warmup == given.warmup.model_copy(update={"epochs": 1})
     assert found["other seeds"].features.projector.seed == 8
     assert found["other seeds"].warmup.seed == 1
+    half = found["half the layers"]
+    assert half == given.model_copy(update={"features": given.features.model_copy(update={"layers": 0.5})})
+    both = found["one checkpoint + half the layers"]
+    assert (both.features, both.warmup) == (half.features, found["one checkpoint"].warmup)
     assert found["representation"].features.featurizer == "representation"
     assert found["bm25"].attribution.scorer == "bm25"
     assert [found[f"cascade {share}"].cascade.share for share in ("50%", "25%")] == [0.5, 0.25]
@@ -57,6 +61,8 @@ def test_recipes_that_a_config_follows_already_are_left_out():
     single = config(warmup={"epochs": 1})
     fewer = {"one checkpoint", "cascade 25% by gradients", "one checkpoint + cascade 25%"}
     assert not fewer & set(by_name(single))
+    lower = config(features={"layers": 2})
+    assert not {"half the layers", "one checkpoint + half the layers"} & set(by_name(lower))
     limits = {"near_duplicates": 0.99}  # compares vectors, and n-grams make none
     apart = config(selectors=[{"name": "bids", "method": "bids", "budget": 0.05, "constraints": limits}])
     assert "bm25" not in by_name(apart)
