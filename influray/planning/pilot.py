@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -144,9 +143,6 @@ def _check(name: str, config: Config, context: StepContext) -> None:
 def _rows(sample: Sample, name: str, config: Config, one: Chosen) -> np.ndarray:
     """Return the places in the sample that a recipe chooses, int64 in order of choice."""
     selector = next(each for each in config.selectors if each.name == name)
-    if isinstance(selector.budget, float):  # of the whole sample, also where a part of it passed
-        budget = max(1, int(Fraction(repr(selector.budget)) * len(sample.row_N)))
-        selector = selector.model_copy(update={"budget": budget})
     return sample.rows_of(one.directory)[Reselection(config, one.directory).select(selector, one.matrix)]
 
 

@@ -145,7 +145,9 @@ class Sample:
     def _fitted(self, selector: SelectorConfig) -> SelectorConfig:
         """Return a selector with the budget and the limits that the sample has of it."""
         budget, limits = selector.budget, selector.constraints
-        if isinstance(budget, int):
+        if isinstance(budget, float):  # of the whole sample, also where a part of it passed a cascade
+            budget = max(1, int(Fraction(repr(budget)) * len(self.row_N)))
+        elif isinstance(budget, int):
             budget = max(1, round(budget * self.share))
         elif isinstance(budget, TokenBudget):
             budget = TokenBudget(tokens=max(1, round(budget.tokens * self.share)))
