@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from influray import formatting
 from influray.evaluation.budget_curve import BudgetCurve
 from influray.evaluation.knee import Knee, find_knee
 from influray.evaluation.known_answer import KnownAnswer
@@ -323,6 +324,13 @@ class ReportData:
     missing: Mapping[str, str]  # part of the page -> the command that makes what it needs
     audit: Mapping[str, Any] | None = None  # report.audit's, where it was made
     validation: Validation | None = None  # what `influray validate` found, None where it was not asked for
+
+    @property
+    def title(self) -> str:
+        """What its pages are called: run folders are often called alike, so their tasks too, three at most by name."""
+        names = [task.label for task in self.tasks]
+        more = [f"{len(names) - 2} more"] if len(names) > 3 else []
+        return f"{self.name}: {formatting.listed(names[:2] + more if more else names)}" if names else self.name
 
 
 def labelled(task: str, role: str | None) -> str:

@@ -71,7 +71,7 @@ def test_the_page_draws_everything_and_asks_nothing_else(open_page, address, num
     watched = open_page(address)
     page = watched.page
     page.wait_for_selector("#rows-table table")
-    assert page.title() == f"{run.path.name} – influray explorer"
+    assert page.title() == f"{overview(run.path)['title']} – influray explorer"
     for place in ("aid", "thi", "flow", "budget"):
         assert page.locator(f"#{place}-figure svg > *").count() > 10, place
     assert page.locator("#bins-figure svg").count() == len(numbers["tasks"])

@@ -245,7 +245,7 @@ def test_no_text_of_the_pool_ends_the_data_or_begins_markup(run, live):
 
 def test_a_hostile_name_of_a_run_stays_text(run):
     attack = "</title><script>alert(1)</script>\u202e"
-    html = explorer_page({**overview(run.path), "name": attack}, live=False)
+    html = explorer_page({**overview(run.path), "name": attack, "title": attack}, live=False)
     assert "<script>alert" not in html
     assert "\u202e" not in html
 

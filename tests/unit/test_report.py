@@ -18,7 +18,7 @@ from influray.protocols import ArtifactMismatch, ConfigError
 from influray.report.collect import collect, general
 from influray.report.compare import compare
 from influray.report.compare_sheet import compare_sheet
-from influray.report.data import TaskBalance
+from influray.report.data import TaskBalance, TaskFacts
 from influray.report.evaluations import tuned
 from influray.report.examples import extreme
 from influray.report.figures import (
@@ -139,6 +139,22 @@ def test_a_name_or_a_reason_that_is_hostile_is_escaped_too(run):
     html = render(hostile)
     assert not [tag for tag, _ in Page(html).elements if tag == "script"]
     html.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "title"),
+    [
+        ([], "run"),
+        (["math"], "run: math"),
+        (["math", "code", "law"], "run: math, code and law"),
+        (["math", "code", "law", "art"], "run: math, code and 2 more"),
+    ],
+)
+def test_a_page_is_called_after_the_run_and_its_tasks(run, tasks, title):
+    data = collect(run.path)
+    named = dataclasses.replace(data, name="run", tasks=tuple(TaskFacts(task, 1, 1) for task in tasks))
+    assert named.title == title
+    assert f"<h1>{formatting.visible(data.title)}</h1>" in render(data)
 
 
 def test_the_same_run_gives_the_same_bytes(run):

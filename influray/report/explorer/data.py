@@ -38,9 +38,10 @@ LEFT_OUT = 50  # targets without part that are named
 def overview(run_dir: str | Path) -> dict[str, Any]:
     """Return all numbers of the page. Raises as `influray.report.collect.collect`.
 
-    Keys: name, made, model, finding, pool, tasks, sources, budgets [M], selections, shared, targets, edges [H + 1],
-    pool_bins [G][H], tuned, quarantine, left_out, steps, versions, host, missing. Whatever depends on the budget has
-    M entries, or for a selection as many as there are budgets up to its size. Without a matrix `tasks` is empty.
+    Keys: name, title, made, model, finding, pool, tasks, sources, budgets [M], selections, shared, targets, edges
+    [H + 1], pool_bins [G][H], tuned, quarantine, left_out, steps, versions, host, missing. Whatever depends on the
+    budget has M entries, or for a selection as many as there are budgets up to its size. Without a matrix `tasks` is
+    empty.
     """
     return overview_of(collect(run_dir), run_dir)
 
@@ -53,6 +54,7 @@ def overview_of(data: ReportData, run_dir: str | Path) -> dict[str, Any]:
     sources = _sources(data)
     found: dict[str, Any] = {
         "name": data.name,
+        "title": data.title,
         "made": data.made,
         "model": data.model,
         "finding": list(data.finding),

@@ -63,7 +63,7 @@ def explorer_page(
         environment()
         .get_template("explorer.html.j2")
         .render(
-            title=str(overview["name"]),
+            title=str(overview["title"]),
             live=live,
             nonce=nonce,
             script=script,
