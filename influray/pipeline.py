@@ -117,14 +117,7 @@ def curves(
     wanted = resolve(config, overrides, run_dir)
     check_selection(selection, [selector.name for selector in wanted.config.selectors])
     check_budget(budget)
-    this = run(
-        config,
-        overrides,
-        run_dir=run_dir,
-        until="select",
-        address=address,
-        console=console,
-    )
+    this = run(config, overrides, run_dir=run_dir, until="select", address=address, console=console)
     with this.directory.hold():
         found = budget_curves(this.directory.path, selection, budget)
         return found, write_curves(this.directory.path, found)
@@ -282,6 +275,33 @@ def pilot(
             run_steps((REPORT,), StepContext(own, this.directory, "report", progress, stack, address))
     best = next((one for one in tried if one.name == found.results[PILOT]["cheapest"]), None)
     return found, best and best.of(full)
+
+
+def value(
+    run_dir: str | Path,
+    data: Sequence[str],
+    *,
+    to: str | Path | None = None,
+    address: str | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Price rows that a finished run has never seen: what they would add to one of its selections, as plain JSON.
+
+    Args:
+        data: files of rows, in any form that the pool may have.
+        to: a file for the records of the best subset, as they were read, in order of choice.
+        options: selection, rows, budget, near, as in `influray.planning.value.Asked`.
+
+    Returns and raises as `influray.planning.value.value`.
+    """
+    from influray.planning import value as of
+
+    with _beside(run_dir, None, address, console) as context:
+        found = of.value(context, of.Asked(tuple(data), **options))
+        if to is not None:
+            of.write_best(context, found, Path(to))
+        return found
 
 
 def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:
