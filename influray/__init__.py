@@ -12,7 +12,7 @@ from influray.protocols import ArtifactMismatch, ConfigError, DataError, Selecti
 
 if TYPE_CHECKING:
     from influray.config import load_config
-    from influray.pipeline import blame, pilot, run, validate
+    from influray.pipeline import blame, pilot, run, validate, value
     from influray.plugins import allow_plugins
     from influray.runs import open_run
     from influray.selectors.api import select
@@ -25,6 +25,7 @@ _LAZY = {
     "validate": "influray.pipeline",
     "blame": "influray.pipeline",
     "pilot": "influray.pipeline",
+    "value": "influray.pipeline",
     "open_run": "influray.runs",
     "load_config": "influray.config",
     "allow_plugins": "influray.plugins",
@@ -43,6 +44,7 @@ __all__ = [
     "run",
     "select",
     "validate",
+    "value",
 ]
 
 

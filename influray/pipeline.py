@@ -1,9 +1,8 @@
 """The algorithm box: the steps of a run, what each is made from, and what is done already.
 
-cascade -> data -> warmup -> featurize -> score -> select -> tune -> evaluate -> report. A step looks at the
-fingerprint of its inputs and of its part of the config; where its artifact carries the same one, nothing is done. Ray
-and the model are started by the first step that needs them; a finished run that is repeated ends after hashing its
-files.
+A step looks at the fingerprint of its inputs and of its part of the config; where its artifact carries the same one,
+nothing is done. Ray and the model are started by the first step that needs them; a finished run that is repeated ends
+after hashing its files.
 """
 
 from __future__ import annotations
@@ -117,14 +116,7 @@ def curves(
     wanted = resolve(config, overrides, run_dir)
     check_selection(selection, [selector.name for selector in wanted.config.selectors])
     check_budget(budget)
-    this = run(
-        config,
-        overrides,
-        run_dir=run_dir,
-        until="select",
-        address=address,
-        console=console,
-    )
+    this = run(config, overrides, run_dir=run_dir, until="select", address=address, console=console)
     with this.directory.hold():
         found = budget_curves(this.directory.path, selection, budget)
         return found, write_curves(this.directory.path, found)
@@ -255,14 +247,10 @@ def pilot(
     """Try cheaper recipes on a sample of a config's pool; return what they keep and cost, and the cheapest config.
 
     Args:
-        recipes: further ones, each "NAME KEY=VALUE ...".
-        only: names of those that are tried; the full one is in any case.
+        recipes, only: further ones, each "NAME KEY=VALUE ..."; names of those tried, the full one in any case.
         options: rows, seed, selector, least, tune, device, workers, as in `influray.planning.pilot.Asked`.
 
-    The config is that of the cheapest recipe that keeps `least` of the merit, None where none does.
-
-    Raises:
-        ConfigError, DataError, ArtifactMismatch: what the user can mend.
+    The config is that of the cheapest recipe that keeps `least` of the merit, None where none does. Raises as `blame`.
     """
     from influray.planning import recipes as of
     from influray.planning.pilot import Asked
@@ -288,6 +276,33 @@ def pilot(
         _show_in_report(context)
     best = next((one for one in tried if one.name == found.results[PILOT]["cheapest"]), None)
     return found, best and best.of(full)
+
+
+def value(
+    run_dir: str | Path,
+    data: Sequence[str],
+    *,
+    to: str | Path | None = None,
+    address: str | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Price rows that a finished run has never seen: what they would add to one of its selections, as plain JSON.
+
+    Args:
+        data: files of rows, in any form that the pool may have.
+        to: a file for the records of the best subset, as they were read, in order of choice.
+        options: selection, rows, budget, near, as in `influray.planning.value.Asked`.
+
+    Returns and raises as `influray.planning.value.value`.
+    """
+    from influray.planning import value as of
+
+    with _beside(run_dir, None, address, console) as context:
+        found = of.value(context, of.Asked(tuple(data), **options))
+        if to is not None:
+            of.write_best(context, found, Path(to))
+        return found
 
 
 def audit(run_dir: str | Path) -> tuple[Run, dict[str, Any]]:

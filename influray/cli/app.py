@@ -32,7 +32,8 @@ for topic in (start, run, look, validate, ask, export):
 ORDER = (
     *("demo", "init", "configs", "methods", "plan", "pilot", "inspect", "run"),
     *("warmup", "featurize", "score", "select", "tune", "evaluate", "report"),
-    *("compare", "export", "query", "shots", "audit", "targets", "mixture", "validate", "blame", "index", "serve"),
+    *("compare", "export", "query", "shots", "audit", "targets", "mixture"),
+    *("validate", "blame", "value", "index", "serve"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The verbs that put the scores to the test: validate and blame by training again, pilot by cheaper recipes."""
+"""The verbs that put the scores to the test or to use: validate, blame, pilot; value for rows that are on offer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from influray.cli.options import Address, AllowPlugins, Given, RunPath, of_config
+from influray.cli.options import Address, AllowPlugins, Given, RunPath, number, of_config
 from influray.cli.printing import err, out, print_tables
 from influray.protocols import ConfigError
 
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(validate)
     app.command()(blame)
+    app.command()(value)
     app.command("pilot")(of_config(pilot))
 
 
@@ -98,6 +99,52 @@ def blame(
     given: dict[str, Any] = {"selection": selection, "rows": count, "draws": draws, "prove": not suspects}
     found = pipeline.blame(run, failing, passing or (), settings, **given, address=address, console=err)
     _print(found, numbers)
+
+
+def value(
+    run: RunPath,
+    data: Annotated[
+        list[str],
+        typer.Option("--data", metavar="FILE", help="Rows that the run has never seen; may be repeated."),
+    ],
+    selection: Annotated[
+        str, typer.Option("--selection", help="What they are to add to; default: the config's first.")
+    ] = "",
+    rows: Annotated[int, typer.Option("--rows", help="Random rows of them that are priced.")] = 1000,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Most of the best rows: a number or a fraction; default: the selection's rows."),
+    ] = None,
+    near: Annotated[float, typer.Option("--near", help="Cosine of features from which a row is a copy.")] = 0.98,
+    to: Annotated[Path | None, typer.Option("--to", help="Write the records of the best rows there.")] = None,
+    numbers: Annotated[str | None, typer.Option("--json", help="Write it all as JSON; - prints it.")] = None,
+    address: Address = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Say what rows on offer would add to a selection, which of them are best, and what is still wanted."""
+    from influray import pipeline
+    from influray.report.sheet import check_output_path
+    from influray.report.value import value_notes, value_tables
+    from influray.store.artifact import write_json
+
+    del allow_plugins  # its callback has done it
+    plain = None if numbers is None or numbers == "-" else check_output_path(numbers, "--json")
+    records = None if to is None else check_output_path(to, "--to")
+    options = {"selection": selection, "rows": rows, "near": near}
+    options["budget"] = None if budget is None else number(budget, "--budget")
+    found = pipeline.value(run, data, to=records, address=address, console=err, **options)
+    told = err if numbers == "-" else out
+    if numbers == "-":
+        typer.echo(json.dumps(found))
+    else:
+        print_tables(value_tables(found, out.width), [])
+    for note in value_notes(found):
+        told.print(escape(note))
+    if plain is not None:
+        write_json(plain, found)
+    for what, path in (("numbers", plain), ("records", records)):
+        if path is not None:
+            told.print(f"{what}: {escape(str(path))}")
 
 
 def pilot(

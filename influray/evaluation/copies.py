@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,14 @@ def normalised(text: str) -> str:
     return " ".join(_POINTS.sub(" ", folded).split()) or " ".join(folded.split())
 
 
+def texts_of(catalogue: Catalogue) -> Iterator[Text]:
+    """Yield the rows of a catalogue as copies are told."""
+    for start in range(0, len(catalogue), RECORDS_AT_ONCE):
+        records = catalogue.all_parsed(range(start, min(start + RECORDS_AT_ONCE, len(catalogue))))
+        for row, record in enumerate(records, start=start):
+            yield text_of(row, record)
+
+
 def text_of(row: int, record: Record) -> Text:
     """Return a record as copies are told."""
     prompt = "\n".join(turn.text for turn in record.turns if turn.role != "assistant")
@@ -75,6 +83,23 @@ def same_text(texts: Iterable[Text]) -> list[Group]:
     for text in texts:
         found[text.prompt, text.answer].append(text.row)
     return _ordered([Group(tuple(sorted(rows)), "same text") for rows in found.values() if len(rows) > 1])
+
+
+def same_text_earlier(texts: Iterable[Text], before: Iterable[Text]) -> tuple[dict[int, int], dict[int, int]]:
+    """Return which of these rows say the same as one of `before`, and which of the others as an earlier one of them.
+
+    Row -> the first such row. `texts` are held in memory, `before` is read once.
+    """
+    rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for text in texts:
+        rows[text.prompt, text.answer].append(text.row)
+    known: dict[tuple[str, str], int] = {}
+    for text in before:
+        if (text.prompt, text.answer) in rows:
+            known.setdefault((text.prompt, text.answer), text.row)
+    found = {row: known[key] for key, its in rows.items() if key in known for row in its}
+    again = {row: its[0] for key, its in rows.items() if key not in known for row in its[1:]}
+    return found, again
 
 
 def content_key(record: Record) -> bytes:

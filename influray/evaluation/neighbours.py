@@ -80,8 +80,65 @@ def compared(
     than neighbours that are looked for, the first of the nearest are paired with it.
     """
     k = min(COUNTED + 1, len(other_M))
-    rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // (4 * vectors.dimension)))
     pairs, agreements = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
+    for row_B, (near_Bk, cosine_Bk), (far_Bk, contrary_Bk) in _ends(vectors, others, k):
+        pairs.append(near_pairs(row_B, other_M[near_Bk], cosine_Bk, near))
+        own_Bk = (other_M[near_Bk] == row_B[:, None]) | (cosine_Bk >= near)
+        far_own_Bk = (other_M[far_Bk] == row_B[:, None]) | (contrary_Bk >= near)
+        ends = np.where(own_Bk, np.nan, cosine_Bk), np.where(far_own_Bk, np.nan, contrary_Bk)
+        agreements.append(agreement(ends[0], ends[1], COUNTED))
+    return np.concatenate(pairs), np.concatenate(agreements)
+
+
+def near_earlier(first: Rows, second: Rows, near: float) -> tuple[np.ndarray, bool]:
+    """Return (the pairs of near-copies that have a row of `second`, whether every two were compared).
+
+    Positions count on from those of `first`, low before high, int64 [E, 2]. Of what joins many rows a pair may be
+    left out that others join. More rows than MOST_PRODUCTS allows are looked through by `near_copies`.
+    """
+    N, n = len(first), len(second)
+    both = _Stacked(first, second)
+    if n * (N + n) * max(both.dimension, LEAST_WIDTH) > MOST_PRODUCTS:
+        pair_E2 = near_copies(both, near)
+        return pair_E2[pair_E2[:, 1] >= N], False
+    found = [np.zeros((0, 2), np.int64)]
+    for others, other_M in ((first, np.arange(N)), (second, np.arange(N, N + n))):  # one may not crowd out the other
+        for row_B, (near_Bk, cosine_Bk), _ in _ends(second, others.blocks, min(COUNTED + 1, len(other_M))):
+            found.append(near_pairs(N + row_B, other_M[near_Bk], cosine_Bk, near))
+    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0), True
+
+
+class _Stacked:
+    """The rows of one after those of another."""
+
+    def __init__(self, first: Rows, second: Rows) -> None:
+        self.first, self.second = first, second
+        self.dimension = first.dimension
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        yield from self.first.blocks(size)
+        for start, block_BF in self.second.blocks(size):
+            yield len(self.first) + start, block_BF
+
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        out_BF = np.empty((len(positions), self.dimension), np.float32)
+        here_B = positions < len(self.first)
+        out_BF[here_B] = self.first.take(positions[here_B])
+        out_BF[~here_B] = self.second.take(positions[~here_B] - len(self.first))
+        return out_BF
+
+
+Ends = tuple[np.ndarray, np.ndarray]  # (places of other rows, cosines) [B, k]
+
+
+def _ends(
+    vectors: Rows, others: Callable[[int], Iterator[tuple[int, np.ndarray]]], k: int
+) -> Iterator[tuple[np.ndarray, Ends, Ends]]:
+    """Yield (positions of a block of rows, the `k` nearest of the others to each, the `k` furthest)."""
+    rows = min(BLOCK_ROWS, max(1, BLOCK_BYTES // (4 * vectors.dimension)))
     for start, block_BF in vectors.blocks(rows):
         _make_units(block_BF)
         best, worst = BestRows(len(block_BF), k), BestRows(len(block_BF), k, lowest=True)
@@ -93,14 +150,7 @@ def compared(
             for low in range(0, len(cosine_bB), step):
                 best.add(place + low, cosine_bB[low : low + step])
                 worst.add(place + low, cosine_bB[low : low + step])
-        row_B = np.arange(start, start + len(block_BF))
-        (near_Bk, cosine_Bk), (far_Bk, contrary_Bk) = best.sorted(), worst.sorted()
-        pairs.append(near_pairs(row_B, other_M[near_Bk], cosine_Bk, near))
-        own_Bk = (other_M[near_Bk] == row_B[:, None]) | (cosine_Bk >= near)
-        far_own_Bk = (other_M[far_Bk] == row_B[:, None]) | (contrary_Bk >= near)
-        ends = np.where(own_Bk, np.nan, cosine_Bk), np.where(far_own_Bk, np.nan, contrary_Bk)
-        agreements.append(agreement(ends[0], ends[1], COUNTED))
-    return np.concatenate(pairs), np.concatenate(agreements)
+        yield np.arange(start, start + len(block_BF)), best.sorted(), worst.sorted()
 
 
 def differ(vectors: Rows, pair_E2: np.ndarray) -> np.ndarray:

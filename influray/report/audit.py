@@ -6,7 +6,7 @@ Shape suffixes: N pool rows of the matrix, T target columns, B rows of a block, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ SHORT = 28
 WIDE = 120  # columns; in a narrower terminal names beside a text are cut to SIDE
 SIDE = 12
 ENOUGH = 12  # with less room than this for the text the other columns go below
-TEXTS_AT_ONCE = 4096
 
 
 def audit(run_dir: str | Path) -> dict[str, Any]:
@@ -59,10 +58,10 @@ def audit(run_dir: str | Path) -> dict[str, Any]:
     notes: list[str] = []
     near, agreement_N = _neighbours(run, row_N, notes)
     names = _Names(pool)
-    groups = copies.same_text(_texts(pool))
+    groups = copies.same_text(copies.texts_of(pool))
     known = {rows for group in groups for rows in itertools.pairwise(group.rows)}
     harmful = judged.plain(judged.harmful_rows(row_N, score_NG))
-    contaminated = _contaminated(run, pool)
+    contaminated = contamination(run, pool)
     found = {
         "tasks": list(tasks),
         "rows": len(row_N),
@@ -254,20 +253,14 @@ def _sampled_notes(found: Nearness, rows: int) -> list[str]:
     ]
 
 
-def _contaminated(run: RunDirectory, pool: Catalogue) -> list[dict[str, Any]]:
+def contamination(run: RunDirectory, pool: Catalogue) -> list[dict[str, Any]]:
+    """Return the rows of a catalogue that hold a target or test record of the run, as plain JSON."""
     held = {
         split: Catalogue(run.data(split)) for split in ("target", "test") if read_manifest(run.data(split)) is not None
     }
-    texts = {split: list(_texts(catalogue)) for split, catalogue in held.items()}
-    found = judged.plain(copies.contaminated(_texts(pool), texts))
+    texts = {split: list(copies.texts_of(catalogue)) for split, catalogue in held.items()}
+    found = judged.plain(copies.contaminated(copies.texts_of(pool), texts))
     return [{**one, "other_id": held[one["split"]].ids[one["other"]]} for one in found]
-
-
-def _texts(catalogue: Catalogue) -> Iterator[copies.Text]:
-    for start in range(0, len(catalogue), TEXTS_AT_ONCE):
-        records = catalogue.all_parsed(range(start, min(start + TEXTS_AT_ONCE, len(catalogue))))
-        for row, record in enumerate(records, start=start):
-            yield copies.text_of(row, record)
 
 
 class _Names:

@@ -30,7 +30,7 @@ def query_tables(answer: Mapping[str, Any], width: int) -> list[Table]:
             (str(place), formatting.percent(one["share"]), formatting.signed(one["influence"], 4), repr(one["text"]))
             for place, one in enumerate(answer["tokens"], start=1)
         ]
-        shown = tuple((*line[:3], _short(line[3], max(LEAST_TEXT, width - 30))) for line in lines)
+        shown = tuple((*line[:3], short(line[3], max(LEAST_TEXT, width - 30))) for line in lines)
         title = "tokens of the answer: their parts of the mean influence on the helpful rows"
         tables.append(Table(title, ("", "share", "influence", "token"), shown))
     return tables
@@ -44,13 +44,13 @@ def shots_table(shots: Mapping[str, Any], width: int) -> Table:
             str(shot["rank"]),
             formatting.signed(shot["influence"], 4),
             formatting.signed(shot["z"]),
-            _short(shot["id"], most["id"]),
-            _short(shot["source"], most["source"]),
+            short(shot["id"], most["id"]),
+            short(shot["source"], most["source"]),
         )
         for shot in shots["shots"]
     ]
     title = f"shots for {formatting.visible(shots['asked'])} by {shots['method']}, in the order of the prompt"
-    return _with_texts(title, ("chosen", "influence", "z", "id", "source", "text"), lines, shots["shots"], width)
+    return with_texts(title, ("chosen", "influence", "z", "id", "source", "text"), lines, shots["shots"], width)
 
 
 def query_note(answer: Mapping[str, Any]) -> str:
@@ -80,17 +80,17 @@ def _rows_table(title: str, hits: Sequence[Mapping[str, Any]], width: int) -> Ta
             formatting.signed(hit["influence"], 4),
             formatting.signed(hit["z"]),
             *([formatting.number(hit["norm"])] if width >= WIDE else []),
-            _short(hit["id"], most["id"]),
-            _short(hit["source"], most["source"]),
-            _short(" ".join(hit["selections"]), most["in"]),
+            short(hit["id"], most["id"]),
+            short(hit["source"], most["source"]),
+            short(" ".join(hit["selections"]), most["in"]),
         )
         for rank, hit in enumerate(hits, start=1)
     ]
     columns = tuple(name for name in COLUMNS if name != "norm" or width >= WIDE)
-    return _with_texts(title, columns, lines, hits, width)
+    return with_texts(title, columns, lines, hits, width)
 
 
-def _with_texts(
+def with_texts(
     title: str,
     columns: tuple[str, ...],
     lines: Sequence[tuple[str, ...]],
@@ -100,11 +100,11 @@ def _with_texts(
     """Return a table whose last column is the text of each row, cut to the room that the others leave."""
     used = sum(max(map(cell_len, column)) + GAP for column in zip(columns[:-1], *lines, strict=True))
     room = max(LEAST_TEXT, width - used)
-    texts = [_short(row["text"], room) for row in rows]
+    texts = [short(row["text"], room) for row in rows]
     return Table(title, columns, tuple((*line, text) for line, text in zip(lines, texts, strict=True)))
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
     """Return one line of at most `most` cells, in which nothing steers a terminal."""
     # Cut before it is made visible, so that a huge text costs nothing.
     plain = formatting.visible(" ".join(text[: 8 * most].split()))

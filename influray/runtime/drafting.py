@@ -28,7 +28,8 @@ class JobTask(ShardTask):
 class DataCrew:
     """Actors that run the jobs of catalogues (see data.jobs.Crew), kept until `close`.
 
-    `expect` is told how many drafts there are before they are made, `on_receipt` each that is.
+    `expect` is told how many drafts there are before they are made, `on_receipt` each that is. `pool_at` is where in
+    the run directory the pool lies.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class DataCrew:
         expect: Callable[[int, str], None] = lambda count, unit: None,
         on_event: Callable[[PoolEvent], None] = lambda event: None,
         on_receipt: Callable[[ShardTask, Receipt], None] = lambda task, receipt: None,
+        *,
+        pool_at: str = "",
     ) -> None:
         self.workers = resources.room(0.0) if resources.follows else resources.workers
-        self._pool = ShardPool(DataWorker, (config, run_dir), resources, lower="data.max_tokens")
+        self._pool = ShardPool(DataWorker, (config, run_dir, pool_at), resources, lower="data.max_tokens")
         self._expect = expect
         self._on_event = on_event
         self._on_receipt = on_receipt
@@ -72,9 +75,9 @@ class DataWorker:
     The constructor only keeps its arguments: Ray rewraps what it raises, while errors of `ready` arrive as they are.
     """
 
-    def __init__(self, config: dict[str, Any], run_dir: str, threads: int = 1) -> None:
+    def __init__(self, config: dict[str, Any], run_dir: str, pool_at: str = "", threads: int = 1) -> None:
         self._plain_config = config
-        self._directory = RunDirectory(run_dir)
+        self._directory = RunDirectory(run_dir, pool_at=pool_at)
         self._threads = threads
         self._encoders: dict[str, ChatEncoder] = {}
 

@@ -48,15 +48,16 @@ def score(
     number: int = SCORE,
     state: ArraysFile | None = None,
     features_at: str = FEATURES,
+    pool_at: str = "",
 ) -> PoolReport:
     """Compute the sums of a scorer's pass, or the lines of the matrix, for the pool rows of `todo`.
 
-    The datastores of the K checkpoints of `stores` stand committed in `run_dir`, at `features_at`. `number` is that of
-    the pass, 0 for the matrix; `state` the file that the pass before has left, None where there was none. Only rows
-    that have a feature at all K count. The receipts are in the order of rows; where a task has no row, no file. Raises
-    as `ShardPool.run`.
+    The datastores of the K checkpoints of `stores` stand committed in `run_dir`, at `features_at`, those of the pool
+    under `pool_at`. `number` is that of the pass, 0 for the matrix; `state` the file that the pass before has left,
+    None where there was none. Only rows that have a feature at all K count. The receipts are in the order of rows;
+    where a task has no row, no file. Raises as `ShardPool.run`.
     """
-    arguments = (config, str(run_dir), stores, number, state, features_at)
+    arguments = (config, str(run_dir), stores, number, state, features_at, pool_at)
     ordered = sorted(todo, key=lambda task: task.start)
     # Bound by reading the datastores, so it takes no GPU away from anyone.
     lower = "features.rows_per_shard, or features.projector.dimension"
@@ -74,11 +75,12 @@ class ScoreWorker:
     number: int
     state: ArraysFile | None
     features_at: str = FEATURES
+    pool_at: str = ""
     threads: int = 1
 
     def ready(self) -> WorkerInfo:
         """Load the target features and the state, and return what this worker is."""
-        directory = RunDirectory(self.run_dir, self.features_at)
+        directory = RunDirectory(self.run_dir, self.features_at, pool_at=self.pool_at)
         name = prepare_process(directory.logs, self.threads)
         settings = parse_config(self.config).attribution
         self._scorer = make_scorer(settings.scorer, self.stores, settings.options)

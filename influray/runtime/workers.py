@@ -47,18 +47,20 @@ def featurize(
     on_receipt: Callable[[ShardTask, Receipt], None] = lambda task, receipt: None,
     *,
     token_budget: int | None = None,
+    pool_at: str = "",
 ) -> PoolReport:
     """Compute the feature shards of `todo` (splits pool and target, any checkpoints) and return their receipts.
 
     `config` is the run's, as plain data; `run_dir` holds its catalogues and warmup checkpoints: a path that every
-    worker sees, or a URI. `token_budget` is what shards made before had; None lets the first worker find one. The
-    receipts are in the order of checkpoints, splits and rows. Raises as `ShardPool.run`.
+    worker sees, or a URI; `pool_at` is where within it the pool lies. `token_budget` is what shards made before had;
+    None lets the first worker find one. The receipts are in the order of checkpoints, splits and rows. Raises as
+    `ShardPool.run`.
     """
     # In this order a worker changes its adapter as seldom as it can.
     ordered = sorted(todo, key=lambda task: (task.checkpoint, task.split, task.start))
     reads = featurizer_reads(config["features"]["featurizer"])
     gpus = 0.0 if reads == "records" else resources.gpus_per_worker
-    arguments = (config, str(run_dir), token_budget)
+    arguments = (config, str(run_dir), token_budget, pool_at)
     lower = f"features.token_budget (now {token_budget or config['features']['token_budget']})"
     with ShardPool(FeatureWorker, arguments, resources, gpus, lower=lower, isolate=True) as pool:
         return pool.run(ordered, on_receipt, on_event)
@@ -79,9 +81,16 @@ class FeatureWorker:
     The constructor only keeps its arguments: Ray rewraps what it raises, while errors of `ready` arrive as they are.
     """
 
-    def __init__(self, config: dict[str, Any], run_dir: str, token_budget: int | None = None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        run_dir: str,
+        token_budget: int | None = None,
+        pool_at: str = "",
+        threads: int = 1,
+    ) -> None:
         self._plain_config = config
-        self._directory = RunDirectory(run_dir)
+        self._directory = RunDirectory(run_dir, pool_at=pool_at)
         self._token_budget = token_budget
         self._threads = threads
         self._catalogues: dict[str, Catalogue] = {}

@@ -27,10 +27,6 @@ logger = logging.getLogger(__name__)
 
 def data(context: StepContext) -> StepResult:
     """Bring the catalogues of pool, targets and held-out records up to date."""
-    from influray.data.catalogue import build_catalogue
-    from influray.data.chat import split_encoder
-    from influray.model.loading import tokenizer_digest
-
     cfg, directory = context.config.data, context.directory
     files = source_files(context.config)
     _tell_shared(files)
@@ -44,21 +40,7 @@ def data(context: StepContext) -> StepResult:
             if split == "pool" and context.config.cascade is not None:
                 catalogues[split] = _passed(context)
                 continue
-            encoder = split_encoder(context.config, context.tokenizer, split)
-            key = fingerprint(
-                [tokenizer_digest(context.tokenizer), encoder.template_digest, cfg.max_tokens, encoder.end_token]
-            )
-            context.progress.current.note(f"reading the {split}, {len(found)} files")
-            catalogues[split] = build_catalogue(
-                directory.data(split),
-                split,
-                found,
-                encoder,
-                key,
-                cfg,
-                quarantine=directory.quarantine_path,
-                find_crew=workers.for_seconds,
-            )
+            catalogues[split] = _catalogued(context, split, found, workers)
     rows = {split: len(catalogue) for split, catalogue in catalogues.items()}
     names = ("tokens", "cut_by_template", "truncated")
     columns = {split: catalogue.facts(*names) for split, catalogue in catalogues.items()}
@@ -85,6 +67,35 @@ def data(context: StepContext) -> StepResult:
             "truncated": truncated,
         },
         artifacts=[*(f"data/{split}/manifest.json" for split in catalogues), "quarantine.jsonl"],
+    )
+
+
+def other_pool(context: StepContext, files: Sequence[DataFile]) -> Catalogue:
+    """Bring the catalogue of a pool of these files up to date, where `pool_at` of the context's directory has it."""
+    with contextlib.ExitStack() as stack:
+        return _catalogued(context, "pool", [("", file) for file in files], _Workers(context, stack))
+
+
+def _catalogued(
+    context: StepContext, split: Split, files: Sequence[tuple[str, DataFile]], workers: _Workers
+) -> Catalogue:
+    from influray.data.catalogue import build_catalogue
+    from influray.data.chat import split_encoder
+    from influray.model.loading import tokenizer_digest
+
+    cfg, directory = context.config.data, context.directory
+    encoder = split_encoder(context.config, context.tokenizer, split)
+    key = fingerprint([tokenizer_digest(context.tokenizer), encoder.template_digest, cfg.max_tokens, encoder.end_token])
+    context.progress.current.note(f"reading the {split}, {len(files)} files")
+    return build_catalogue(
+        directory.data(split),
+        split,
+        files,
+        encoder,
+        key,
+        cfg,
+        quarantine=directory.quarantine_path,
+        find_crew=workers.for_seconds,
     )
 
 
@@ -188,6 +199,7 @@ class _Workers:
                 progress.expect,
                 progress.on_event,
                 progress.on_receipt,
+                pool_at=context.directory.pool_at,
             )
             self._stack.callback(crew.close)
             self._crew = crew

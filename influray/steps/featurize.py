@@ -118,6 +118,7 @@ def featurize(context: StepContext) -> StepResult:
             on_event=progress.on_event,
             on_receipt=progress.on_receipt,
             token_budget=recorded_budget(stores),
+            pool_at=context.directory.pool_at,
         )
     manifests = [store.freeze() for store in stores]
     shares = [m["epsilon_share"] for m in manifests if m["split"] == "pool"]

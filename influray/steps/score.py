@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influray.protocols import Columns, DataError, FeatureRows, Scorer, Stores
+from influray.config import Config
+from influray.protocols import ArtifactMismatch, Columns, DataError, FeatureRows, Scorer, Stores
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Step
 from influray.store.arrays import ArraysFile
@@ -22,9 +23,11 @@ from influray.store.artifact import Receipt, ShardStore, checked_table, fingerpr
 from influray.store.checks import broken
 from influray.store.datastore import features_digest
 from influray.store.mirror import address_of
+from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from influray.data.batches import ShardPlan
+    from influray.store.attribution import Attribution
 
 GROUPS = 16  # most files of sums in a pass: those of D x D numbers have 512 MB a checkpoint at D = 8192
 
@@ -40,12 +43,57 @@ class Plan:
     common: dict[str, Any]
 
 
-def score(context: StepContext) -> StepResult:
-    """Compute the attribution matrix, and first what the scorer needs to know of the whole pool."""
+@dataclass(frozen=True)
+class Settled:
+    """What a run's own pool has settled for the lines of other rows: what the scorer was fitted to, and the columns."""
+
+    passes: list[str]  # the key of the last pass; none where the scorer has no pass
+    state: ArraysFile | None  # that it left
+    columns: Attribution  # the matrix that has them
+
+
+def settled(directory: RunDirectory, config: Config) -> Settled:
+    """Return what a scored run has settled.
+
+    Raises:
+        ArtifactMismatch: its matrix is not of its config's scorer, or not of its features; or the fit is gone.
+    """
+    from influray.scorers.options import made_stores, make_scorer
+    from influray.store.attribution import Attribution
+
+    matrix, settings = Attribution(directory.attribution), config.attribution
+    made, scored_by = matrix.manifest, (settings.scorer, settings.options)
+    pool = [require_manifest(directory.features("pool", k), "featurize") for k in range(1, len(made["weights"]) + 1)]
+    digest = features_digest([[part["sha256"] for part in one["parts"]] for one in pool])
+    if (made.get("scorer"), made.get("options"), made.get("pool_features")) != (*scored_by, digest):
+        raise ArtifactMismatch(
+            f"{directory.attribution}: was made by another scorer, or of other features, than the run has now; run "
+            "`influray score` again"
+        )
+    if not make_scorer(settings.scorer, made_stores(pool, made["weights"]), settings.options).passes:
+        return Settled([], None, matrix)
+    fit, store = read_manifest(directory.fit), ShardStore(directory.fit)
+    receipt = None if fit is None else store.valid_receipt(fit["fingerprint"])
+    if fit is None or receipt is None or (fit["scorer"], fit["options"]) != scored_by:
+        raise ArtifactMismatch(
+            f"{directory.fit}: does not hold what {settings.scorer!r} was fitted to; run `influray score` again"
+        )
+    return Settled([fit["fingerprint"]], _state_file(store, receipt), matrix)
+
+
+def score(context: StepContext, known: Settled | None = None) -> StepResult:
+    """Compute the attribution matrix, and first what the scorer needs to know of the whole pool.
+
+    Where that is `known`, because the pool is one of rows that the run has never seen, nothing is fitted to them, and
+    their columns are standardised by the run's own mean and deviation.
+
+    Raises:
+        ArtifactMismatch: the columns are not those that are known.
+    """
     from influray.store.attribution import commit_attribution
 
     plan = _plan(context)
-    passes = _pass_keys(context, plan)
+    passes = known.passes if known else _pass_keys(context, plan)
     source_N = context.catalogue("pool").facts("source")["source"]
     tasks = []
     for i, shard in enumerate(plan.shards):
@@ -60,14 +108,20 @@ def score(context: StepContext) -> StepResult:
     made = fingerprint(keys)
     store = ShardStore(context.directory.attribution)
     weights = list(plan.stores.weights)
-    facts = _manifest_facts(context, plan, made)
+    facts = _manifest_facts(context, plan, made) | (
+        {"standardised_by": known.columns.manifest["fingerprint"]} if known else {}
+    )
     manifest = read_manifest(context.directory.attribution)
     changed = manifest is None or any(manifest.get(name) != fact for name, fact in facts.items())
     if changed or broken(context.directory.attribution, manifest or {}):
         manifest = None
         columns = plan.scorer.columns(_target_columns(context, len(weights)))
-        _compute(context, plan, store, tasks, state=_fit(context, plan, passes))
-        commit_attribution(store, keys, facts, columns.rows, columns.ids, columns.tasks)
+        if known and (columns.ids, columns.tasks) != (known.columns.target_ids, known.columns.groups):
+            raise ArtifactMismatch(
+                f"{known.columns.folder}: is of other targets than the run has; run `influray score`"
+            )
+        _compute(context, plan, store, tasks, state=known.state if known else _fit(context, plan, passes))
+        commit_attribution(store, keys, facts, columns.rows, columns.ids, columns.tasks, known and known.columns.stats)
     matrix = read_manifest(context.directory.attribution) or {}
     facts = {"rows": matrix["rows"], "columns": matrix["targets"], "weights": weights, "passes": len(passes)}
     return StepResult(made, manifest is not None, facts, ["attribution/manifest.json"])
@@ -215,6 +269,7 @@ def _compute(
         number=number,
         state=state,
         features_at=context.directory.features_at,
+        pool_at=context.directory.pool_at,
     )
 
 

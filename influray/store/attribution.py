@@ -22,7 +22,6 @@ from influray.store.artifact import ShardStore, checked_table, describe, require
 from influray.store.features import JoinedRows, run_features
 from influray.store.mirror import local
 from influray.store.moments import (
-    ColumnMoments,
     ColumnStats,
     column_moments,
     column_stats,
@@ -232,13 +231,12 @@ def write_targets(
     rows: Sequence[int] | np.ndarray,
     ids: Sequence[str],
     tasks: Sequence[str],
-    moments: ColumnMoments,
-) -> ColumnStats:
-    """Write targets.arrow (row, id, task, mean, std, used), one line per column of A, and return the statistics.
+    stats: ColumnStats,
+) -> None:
+    """Write targets.arrow (row, id, task, mean, std, used), one line per column of A.
 
     `rows` are the targets' catalogue rows, -1 where a column is not one target's. Columns that are left out are logged.
     """
-    stats = column_stats(moments)
     assert len(rows) == len(ids) == len(tasks) == len(stats.mean_T), "one line per column"
     table = pa.table(
         {
@@ -253,7 +251,6 @@ def write_targets(
     write_table(Path(folder) / TARGETS, table)
     for column, reason in stats.left_out().items():
         logger.warning("target %s of task %s takes no part: its column is %s", ids[column], tasks[column], reason)
-    return stats
 
 
 def commit_attribution(
@@ -263,8 +260,11 @@ def commit_attribution(
     target_rows: Sequence[int] | np.ndarray,
     target_ids: Sequence[str],
     tasks: Sequence[str],
+    stats: ColumnStats | None = None,
 ) -> dict[str, Any]:
     """Write targets.arrow over the committed shards of `keys` (ascending rows), then the manifest; return that.
+
+    `stats` are what its columns are standardised by, where that is not their own mean and deviation.
 
     Raises:
         DataError: no row at all, or a row with no finite score.
@@ -283,7 +283,8 @@ def commit_attribution(
                 last = int(row_B[-1])
                 yield row_B, block_BT
 
-    write_targets(store.folder, target_rows, target_ids, tasks, column_moments(blocks()))
+    moments = column_moments(blocks())
+    write_targets(store.folder, target_rows, target_ids, tasks, stats or column_stats(moments))
     beside = describe(store.folder, [TARGETS])
     return store.freeze(list(keys), {**facts, "targets": len(tasks), "beside": beside})
 

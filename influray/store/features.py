@@ -159,6 +159,20 @@ class JoinedRows(SplitFeatures):
             store.write(line_B, np.float32(math.sqrt(weight)), out_BF[:, here], self._with_norm)
             column = here.stop
 
+    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (position of the first row, float32 [B, F]) over the positions [start, stop), B = `size` but the last.
+
+        A block is read into fresh memory; nothing else is held.
+        """
+        end = len(self.rows) if stop is None else min(stop, len(self.rows))
+        for low in range(start, end, size):
+            yield low, self.block(low, np.empty((min(low + size, end) - low, self.dimension), np.float32))
+
+    def block(self, start: int, space_BF: np.ndarray) -> np.ndarray:
+        """Return the rows at the positions from `start`, written to `space_BF`."""
+        self.read_at(np.arange(start, start + len(space_BF)), space_BF)
+        return space_BF
+
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Return the rows at these positions, in the order given, float32 [len(positions), F]."""
         position_B, back_B = np.unique(np.asarray(positions, np.int64), return_inverse=True)

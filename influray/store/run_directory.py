@@ -34,14 +34,16 @@ class RunDirectory:
 
     On object storage (s3://, gs://) the paths are those of its mirror on this machine, and `address` is what names it
     on others. `features_at` and `scores_at` are where within it the datastores lie, and the folder of the matrix and of
-    what was fitted: elsewhere for scorers that are judged beside the run's own. Raises ConfigError where a URI is not
-    one of a run directory.
+    what was fitted: elsewhere for scorers that are judged beside the run's own. `pool_at` is where within it another
+    pool lies, its catalogue and its datastores: rows that the run has never seen, for its own targets and checkpoints.
+    Raises ConfigError where a URI is not one of a run directory.
     """
 
-    def __init__(self, path: str | Path, features_at: str = FEATURES, scores_at: str = "") -> None:
+    def __init__(self, path: str | Path, features_at: str = FEATURES, scores_at: str = "", pool_at: str = "") -> None:
         self.path = local(path).resolve()
         self.features_at = features_at
         self.scores_at = scores_at
+        self.pool_at = pool_at
         self._holding: Holding | None = None  # while this process drives the run
 
     @property
@@ -55,8 +57,8 @@ class RunDirectory:
 
     @property
     def quarantine_path(self) -> Path:
-        folder = self.path if self.features_at == FEATURES else self.path / self.features_at
-        return folder / "quarantine.jsonl"
+        folder = self.path / self.pool_at
+        return (folder if self.features_at == FEATURES else folder / self.features_at) / "quarantine.jsonl"
 
     @property
     def cascade(self) -> RunDirectory:
@@ -94,13 +96,13 @@ class RunDirectory:
         return self.path / "report" / "index.html"
 
     def data(self, split: str) -> Path:
-        return self.path / "data" / split
+        return self._home(split) / "data" / split
 
     def checkpoint(self, number: int) -> Path:
         return self.warmup / f"checkpoint-{number}"
 
     def features(self, split: str, checkpoint: int) -> Path:
-        return self.path / self.features_at / split / f"checkpoint-{checkpoint}"
+        return self._home(split) / self.features_at / split / f"checkpoint-{checkpoint}"
 
     def selection(self, name: str) -> Path:
         return self.path / "selection" / name
@@ -110,6 +112,9 @@ class RunDirectory:
 
     def evaluation(self, name: str, seed: int) -> Path:
         return self.path / "evaluation" / name / f"seed-{seed}.json"
+
+    def _home(self, split: str) -> Path:
+        return self.path / self.pool_at if split == "pool" else self.path
 
     def require_ours(self) -> None:
         """Raise ConfigError where no run may write: the folder is a file, or holds what no run has made."""

@@ -10,7 +10,7 @@ Shape suffixes: N pool rows, B rows of a block, T targets, Q queries, D feature,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,20 +56,6 @@ class SplitVectors(JoinedRows):
         """Begin to check all datastores in the background, for who is about to read all of them."""
         for store in self.stores:
             store.store.check_ahead()
-
-    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (position of the first row, float32 [B, F]) over the positions [start, stop), B = `size` but the last.
-
-        A block is read into fresh memory; nothing else is held.
-        """
-        end = len(self.rows) if stop is None else min(stop, len(self.rows))
-        for low in range(start, end, size):
-            yield low, self.block(low, np.empty((min(low + size, end) - low, self.dimension), np.float32))
-
-    def block(self, start: int, space_BF: np.ndarray) -> np.ndarray:
-        """Return the vectors at the positions from `start`, written to `space_BF`."""
-        self.read_at(np.arange(start, start + len(space_BF)), space_BF)
-        return space_BF
 
     def query(self, unit_KQD: Sequence[np.ndarray], norm_KQ: Sequence[np.ndarray]) -> np.ndarray:
         """Return the vectors of new rows, float32 [Q, F], from unit rows and the norms they had, per checkpoint."""

@@ -240,7 +240,8 @@ def test_a_matrix_that_is_not_committed_is_named(tmp_path):
 def test_parts_that_do_not_fit_the_targets_are_refused(tmp_path):
     score_NT = random_matrix(9, 4)
     commit(tmp_path, score_NT, np.arange(9), [4])
-    write_targets(tmp_path, range(3), list("xyz"), list("aaa"), moments_of(score_NT[:, :3], np.arange(9)))
+    stats = column_stats(moments_of(score_NT[:, :3], np.arange(9)))
+    write_targets(tmp_path, range(3), list("xyz"), list("aaa"), stats)
     with pytest.raises(DamagedArtifact, match="targets.arrow: not what was committed"):
         next(Attribution(tmp_path).blocks())
 

@@ -76,6 +76,7 @@ def arguments_of(name: str, run: Path) -> list[str] | None:
         "shots": ["--question", "a question", "--answer", "b"],
         "inspect": ["--row", "0"],
         "blame": ["--failing", "wrong.jsonl"],
+        "value": ["--data", "wrong.jsonl"],
         "targets": ["--keep", "0.5"],
         "export": ["--to", str(run.parent / "exported")],
     }

@@ -36,6 +36,7 @@ ARGUMENTS = {
     "export": ["", "--to", "exported"],
     "blame": ["", "--failing", ""],
     "targets": ["", "--keep", "1"],
+    "value": ["", "--data", ""],
 }
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # pyright: ignore[reportAttributeAccessIssue]  a group has them
 
