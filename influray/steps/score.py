@@ -14,14 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influray.protocols import Columns, DataError, FeatureRows, Scorer, Stores
+from influray.config import Config
+from influray.protocols import Arrays, ArtifactMismatch, Columns, ConfigError, DataError, FeatureRows, Scorer, Stores
+from influray.scorers.exact_run import all_targets
+from influray.scorers.propagation import Propagating, propagating_scorers
 from influray.steps.context import StepContext, StepResult
-from influray.steps.step import Step
-from influray.store.arrays import ArraysFile
-from influray.store.artifact import Receipt, ShardStore, checked_table, fingerprint, read_manifest, require_manifest
+from influray.steps.step import Recorded, Step
+from influray.store.arrays import ArraysFile, add_arrays, arrays_of, arrays_table
+from influray.store.artifact import (
+    Receipt,
+    ShardStore,
+    checked_table,
+    fingerprint,
+    hash_bytes,
+    read_manifest,
+    require_manifest,
+)
 from influray.store.checks import broken
 from influray.store.datastore import features_digest
 from influray.store.mirror import address_of
+from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from influray.data.batches import ShardPlan
@@ -38,6 +50,7 @@ class Plan:
     shards: list[ShardPlan]
     parts_K: list[list[str]]  # per checkpoint: the content of each shard of the pool
     common: dict[str, Any]
+    start: Arrays  # what the first pass is given in the place of a state
 
 
 def score(context: StepContext) -> StepResult:
@@ -66,10 +79,14 @@ def score(context: StepContext) -> StepResult:
     if changed or broken(context.directory.attribution, manifest or {}):
         manifest = None
         columns = plan.scorer.columns(_target_columns(context, len(weights)))
-        _compute(context, plan, store, tasks, state=_fit(context, plan, passes))
-        commit_attribution(store, keys, facts, columns.rows, columns.ids, columns.tasks)
+        state = _fit(context, plan, passes)
+        _compute(context, plan, store, tasks, state=state)
+        found, sample_ET = _propagated(plan.scorer, state)
+        commit_attribution(store, keys, facts | found, columns.rows, columns.ids, columns.tasks, sample_ET)
     matrix = read_manifest(context.directory.attribution) or {}
     facts = {"rows": matrix["rows"], "columns": matrix["targets"], "weights": weights, "passes": len(passes)}
+    if isinstance(plan.scorer, Propagating):
+        facts |= {"exact": plan.scorer.exact.digest, "held_out": matrix["propagation"]["held_out"]}
     return StepResult(made, manifest is not None, facts, ["attribution/manifest.json"])
 
 
@@ -83,6 +100,14 @@ def _manifest_facts(context: StepContext, plan: Plan, made: str) -> dict[str, An
         "options": attribution["options"],
         "pool_features": features_digest(plan.parts_K),
     }
+
+
+def _propagated(scorer: Scorer, state: ArraysFile | None) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Return what the manifest says of a propagation, and the exact scores, whose moments are those of the columns."""
+    if state is None or not isinstance(scorer, Propagating):
+        return {}, None
+    arrays = state.read()
+    return {"propagation": scorer.findings(arrays)}, arrays["exact"]
 
 
 def group_bounds(shards: Sequence[ShardPlan], most: int = GROUPS) -> list[tuple[int, int]]:
@@ -114,7 +139,11 @@ def _plan(context: StepContext) -> Plan:
     }
     shards = plan_shards(context.catalogue("pool").file_lengths, cfg.features.rows_per_shard)
     scorer = make_scorer(cfg.attribution.scorer, stores, cfg.attribution.options)
-    return Plan(stores, scorer, shards, parts["pool"], common)
+    start: Arrays = {}
+    if isinstance(scorer, Propagating):
+        start = scorer.start(context.catalogue("pool"), all_targets(context.catalogue("target")))
+        common["exact"] = {name: hash_bytes(array.tobytes()) for name, array in start.items()}
+    return Plan(stores, scorer, shards, parts["pool"], common, start)
 
 
 def _pass_keys(context: StepContext, plan: Plan) -> list[str]:
@@ -140,7 +169,7 @@ def _fit(context: StepContext, plan: Plan, keys: list[str]) -> ArraysFile | None
     final = store.valid_receipt(keys[-1])
     if final is None:
         target = _target_rows(context, len(plan.stores.weights))
-        state = None
+        state = _start(plan, store)
         for number, key in enumerate(keys, start=1):
             if store.valid_receipt(key) is None:
                 _run_pass(context, plan, store, number, key, target, state)
@@ -153,6 +182,14 @@ def _fit(context: StepContext, plan: Plan, keys: list[str]) -> ArraysFile | None
         store.freeze(keys[-1:], {"fingerprint": keys[-1], **scorer})
     assert final is not None
     return _state_file(store, final)
+
+
+def _start(plan: Plan, store: ShardStore) -> ArraysFile | None:
+    """Return the file of what the first pass is given, None where that is nothing."""
+    if not plan.start:
+        return None
+    key = fingerprint(["start", plan.common["exact"]])
+    return _state_file(store, store.valid_receipt(key) or store.commit(key, arrays_table(plan.start), {}))
 
 
 def _state_file(store: ShardStore, receipt: Receipt) -> ArraysFile:
@@ -168,8 +205,6 @@ def _run_pass(
     target: FeatureRows,
     state: ArraysFile | None,
 ) -> None:
-    from influray.store.arrays import add_arrays, arrays_of, arrays_table
-
     groups = [(fingerprint([key, *bounds]), *bounds) for bounds in group_bounds(plan.shards)]
     _compute(context, plan, store, groups, number=number, state=state)
     total: dict[str, np.ndarray] = {}
@@ -244,4 +279,18 @@ def _target_columns(context: StepContext, checkpoints: int) -> Columns:
     return Columns(tuple(row_T), ids, tasks)
 
 
-SCORE = Step("score", score, ("attribution",), lambda c: f"{c.attribution.scorer}, weights {c.attribution.weights}")
+def _stale(config: Config, directory: RunDirectory, recorded: Recorded) -> str:
+    for one in propagating_scorers(config, cascade=False):
+        try:
+            if one.exact.digest != recorded["score"].get("exact"):
+                return f"the scores of {one.exact.place} have changed"
+        except (ConfigError, ArtifactMismatch) as error:
+            return str(error)
+    return ""
+
+
+def _describe(config: Config) -> str:
+    return f"{config.attribution.scorer}, weights {config.attribution.weights}"
+
+
+SCORE = Step("score", score, ("attribution",), _describe, _stale)

@@ -263,8 +263,11 @@ def commit_attribution(
     target_rows: Sequence[int] | np.ndarray,
     target_ids: Sequence[str],
     tasks: Sequence[str],
+    sample_nT: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Write targets.arrow over the committed shards of `keys` (ascending rows), then the manifest; return that.
+
+    The moments of the columns are those of the rows, or of the scores `sample_nT` that speak for them.
 
     Raises:
         DataError: no row at all, or a row with no finite score.
@@ -283,7 +286,10 @@ def commit_attribution(
                 last = int(row_B[-1])
                 yield row_B, block_BT
 
-    write_targets(store.folder, target_rows, target_ids, tasks, column_moments(blocks()))
+    moments = column_moments(blocks())
+    if sample_nT is not None:
+        moments = column_moments([(np.arange(len(sample_nT)), sample_nT)])
+    write_targets(store.folder, target_rows, target_ids, tasks, moments)
     beside = describe(store.folder, [TARGETS])
     return store.freeze(list(keys), {**facts, "targets": len(tasks), "beside": beside})
 
