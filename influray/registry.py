@@ -77,6 +77,10 @@ SCORERS: dict[str, Entry] = {
     "shampoo": Entry(
         "influray.scorers.shampoo:Shampoo", "inverse curvature of each weight, by Shampoo's eigenvectors, corrected"
     ),
+    "landmarks": Entry(
+        "influray.scorers.landmarks:Landmarks",
+        "another run's scores of some rows, carried to all (Influence Distillation)",
+    ),
     "grand": Entry("influray.scorers.grand:GraNd", "norm of the plain gradient; asks for no target"),
     "vog": Entry("influray.scorers.vog:VoG", "spread of the gradient over checkpoints; asks for no target"),
     "dsir": Entry("influray.scorers.dsir:DSIR", "log importance weight of hashed n-grams, one column a task (DSIR)"),

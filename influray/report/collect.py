@@ -89,6 +89,7 @@ def collect(run_dir: str | Path) -> ReportData:
         host=recorded.get("host", {}),
         missing=missing,
         audit=read_audit(run),
+        propagation=readings.attribution.manifest.get("propagation") if readings.attribution else None,
         validation=Validation.there(run),
     )
 

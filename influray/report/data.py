@@ -323,6 +323,7 @@ class ReportData:
     host: Mapping[str, Any]
     missing: Mapping[str, str]  # part of the page -> the command that makes what it needs
     audit: Mapping[str, Any] | None = None  # report.audit's, where it was made
+    propagation: Mapping[str, Any] | None = None  # how propagated scores agree with exact ones, where there are such
     validation: Validation | None = None  # what `influray validate` found, None where it was not asked for
 
     @property

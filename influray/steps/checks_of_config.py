@@ -14,6 +14,7 @@ from influray.extras import install_command
 from influray.protocols import ConfigError
 from influray.registry import PROJECTORS, check, make, resolve, resolve_method
 from influray.scorers.options import expected_stores, make_scorer
+from influray.scorers.propagation import propagating_scorers
 from influray.steps.subject import Subject, context_length, under
 from influray.store.artifact import whole_manifest
 from influray.store.claim import require_apart
@@ -82,6 +83,12 @@ def names(subject: Subject) -> None:
                 f"selectors.{index}.{who} compares the feature vectors of rows, and features.featurizer "
                 f"{config.features.featurizer!r} makes none; take gradient or representation"
             )
+
+
+def exact_run(subject: Subject) -> None:
+    """The run whose scores are carried over is there, and another one."""
+    for scorer in propagating_scorers(subject.config, cascade=False):
+        scorer.exact.require_apart(subject.directory)
 
 
 def asked_for(subject: Subject) -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from influray.config import Config, FinetuneConfig, SelectorConfig
+from influray.data.catalogue import Catalogue
 from influray.protocols import Columns, ConfigError
+from influray.scorers.exact_run import all_targets
 from influray.scorers.options import expected_stores, make_scorer
+from influray.scorers.propagation import propagating_scorers
 from influray.steps.subject import Subject, context_length, under
 from influray.store.artifact import whole_manifest
 
@@ -71,6 +74,12 @@ def _require_tasks(key: str, named: Iterable[str], known: tuple[str, ...]) -> No
                 f"{key}.{task}: no column has this task{near(str(task), dict.fromkeys(known))} "
                 f"(known: {', '.join(known)})"
             )
+
+
+def exact_run(subject: Subject) -> None:
+    """The run whose scores are carried over has rows of this pool alone, and the same targets."""
+    for scorer in propagating_scorers(subject.config, cascade=False):
+        scorer.start(subject.pool, all_targets(Catalogue(subject.directory.data("target"))))
 
 
 def budgets(subject: Subject) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from influray.config import Config
 from influray.protocols import USER_ERRORS, ArtifactMismatch
+from influray.scorers.propagation import propagating_scorers
 from influray.steps.data import source_files
 from influray.steps.step import Step
 from influray.store.artifact import MANIFEST, fingerprint, require_manifest
@@ -64,6 +65,10 @@ def _read_digest(config: Config) -> str | None:
     choosing = [*config.selectors, *([config.cascade.selector] if config.cascade else [])]
     limits = [ids for one in choosing for ids in (one.constraints.include, one.constraints.exclude)]
     files += [root / ids for ids in limits if isinstance(ids, str)]
+    exact = [one.exact.directory.path for one in propagating_scorers(config)]
+    if any(location_of(path) is not None for path in exact):
+        return None
+    files += [path / name / MANIFEST for path in exact for name in ("attribution", "data/pool")]
     sources = [(split, *of) for split, found in source_files(config).items() for of in found]
     if any(file.kind == "hub" for _, _, file in sources):
         return None

@@ -80,6 +80,7 @@ def _cascade(subject: Subject) -> Iterator[str]:
 CONFIG_CHECKS = (
     Check(of_config.place),
     Check(of_config.names),
+    Check(of_config.exact_run, ("score",)),
     Check(of_config.asked_for),
     Check(of_config.packages),
     Check(of_config.numbers_of_the_model, MODEL_STEPS),
@@ -93,6 +94,7 @@ CONFIG_CHECKS = (
     Check(_cascade, ("cascade",)),
 )
 DATA_CHECKS = (
+    Check(of_data.exact_run, ("score",)),
     Check(of_data.budgets, ("select",)),
     Check(of_data.ids_and_sources, ("select",)),
     Check(of_data.positions, MODEL_STEPS),

@@ -15,14 +15,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influray.config import Config
-from influray.protocols import ArtifactMismatch, Columns, DataError, FeatureRows, Scorer, Stores
+from influray.protocols import Arrays, ArtifactMismatch, Columns, ConfigError, DataError, FeatureRows, Scorer, Stores
+from influray.scorers.exact_run import all_targets
+from influray.scorers.propagation import Propagating, propagating_scorers
 from influray.steps.context import StepContext, StepResult
-from influray.steps.step import Step
-from influray.store.arrays import ArraysFile
-from influray.store.artifact import Receipt, ShardStore, checked_table, fingerprint, read_manifest, require_manifest
+from influray.steps.step import Recorded, Step
+from influray.store.arrays import ArraysFile, add_arrays, arrays_of, arrays_table
+from influray.store.artifact import (
+    Receipt,
+    ShardStore,
+    checked_table,
+    fingerprint,
+    hash_bytes,
+    read_manifest,
+    require_manifest,
+)
 from influray.store.checks import broken
 from influray.store.datastore import features_digest
 from influray.store.mirror import address_of
+from influray.store.moments import ColumnStats, column_moments, column_stats
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -41,6 +52,7 @@ class Plan:
     shards: list[ShardPlan]
     parts_K: list[list[str]]  # per checkpoint: the content of each shard of the pool
     common: dict[str, Any]
+    start: Arrays  # what the first pass is given in the place of a state
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,13 @@ def settled(directory: RunDirectory, config: Config) -> Settled:
             f"{directory.attribution}: was made by another scorer, or of other features, than the run has now; run "
             "`influray score` again"
         )
-    if not make_scorer(settings.scorer, made_stores(pool, made["weights"]), settings.options).passes:
+    scorer = make_scorer(settings.scorer, made_stores(pool, made["weights"]), settings.options)
+    if isinstance(scorer, Propagating):
+        raise ArtifactMismatch(
+            f"attribution.scorer: {settings.scorer!r} carries over what other rows have; ask the run that has them "
+            f"exactly, {scorer.exact.place}"
+        )
+    if not scorer.passes:
         return Settled([], None, matrix)
     fit, store = read_manifest(directory.fit), ShardStore(directory.fit)
     receipt = None if fit is None else store.valid_receipt(fit["fingerprint"])
@@ -120,10 +138,15 @@ def score(context: StepContext, known: Settled | None = None) -> StepResult:
             raise ArtifactMismatch(
                 f"{known.columns.folder}: is of other targets than the run has; run `influray score`"
             )
-        _compute(context, plan, store, tasks, state=known.state if known else _fit(context, plan, passes))
-        commit_attribution(store, keys, facts, columns.rows, columns.ids, columns.tasks, known and known.columns.stats)
+        state = known.state if known else _fit(context, plan, passes)
+        _compute(context, plan, store, tasks, state=state)
+        found, stats = _propagated(plan.scorer, state)
+        stats = known.columns.stats if known else stats
+        commit_attribution(store, keys, facts | found, columns.rows, columns.ids, columns.tasks, stats)
     matrix = read_manifest(context.directory.attribution) or {}
     facts = {"rows": matrix["rows"], "columns": matrix["targets"], "weights": weights, "passes": len(passes)}
+    if isinstance(plan.scorer, Propagating):
+        facts |= {"exact": plan.scorer.exact.digest, "held_out": matrix["propagation"]["held_out"]}
     return StepResult(made, manifest is not None, facts, ["attribution/manifest.json"])
 
 
@@ -137,6 +160,16 @@ def _manifest_facts(context: StepContext, plan: Plan, made: str) -> dict[str, An
         "options": attribution["options"],
         "pool_features": features_digest(plan.parts_K),
     }
+
+
+def _propagated(scorer: Scorer, state: ArraysFile | None) -> tuple[dict[str, Any], ColumnStats | None]:
+    """Return what the manifest says of a propagation, and the mean and deviation of columns, those of exact scores."""
+    if state is None or not isinstance(scorer, Propagating):
+        return {}, None
+    arrays = state.read()
+    exact_LT = arrays["exact"]
+    stats = column_stats(column_moments([(np.arange(len(exact_LT)), exact_LT)]))
+    return {"propagation": scorer.findings(arrays)}, stats
 
 
 def group_bounds(shards: Sequence[ShardPlan], most: int = GROUPS) -> list[tuple[int, int]]:
@@ -168,7 +201,11 @@ def _plan(context: StepContext) -> Plan:
     }
     shards = plan_shards(context.catalogue("pool").file_lengths, cfg.features.rows_per_shard)
     scorer = make_scorer(cfg.attribution.scorer, stores, cfg.attribution.options)
-    return Plan(stores, scorer, shards, parts["pool"], common)
+    start: Arrays = {}
+    if isinstance(scorer, Propagating):
+        start = scorer.start(context.catalogue("pool"), all_targets(context.catalogue("target")))
+        common["exact"] = {name: hash_bytes(array.tobytes()) for name, array in start.items()}
+    return Plan(stores, scorer, shards, parts["pool"], common, start)
 
 
 def _pass_keys(context: StepContext, plan: Plan) -> list[str]:
@@ -194,7 +231,7 @@ def _fit(context: StepContext, plan: Plan, keys: list[str]) -> ArraysFile | None
     final = store.valid_receipt(keys[-1])
     if final is None:
         target = _target_rows(context, len(plan.stores.weights))
-        state = None
+        state = _start(plan, store)
         for number, key in enumerate(keys, start=1):
             if store.valid_receipt(key) is None:
                 _run_pass(context, plan, store, number, key, target, state)
@@ -207,6 +244,14 @@ def _fit(context: StepContext, plan: Plan, keys: list[str]) -> ArraysFile | None
         store.freeze(keys[-1:], {"fingerprint": keys[-1], **scorer})
     assert final is not None
     return _state_file(store, final)
+
+
+def _start(plan: Plan, store: ShardStore) -> ArraysFile | None:
+    """Return the file of what the first pass is given, None where that is nothing."""
+    if not plan.start:
+        return None
+    key = fingerprint(["start", plan.common["exact"]])
+    return _state_file(store, store.valid_receipt(key) or store.commit(key, arrays_table(plan.start), {}))
 
 
 def _state_file(store: ShardStore, receipt: Receipt) -> ArraysFile:
@@ -222,8 +267,6 @@ def _run_pass(
     target: FeatureRows,
     state: ArraysFile | None,
 ) -> None:
-    from influray.store.arrays import add_arrays, arrays_of, arrays_table
-
     groups = [(fingerprint([key, *bounds]), *bounds) for bounds in group_bounds(plan.shards)]
     _compute(context, plan, store, groups, number=number, state=state)
     total: dict[str, np.ndarray] = {}
@@ -299,4 +342,18 @@ def _target_columns(context: StepContext, checkpoints: int) -> Columns:
     return Columns(tuple(row_T), ids, tasks)
 
 
-SCORE = Step("score", score, ("attribution",), lambda c: f"{c.attribution.scorer}, weights {c.attribution.weights}")
+def _stale(config: Config, directory: RunDirectory, recorded: Recorded) -> str:
+    for one in propagating_scorers(config, cascade=False):
+        try:
+            if one.exact.digest != recorded["score"].get("exact"):
+                return f"the scores of {one.exact.place} have changed"
+        except (ConfigError, ArtifactMismatch) as error:
+            return str(error)
+    return ""
+
+
+def _describe(config: Config) -> str:
+    return f"{config.attribution.scorer}, weights {config.attribution.weights}"
+
+
+SCORE = Step("score", score, ("attribution",), _describe, _stale)

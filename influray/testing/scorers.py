@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from influray.protocols import Arrays, Columns, FeatureRows, Scorer, SparseRows, Stores
+from influray.scorers.propagation import Propagating
 from influray.store.arrays import add_arrays
 from influray.testing.laws import law
 
@@ -66,6 +67,9 @@ def taken(rows: FeatureRows, which: slice | np.ndarray | Sequence[int]) -> Featu
 def fitted(scorer: Scorer, pool: FeatureRows, target: FeatureRows, cuts: Sequence[int] = (0, 13, 27)) -> Arrays:
     """Return the state after all passes of a scorer over the pool, cut into blocks at `cuts`."""
     state: Arrays = {}
+    if isinstance(scorer, Propagating):
+        row_E, exact_ET = scorer.exact.matched([str(row) for row in range(len(pool))], COLUMNS)
+        state = {"row": row_E, "exact": exact_ET}
     for number in range(1, scorer.passes + 1):
         total: dict[str, np.ndarray] = {}
         for start, stop in zip(cuts, (*cuts[1:], len(pool)), strict=True):

@@ -11,7 +11,8 @@ from influray.plugins import permit
 from influray.protocols import ConfigError
 from influray.registry import SCORERS
 from influray.scorers.options import make_scorer
-from influray.testing.scorers import CHECKPOINTS, POOL, SCORER_LAWS, TARGET
+from influray.testing.scorers import CHECKPOINTS, COLUMNS, POOL, SCORER_LAWS, TARGET
+from tests.exact_runs import write_exact
 from tests.features import made_for
 
 # What a scorer is made for where that is not the default; a new scorer that needs something else has a line here.
@@ -27,10 +28,20 @@ STORES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="session")
+def options(tmp_path_factory) -> dict[str, dict[str, Any]]:
+    """By name the options without which a scorer does nothing."""
+    rng = np.random.default_rng(0)
+    targets = list(zip(COLUMNS.ids, COLUMNS.tasks, strict=True))
+    ids = [str(row) for row in rng.permutation(len(POOL))[:30].tolist()]
+    run = write_exact(tmp_path_factory.mktemp("exact"), ids, targets, rng.normal(size=(30, len(targets))))
+    return {"landmarks": {"exact": str(run.path)}}
+
+
 @pytest.mark.parametrize("name", sorted(SCORERS))
 @pytest.mark.parametrize("law", SCORER_LAWS, ids=lambda law: law.__name__)
-def test_it_obeys_the_laws_of_its_seam(name, law):
-    law(make_scorer(name, made_for(CHECKPOINTS, **STORES.get(name, {})), {}))
+def test_it_obeys_the_laws_of_its_seam(name, law, options):
+    law(make_scorer(name, made_for(CHECKPOINTS, **STORES.get(name, {})), options.get(name, {})))
 
 
 @pytest.mark.parametrize("name", sorted(SCORERS))
