@@ -35,8 +35,9 @@ def write_catalogues(folder: Path, ids: Sequence[str], targets: Targets, text: s
     }
     data = parse_config(tree).data
     encoder = ChatEncoder(byte_tokenizer(), "auto", data.max_tokens)
-    pool = [("", one) for one in resolve_files(data.pool, data.root, "data.pool")]
-    found = [(task, *resolve_files((f"raw/{i}.jsonl",), data.root, "data")) for i, (_, task) in enumerate(targets)]
+    pool = [("", one) for one in resolve_files(["raw/pool.jsonl"], data.root, "data.pool")]
+    of = [(task, resolve_files([f"raw/{i}.jsonl"], data.root, "data")) for i, (_, task) in enumerate(targets)]
+    found = [(task, one) for task, files in of for one in files]
     build_catalogue(run.data("pool"), "pool", pool, encoder, "tiny", data, quarantine=run.quarantine_path)
     build_catalogue(run.data("target"), "target", found, encoder, "tiny", data, quarantine=run.quarantine_path)
     return run

@@ -42,7 +42,7 @@ class RidgeFits:
     are 0: so a_F = P_FF e_F, or e_F = P_FF^-1 a_F. For one row that is a_i / P_ii (Cawley and Talbot, 2004,
     doi:10.1016/j.neunet.2004.07.002, of least-squares support vector machines). The constant is fitted without F too.
 
-    Cost: 9 L^3 operations or so, then 2 L^2 T for each ridge; in bytes 8 L^2 three times.
+    Cost: 9 L^3 operations or so, then 2 L^2 T for each ridge; in bytes 8 L^2, six times at once.
     """
 
     def __init__(self, kernel_LL: np.ndarray, score_LT: np.ndarray) -> None:

@@ -36,8 +36,8 @@ class Landmarks(Propagating):
     the mean of the column and not 0; the median is over all pairs; the ridge (0.01 there) is chosen; the embedding is
     any featurizer's; the landmarks' scores are any scorer's.
 
-    Cost: L (D + T) a row, and once, in one process, about 10 L^3 for the fit and its folds: L = 4,096 takes 0.5 GB and
-    a minute or two of a core.
+    Cost: L (D + T) operations a row, and once, in one process, about 10 L^3 for the fit and its folds. L = 2,048 took
+    23 s of a core and 0.2 GB; it grows with the cube and the square of L.
 
     Raises:
         ArtifactMismatch: the stores hold no vectors.
@@ -71,7 +71,7 @@ class Landmarks(Propagating):
             )
         width = self._width * median
         fits = RidgeFits(gaussian(square_LL, width), score_LT)
-        ridge = fits.best_ridge(used_T) if self._ridge == "auto" else self._ridge
+        ridge = fits.best_ridge(used_T) if isinstance(self._ridge, str) else self._ridge
         weight_LT, constant_T = fits.at(ridge)
         return {
             "vector": vector_LD,

@@ -250,7 +250,7 @@ def _start(plan: Plan, store: ShardStore) -> ArraysFile | None:
     """Return the file of what the first pass is given, None where that is nothing."""
     if not plan.start:
         return None
-    key = fingerprint(["start", plan.common["exact"]])
+    key = fingerprint(["exact", plan.common["exact"]])
     return _state_file(store, store.valid_receipt(key) or store.commit(key, arrays_table(plan.start), {}))
 
 

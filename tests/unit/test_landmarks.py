@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from influray.config import parse_config
 from influray.protocols import ArtifactMismatch, Columns, ConfigError, DamagedArtifact, DataError, FeatureRows
 from influray.scorers.exact_run import ExactRun, all_targets
 from influray.scorers.kernel_ridge import RIDGES, RidgeFits, gaussian, median_distance, squared_distances
 from influray.scorers.landmarks import Landmarks
-from influray.scorers.propagation import FOLDS, folds, joined
+from influray.scorers.options import make_scorer
+from influray.scorers.propagation import FOLDS, folds, joined, propagating_scorers
 from influray.store.arrays import add_arrays
 from influray.store.artifact import ShardStore
 from influray.store.attribution import Attribution, attribution_table, commit_attribution
@@ -275,3 +277,35 @@ def test_too_few_landmarks_and_features_that_tell_nothing_apart_are_refused(tmp_
         fitted(scorer, same)
     with pytest.raises(ArtifactMismatch, match=r"'landmarks' needs feature vectors.*set features\.featurizer"):
         Landmarks(made_for(1, featurizer="ngram"), str(tmp_path / "few"))
+
+
+def test_a_config_tells_whose_scores_it_reads_those_of_its_cheap_pass_included():
+    landmarks = {"scorer": "landmarks", "options": {"exact": "runs/exact"}}
+    tree = {
+        "model": {"base": "m"},
+        "data": {"pool": "p", "targets": {"a": "t"}},
+        "selectors": [{"name": "s", "method": "bids", "budget": 1}],
+    }
+    for changes, found in (
+        ({}, (0, 0)),
+        ({"attribution": landmarks, "features": {"featurizer": "representation"}}, (1, 1)),
+        ({"cascade": {"attribution": landmarks}}, (1, 0)),
+    ):
+        config = parse_config({**tree, **changes})
+        places = [one.exact.place for one in propagating_scorers(config)]
+        assert (len(places), len(propagating_scorers(config, cascade=False))) == found
+        assert set(places) <= {"runs/exact"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"exact": 3}, r"attribution\.options\.exact: found 3, expected a text"),
+        ({"ridge": 0.0}, r"attribution\.options\.ridge: found 0\.0, expected auto or a number above 0"),
+        ({"width": -1}, r"attribution\.options\.width: found -1, expected a number above 0"),
+        ({"keep_exact": "yes"}, r"attribution\.options\.keep_exact: found 'yes', expected true or false"),
+    ],
+)
+def test_a_wrong_option_is_named(options, said):
+    with pytest.raises(ConfigError, match=said):
+        make_scorer("landmarks", STORES, options)
