@@ -18,75 +18,12 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, field_vali
 from influray.config_base import Fraction, Positive, Section, Seed
 from influray.config_data import DataConfig
 from influray.config_messages import readable
+from influray.config_model import FinetuneConfig, ModelConfig, Reporter, WarmupConfig
 from influray.config_select import ConstraintsConfig, SelectorConfig
 from influray.config_validate import ValidateConfig
 from influray.config_yaml import parse_yaml, set_dotted
 from influray.plugins import run_directory_of
 from influray.protocols import ConfigError
-
-
-class LoraConfig(Section):
-    """The adapter whose gradients are the features."""
-
-    r: Positive = 128  # rank
-    alpha: float = Field(default=512, gt=0)  # scaling = alpha / r
-    dropout: float = Field(default=0.1, ge=0, lt=1)  # in training only; gradient features never use dropout
-    targets: tuple[str, ...] = Field(
-        default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1
-    )  # module name endings
-
-
-class ModelConfig(Section):
-    """The base model."""
-
-    base: str  # a folder or a hub id of a transformers causal LM
-    revision: str = "main"  # hub revision; not used for a folder
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"  # of the frozen base weights
-    quantization: Literal["none", "nf4", "fp4"] = "none"  # of the frozen base: 4 bits through bitsandbytes
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    trust_remote_code: bool = False  # runs code of the model's author
-    chat_template: str | Literal["auto"] = "auto"  # auto = the tokenizer's own, else a plain Tulu-style one; or a file
-    lora: LoraConfig = LoraConfig()
-
-
-class FinetuneConfig(Section):
-    """Hyper-parameters of one supervised fine-tuning, shared by warmup and tune."""
-
-    epochs: Positive = 4
-    steps: Positive | None = None  # optimizer steps in place of epochs, to compare at equal steps
-    learning_rate: float = Field(default=2e-5, gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    batch_size: Positive = 128  # examples per optimizer step over all workers
-    device_batch_size: Positive = 4  # examples per forward pass on one worker
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(default=1e-8, gt=0)
-    max_grad_norm: float = Field(default=1.0, ge=0)  # 0 = no clipping
-    seed: Seed = 0
-
-
-class ImportedCheckpoint(Section):
-    """One of the user's own warmup checkpoints."""
-
-    adapter: str  # folder of a peft adapter
-    optimizer: str | None = None  # optimizer.pt / optimizer.bin / safetensors; None = directions that need no moments
-    mean_learning_rate: float = Field(gt=0)  # the weight of this checkpoint before normalisation
-
-
-Reporter = Literal["tensorboard", "wandb", "mlflow"]
-
-
-class WarmupConfig(FinetuneConfig):
-    """How the warmup checkpoints come to be (LESS section 3; BIDS appendix A)."""
-
-    fraction: Fraction = 1.0  # of the pool, drawn by `seed` (BIDS 1.0, LESS 0.05)
-    checkpoints: tuple[ImportedCheckpoint, ...] = ()  # the user's own in place of training
-    report_to: tuple[
-        Reporter, ...
-    ] = ()  # where loss, rate and gradient norm of each step go, by transformers' own ways
-
 
 SEEDS_APART = 2**40 + 15  # of two checkpoints' maps: no seeds that anyone names are so far apart
 

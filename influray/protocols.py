@@ -2,9 +2,8 @@
 
 Everything that can be swapped is a class of one of four bases: a Featurizer turns a batch into one row per example, a
 Projector maps gradient coordinates to D numbers, a Scorer turns features into blocks of the attribution matrix, a
-Selector turns the matrix into a selection. A class of one's own derives from one of them too, and overrides what is
-abstract; what else stands in a base has a default. All parameters of its __init__ after those that the base names are
-its options (influray.options). This file imports nothing heavy.
+Selector turns the matrix into a selection. A class of one's own derives from one of them and overrides what is
+abstract. All parameters of its __init__ after those that the base names are its options (influray.options).
 
 Shape suffixes: N pool rows, T target columns, B batch, S tokens, P parameters, D feature, K checkpoints.
 """
@@ -102,7 +101,7 @@ class SparseRows:
     count: np.ndarray  # int32, 1 or more
 
 
-Reads = Literal["checkpoints", "base", "records"]
+Reads = Literal["checkpoints", "adapters", "base", "records"]
 Makes = Literal["vectors", "counts", "facts"]
 
 
@@ -177,10 +176,10 @@ class Traits:
 class Featurizer(ABC):
     """One batch of examples -> one feature row per example.
 
-    The class attribute `reads` says what it is made from, and so how it is constructed and what it is given:
+    `reads` says what it is made from, and so how it is constructed, options after that, and what it is given:
     "checkpoints" the base with each warmup adapter in turn, `(model, features_config, moments, direction, device)`;
-    "base" the base alone, `(model, device)`, and there is no warmup; "records" no model, `()`, and TextExamples in
-    place of TokenizedExamples. Its options follow.
+    "adapters" the same without what a gradient takes, `(model, device)`; "base" the base alone, `(model, device)`, and
+    there is no warmup; "records" no model, `()`, and TextExamples in place of TokenizedExamples.
     """
 
     reads: ClassVar[Reads] = "checkpoints"
@@ -233,6 +232,7 @@ class Stores:
     bounds_K: tuple[tuple[int, ...], ...] = ()  # per checkpoint: where parts begin, and D or buckets; () = not made yet
     projector: str = ""  # its name
     factors_K: tuple[tuple[tuple[int, int, int], ...], ...] = ()  # per checkpoint: factors as of Featurizer
+    tasks_K: tuple[tuple[str, ...], ...] = ()  # tasks whose targets each adapter saw, none = the base; () = the pool's
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,11 @@ FEATURIZERS: dict[str, Entry] = {
         "loss, EL2N and length under the base; one forward",
         Traits("base", "facts", ("loss", "el2n", "tokens")),
     ),
+    "checkpoint_loss": Entry(
+        "influray.features.loss:CheckpointLossFeaturizer",
+        "the same under each warmup adapter; a forward for each",
+        Traits("adapters", "facts", ("loss", "el2n", "tokens")),
+    ),
     "ngram": Entry(
         "influray.features.ngram:NgramFeaturizer",
         "hashed n-gram counts of the text, no model (DSIR)",
@@ -67,6 +72,8 @@ PROJECTORS: dict[str, Entry] = {
     ),
 }
 
+WARMED = ("checkpoints", "adapters")  # what is read is made by the warmup
+
 SCORERS: dict[str, Entry] = {
     "inner_product": Entry(
         "influray.scorers.inner_product:InnerProduct", "checkpoint-weighted cosine or dot product (LESS)"
@@ -83,6 +90,9 @@ SCORERS: dict[str, Entry] = {
     ),
     "grand": Entry("influray.scorers.grand:GraNd", "norm of the plain gradient; asks for no target"),
     "vog": Entry("influray.scorers.vog:VoG", "spread of the gradient over checkpoints; asks for no target"),
+    "loss_drop": Entry(
+        "influray.scorers.loss_drop:LossDrop", "loss under the base less that under each task's adapter (CoLoR-Filter)"
+    ),
     "dsir": Entry("influray.scorers.dsir:DSIR", "log importance weight of hashed n-grams, one column a task (DSIR)"),
     "bm25": Entry("influray.scorers.bm25:BM25", "the targets as queries, pool rows as documents (BM25)"),
     "loss": Entry("influray.scorers.difficulty:MeanLoss", "mean answer loss, whatever the targets"),
@@ -131,6 +141,7 @@ KEYS: dict[str, tuple[str, str]] = {  # of a method's name and of its options in
 }
 GIVEN: dict[str, tuple[str, ...]] = {  # what a class is made with before its options; a featurizer by what it reads
     "checkpoints": ("model", "features_config", "moments", "direction", "device"),
+    "adapters": ("model", "device"),
     "base": ("model", "device"),
     "records": (),
     "projectors": ("dimension", "parameters", "seed", "device"),

@@ -45,7 +45,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from influray.config import FeaturesConfig, LoraConfig, ModelConfig
+from influray.config import FeaturesConfig
+from influray.config_model import LoraConfig, ModelConfig
 from influray.data.batches import batch_tokens, plan_batches, plan_packed
 from influray.data.files import resolve_files
 from influray.data.readers import read_rows

@@ -160,7 +160,7 @@ def relevant(task: str, train: Rows, ref: Rows, folder: Path) -> np.ndarray:
 
 def write_world(out: Path, settings: Mapping[str, Any], train: Rows, ref: Rows) -> None:
     """Write what influray reads: pool and targets as messages, stripped as the benchmark does, and the template."""
-    from influray.config import ModelConfig
+    from influray.config_model import ModelConfig
     from influray.model.loading import load_tokenizer
 
     out.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ LAYERS = [
     {"registry", "interrupts", "formatting", "extras"},
     {"config_yaml"},
     {"config_base"},
-    {"config_data", "config_select", "config_validate"},
+    {"config_data", "config_model", "config_select", "config_validate"},
     {"config"},
     {"store"},
     {"data"},

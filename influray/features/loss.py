@@ -1,4 +1,4 @@
-"""Loss features: how hard each row is for the base model, from one forward pass; no direction, so no feature vector.
+"""Loss features: how hard each row is for a model, from one forward pass; no direction, so no feature vector.
 
 They stand in plain float32 columns: a float16 unit vector of one number would say nothing but its sign.
 
@@ -8,6 +8,7 @@ Shape suffixes: B batch, n trained positions (p of one piece), V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,17 @@ class LossFeaturizer(Featurizer):
         el2n = el2n_B[usable_B].astype(np.float32)
         extra = {"el2n": el2n, "tokens": tokens_of(kept)}
         return feature_block(kept, failures, loss=loss_B[usable_B], extra=extra)
+
+
+class CheckpointLossFeaturizer(LossFeaturizer):
+    """The same under the base with each warmup adapter in turn: what EL2N's paper has, some epochs into a training,
+    and with `warmup.train_on: targets` the two models of CoLoR-Filter (scorers/loss_drop.py).
+    """
+
+    reads = "adapters"
+
+    def __init__(self, model: Any, device: str | torch.device = "cpu") -> None:
+        super().__init__(model.get_base_model(), device)  # whose layers hold the adapter
 
 
 def token_scores(logits_pV: Tensor, label_p: Tensor) -> tuple[Tensor, Tensor]:

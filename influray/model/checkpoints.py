@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influray.config import ImportedCheckpoint
+from influray.config_model import ImportedCheckpoint
 from influray.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFiles, read_adapter
 from influray.model.imported import require_one_step
 from influray.model.optimizer_state import AdamMoments, Parameters, read_moments, strip_wrappers, write_moments
@@ -125,7 +125,7 @@ def trained_parameters(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 def save_checkpoint(
     folder: str | Path,
     model: nn.Module,
-    moments: AdamMoments,
+    moments: AdamMoments | None,
     *,
     epoch: int,
     mean_learning_rate: float,
@@ -136,7 +136,8 @@ def save_checkpoint(
     """Write a checkpoint of a peft model, replacing an older one of that name, and return it.
 
     Args:
-        epoch: from 1.
+        moments: None before the first step.
+        epoch: from 1; 0 before the first step.
         mean_learning_rate: over the optimizer steps of this epoch.
         rows: examples trained on.
         losses: of all optimizer steps so far.
@@ -144,7 +145,8 @@ def save_checkpoint(
     """
     with _replacing(Path(folder)) as work:
         save_adapter(model, work / ADAPTER)
-        write_moments(work / MOMENTS_FILE, moments)
+        if moments is not None:
+            write_moments(work / MOMENTS_FILE, moments)
         state = _state(moments, trained_parameters(model), epoch, mean_learning_rate)
         _commit(work, {**state, **(facts or {}), "rows": rows, "losses": list(losses)})
     return load_checkpoint(folder)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from influray.config import FinetuneConfig, WarmupConfig
+from influray.config_model import FinetuneConfig, WarmupConfig
 from influray.model.checkpoints import Checkpoint
 from influray.model.history import FinetuneResult, History, OnStep, Report
 from influray.model.schedule import learning_rate_factor

@@ -24,7 +24,8 @@ from influray.protocols import ConfigError
 from influray.store.artifact import hash_file
 
 if TYPE_CHECKING:
-    from influray.config import Config, ImportedCheckpoint, LoraConfig
+    from influray.config import Config
+    from influray.config_model import ImportedCheckpoint, LoraConfig
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from influray.config import LoraConfig, ModelConfig
+    from influray.config_model import LoraConfig, ModelConfig
 
 log = logging.getLogger(__name__)
 

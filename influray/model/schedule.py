@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from influray.config import FinetuneConfig
+from influray.config_model import FinetuneConfig
 
 
 def learning_rate_factor(

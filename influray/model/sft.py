@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from influray.config import FinetuneConfig
+from influray.config_model import FinetuneConfig
 from influray.model.batch import Batch, make_batch
 from influray.model.checkpoints import Checkpoint, save_checkpoint
 from influray.model.example_losses import mean_losses, trained_logits

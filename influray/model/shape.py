@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from influray.config import ModelConfig
+from influray.config_model import ModelConfig
 from influray.model.loading import ALL_LINEAR, empty_model, no_model
 
 

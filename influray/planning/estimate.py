@@ -22,7 +22,7 @@ from influray.data.costs import COMPRESSED, TOKEN_BYTES, data_seconds, data_work
 from influray.planning import arithmetic
 from influray.planning.arithmetic import Machine, Rates, StepCost, Workload
 from influray.protocols import ConfigError
-from influray.registry import featurizer_reads, featurizer_traits
+from influray.registry import WARMED, featurizer_reads, featurizer_traits
 from influray.store.artifact import read_manifest
 from influray.store.run_directory import RunDirectory
 
@@ -212,6 +212,8 @@ def trained_checkpoints(config: Config, rows: int) -> int:
     """Return how many checkpoints a warmup of a pool of so many rows leaves, or how many are imported."""
     if config.warmup.checkpoints:
         return len(config.warmup.checkpoints)
+    if tasks := config.warmup.tuned_on(config.data.targets):
+        return len(tasks)
     if config.warmup.steps is None:
         return config.warmup.epochs
     in_epoch = -(-max(1, int(rows * config.warmup.fraction)) // config.warmup.batch_size)
@@ -247,10 +249,11 @@ def costs(
         made["cascade"] = StepCost()
         read = _data_cost(config, machine, target.work.plus(test.work), size, rates)
         made["data"] = replace(read, driver_seconds=read.driver_seconds + pool.bytes / rates.store_bytes)
-    if reads == "checkpoints" and config.warmup.checkpoints:
+    if reads in WARMED and config.warmup.checkpoints:
         made["warmup"] = StepCost(0.0, 0.0, 1.0, 0.0 if shape is None else checkpoints * 12.0 * shape.lora)
-    elif reads == "checkpoints":
-        work = whole.work.times(config.warmup.fraction * config.warmup.epochs)
+    elif reads in WARMED:
+        trained = whole if config.warmup.train_on == "pool" else target
+        work = trained.work.times(config.warmup.fraction * config.warmup.epochs)
         made["warmup"] = _training_cost(shape, machine, work, checkpoints, _parts_of(1, config, machine))
     units = (shards["pool"] + shards["target"]) * checkpoints
     driver = rates.driver_shard * units + rates.driver_row * every.rows * checkpoints
@@ -364,6 +367,8 @@ def _feature_operations(config: Config, shape: ModelShape | None, work: Workload
         return None
     if reads == "base":
         return arithmetic.forward(shape, work)
+    if reads == "adapters":
+        return arithmetic.forward(shape, work) + 2.0 * shape.lora * work.tokens
     projector = config.features.projector
     nonzeros = projector.options.get("nonzeros", 1)
     share = config.features.layers_of(shape.layers) / shape.layers

@@ -16,7 +16,7 @@ from influray.features.epsilon_share import epsilon_text, mostly_epsilon, stored
 from influray.planning import arithmetic
 from influray.planning.arithmetic import Machine, Rates, StepCost
 from influray.planning.estimate import Found, costs, find_machine, find_split, retraining_cost, trained_checkpoints
-from influray.registry import featurizer_reads
+from influray.registry import WARMED, featurizer_reads
 from influray.steps import STEPS, Step
 from influray.steps.cheap_pass import cheap_run
 from influray.steps.states import step_states
@@ -101,7 +101,7 @@ def _plan(config: Config, directory: RunDirectory, machine: Machine) -> tuple[Pl
     whole = found["pool"] if cheap is None else cheap[1]
     reads = featurizer_reads(config.features.featurizer)
     shape = None if reads == "records" and config.tune is None else model_shape(config.model)
-    checkpoints = _checkpoints(config, directory, whole.work.rows) if reads == "checkpoints" else 1
+    checkpoints = _checkpoints(config, directory, whole.work.rows) if reads in WARMED else 1
     rates = Rates()
     estimated = costs(config, shape, machine, found, checkpoints, rates, whole)
     recorded = directory.read()["steps"]

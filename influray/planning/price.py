@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from influray.config import Config
 from influray.planning.arithmetic import Machine, Workload
 from influray.planning.estimate import Found, costs, trained_checkpoints
-from influray.registry import featurizer_reads
+from influray.registry import WARMED, featurizer_reads
 from influray.steps.cheap_pass import cheap_config
 
 CHOOSING = ("data", "warmup", "featurize", "score", "select")
@@ -33,7 +33,7 @@ def _seconds(config: Config, machine: Machine, found: Mapping[str, Found]) -> fl
     whole = found["pool"]
     pool = whole if config.cascade is None else whole.times(config.cascade.share)
     shape = None if reads == "records" else model_shape(config.model)
-    checkpoints = trained_checkpoints(config, whole.work.rows) if reads == "checkpoints" else 1
+    checkpoints = trained_checkpoints(config, whole.work.rows) if reads in WARMED else 1
     chosen = config.model_copy(update={"tune": None})
     splits = {"pool": pool, "target": found["target"], "test": NOTHING}
     made = costs(chosen, shape, machine, splits, checkpoints, whole=whole)

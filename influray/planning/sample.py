@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from influray.config import Config, SelectorConfig
+from influray.config_model import WarmupConfig
 from influray.config_select import BoundsConfig, ConstraintsConfig, TokenBudget
 from influray.data.catalogue import Catalogue
 from influray.data.subset import build_subset
-from influray.registry import featurizer_reads
+from influray.registry import WARMED, featurizer_reads
 from influray.selectors.api import read_ids
 from influray.steps.cheap_pass import cheap_config
 from influray.steps.context import StepContext
@@ -70,12 +71,16 @@ class Sample:
 
         A warmup trains on as many rows as it would there, or on all that there are.
         """
-        warmed = config.warmup.model_copy(update={"fraction": min(1.0, config.warmup.fraction / float(self.share))})
-        changed: dict[str, Any] = {"warmup": warmed, "selectors": tuple(map(self._fitted, config.selectors))}
+        selectors = tuple(map(self._fitted, config.selectors))
+        changed: dict[str, Any] = {"warmup": self._warmed(config.warmup), "selectors": selectors}
         if config.cascade is not None and (cheap := config.cascade.warmup) is not None:
-            cheap = cheap.model_copy(update={"fraction": min(1.0, cheap.fraction / float(self.share))})
-            changed["cascade"] = config.cascade.model_copy(update={"warmup": cheap})
+            changed["cascade"] = config.cascade.model_copy(update={"warmup": self._warmed(cheap)})
         return config.model_copy(update=changed)
+
+    def _warmed(self, warmup: WarmupConfig) -> WarmupConfig:
+        if warmup.train_on == "targets":  # which are all there
+            return warmup
+        return warmup.model_copy(update={"fraction": min(1.0, warmup.fraction / float(self.share))})
 
     def chosen(self, config: Config) -> Chosen:
         """Return what a config, that of a recipe, makes of the sample. What is missing is made.
@@ -104,7 +109,7 @@ class Sample:
     def _scored(self, config: Config) -> RunDirectory:
         """Return the directory of a config's matrix, with all that it is made from; that lies by what it is made of."""
         plain = config.model_dump(mode="json")
-        reads = featurizer_reads(config.features.featurizer) == "checkpoints"
+        reads = featurizer_reads(config.features.featurizer) in WARMED
         before = plain["warmup"] if reads else self.full.model_dump(mode="json")["warmup"]
         place = fingerprint([plain["model"], self._read(plain["data"]), before, self._seed, len(self.row_N)])[:12]
         kind = fingerprint(plain["features"])[:12]

@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from influray.config import Config, FinetuneConfig, TuneConfig
+from influray.config import Config, TuneConfig
+from influray.config_model import FinetuneConfig
 from influray.data.records import Record
 from influray.report.templating import environment
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from influray.config import Config, FinetuneConfig, parse_config
+from influray.config import Config, parse_config
+from influray.config_model import FinetuneConfig
 from influray.job_status import Tell, tell_nobody
 from influray.protocols import DamagedArtifact, DataError, TokenizedExample
 from influray.store.artifact import SCHEMA, fingerprint, read_sealed, write_sealed

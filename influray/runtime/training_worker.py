@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from influray.config import Config, FinetuneConfig, parse_config
+from influray.config import Config, parse_config
+from influray.config_model import FinetuneConfig
 from influray.job_status import Tell, tell_nobody
-from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact, DataError
+from influray.protocols import ArtifactMismatch, ConfigError, DamagedArtifact, DataError, TokenizedExample
 from influray.runtime.job_examples import examples_of, row_ranges, text_digest
+from influray.runtime.warmups import Part, import_checkpoints, imported_facts, parts_of, train_adapters
 from influray.store.artifact import (
     SCHEMA,
     describe,
     fingerprint,
-    hash_file,
     read_manifest,
     read_sealed,
     replace_folder,
@@ -51,7 +52,7 @@ JUDGED = (*NUMERIC, "tokenizers")  # and those that an evaluation does
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One fine-tuning: a warmup, with a checkpoint per epoch, or a tune, which leaves its adapter.
+    """One fine-tuning: a warmup, with a checkpoint per epoch or per task, or a tune, which leaves its adapter.
 
     `rows` are catalogue rows, or the path of a .npy file of them; they count as a set. A warmup whose config lists
     `warmup.checkpoints` imports these and trains nothing. `inputs` are digests of what the job reads beside the
@@ -108,6 +109,16 @@ class TrainingJob:
         """Whether the user's own checkpoints take the place of training."""
         return self.kind == "warmup" and bool(self.parsed.warmup.checkpoints)
 
+    @property
+    def on_targets(self) -> bool:
+        """Whether it trains an adapter for each task, and the catalogue is that of the targets."""
+        return self.kind == "warmup" and self.parsed.warmup.train_on == "targets"
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """What each of these adapters is trained on."""
+        return parts_of(self.parsed.warmup, _catalogue(self).groups, self.row_numbers)
+
     @cached_property
     def row_numbers(self) -> np.ndarray:
         """The rows, ascending and without repeats, int64."""
@@ -119,7 +130,7 @@ class TrainingJob:
     def fingerprint(self) -> str:
         """What the result depends on; reads the tokens of the rows."""
         if self.imports:
-            return _fingerprint(self, NUMERIC, imported=list(map(_imported_facts, self.parsed.warmup.checkpoints)))
+            return _fingerprint(self, NUMERIC, imported=list(map(imported_facts, self.parsed.warmup.checkpoints)))
         catalogue = _catalogue(self)
         content = [
             (start, stop, catalogue.content_digest(start, stop))
@@ -128,7 +139,8 @@ class TrainingJob:
         if self.encodes:
             content = [(*one, text_digest(catalogue, *one[:2])) for one in content]
         section = self.section.model_dump(mode="json") | ({"tokens": self.tokens} if self.tokens else {})
-        return _fingerprint(self, NUMERIC, section=section, rows=content)
+        parts = {"parts": [[part.tasks, part.rows.tolist()] for part in self.parts]} if self.on_targets else {}
+        return _fingerprint(self, NUMERIC, section=section, rows=content, **parts)
 
 
 @dataclass(frozen=True)
@@ -231,7 +243,9 @@ def carry_out(job: Job, device: Any, device_map: str | None, threads: int, tell:
     try:
         if isinstance(job, EvaluationJob):
             return _evaluate(job, device, device_map, tell)
-        return _train(job, device, device_map, tell) if trains else _import(job, device_map)
+        if not trains:
+            return _import(job, device_map)
+        return (_train_on_targets if job.on_targets else _train)(job, device, device_map, tell)
     except DataError as error:
         raise DataError(f"{'/'.join(local(job.out).parts[-3:])}: {error}") from error
 
@@ -290,30 +304,24 @@ def _train(job: TrainingJob, device: Any, device_map: str | None, tell: Tell) ->
 
 
 def _import(job: TrainingJob, device_map: str | None) -> dict[str, Any]:
-    from influray.model.checkpoints import import_checkpoint
-    from influray.model.loading import attach_adapter, load_base, require_all_linear, swap_adapter
-    from influray.model.tracked_weights import lora_weights
-
-    work, model, checkpoints = _work_folder(job), None, []
-    for number, imported in enumerate(job.parsed.warmup.checkpoints, start=1):
-        if model is None:
-            model = attach_adapter(load_base(job.parsed.model, "cpu", device_map), imported.adapter)
-        else:
-            model = swap_adapter(model, imported.adapter)
-        require_all_linear(model, job.parsed.model.lora)
-        parameters = [(weight.name, tuple(weight.module.weight.shape)) for weight in lora_weights(model)]
-        key = f"warmup.checkpoints.{number - 1}"
-        folder = work / f"checkpoint-{number}"
-        checkpoints.append(import_checkpoint(imported, parameters, folder, epoch=number, key=key))
-    facts = {
-        "checkpoints": len(checkpoints),
-        "mean_learning_rates": [checkpoint.mean_learning_rate for checkpoint in checkpoints],
-        "digests": [checkpoint.digest for checkpoint in checkpoints],
-        "imported": True,
-        "pool_rows": job.pool_rows,
-    }
-    manifest = _manifest(job, facts)
+    work = _work_folder(job)
+    manifest = _manifest(job, import_checkpoints(job.parsed, work, device_map) | {"pool_rows": job.pool_rows})
     _commit(job, work, manifest)
+    return manifest
+
+
+def _train_on_targets(job: TrainingJob, device: Any, device_map: str | None, tell: Tell) -> dict[str, Any]:
+    from influray.model.step_plan import process_group
+
+    catalogue, work = _catalogue(job), _work_folder(job)
+
+    def examples(rows: np.ndarray) -> list[TokenizedExample]:
+        return examples_of(job.parsed, False, catalogue, row_ranges(rows, catalogue, job.catalogue), "target")
+
+    given = job.parsed, job.section, job.parts, examples, work, job.fingerprint
+    manifest = _manifest(job, train_adapters(*given, device, device_map, tell, job.report))
+    if process_group()[0] == 0:
+        _commit(job, work, manifest)
     return manifest
 
 
@@ -385,14 +393,6 @@ def _commit(job: TrainingJob, work: Path, manifest: Mapping[str, Any]) -> None:
     replace_folder(work, out)
     for path in children(out.parent, f".{out.name}.*.work"):  # of configs that are no more
         remove_folder(path)
-
-
-def _imported_facts(imported: Any) -> dict[str, Any]:
-    paths = [Path(imported.adapter) / "adapter_config.json", Path(imported.adapter) / "adapter_model.safetensors"]
-    if imported.optimizer is not None:
-        paths.append(Path(imported.optimizer))
-    digests = [hash_file(path) if path.is_file() else "" for path in paths]
-    return {"digests": digests, "mean_learning_rate": imported.mean_learning_rate}
 
 
 def working_in(folder: str) -> contextlib.AbstractContextManager[None]:

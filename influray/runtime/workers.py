@@ -20,7 +20,7 @@ import ray
 
 from influray.config import Config, parse_config
 from influray.protocols import ConfigError, FeatureBlock, Featurizer
-from influray.registry import featurizer_reads, make
+from influray.registry import WARMED, featurizer_reads, make
 from influray.runtime.cluster import ResolvedResources
 from influray.runtime.poison import ROW_REASON
 from influray.runtime.process import import_large, logged, prepare_process, process_name
@@ -106,7 +106,7 @@ class FeatureWorker:
         self._reads = featurizer_reads(self._config.features.featurizer)
         if self._reads == "records":
             return WorkerInfo(name)
-        import_large("peft" if self._reads == "checkpoints" else "transformers.models.auto.modeling_auto")
+        import_large("peft" if self._reads in WARMED else "transformers.models.auto.modeling_auto")
         from influray.model.loading import load_base  # with torch: a worker without a model is up in half the time
 
         device = prepare_torch(self._threads)
@@ -232,11 +232,11 @@ class FeatureWorker:
     def _featurizer_for(self, split: str, number: int) -> Featurizer:
         features = self._config.features
         if self._featurizer is not None and (
-            self._reads != "checkpoints" or (self._checkpoint, self._split) == (number, split)
+            self._reads not in WARMED or (self._checkpoint, self._split) == (number, split)
         ):
             return self._featurizer
         name, options = features.featurizer, features.options
-        if self._reads != "checkpoints":
+        if self._reads not in WARMED:
             model = () if self._reads == "records" else (self._model, self._device)
             self._featurizer = make("featurizers", name, options, *model)
             assert self._featurizer is not None
@@ -250,9 +250,12 @@ class FeatureWorker:
             put_on = swap_adapter if self._checkpoint else attach_adapter
             self._model = put_on(self._model, checkpoint.adapter)
             self._checkpoint = number
-        features, direction = features.at(number), features.direction if split == POOL else "sgd"
-        moments = checkpoint.moments() if direction == "adam" else None
-        self._featurizer = make("featurizers", name, options, self._model, features, moments, direction, self._device)
+        given: tuple[Any, ...] = self._model, self._device
+        if self._reads == "checkpoints":
+            features, direction = features.at(number), features.direction if split == POOL else "sgd"
+            moments = checkpoint.moments() if direction == "adam" else None
+            given = self._model, features, moments, direction, self._device
+        self._featurizer = make("featurizers", name, options, *given)
         self._split = split
         assert self._featurizer is not None
         return self._featurizer

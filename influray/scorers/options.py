@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from influray.protocols import ArtifactMismatch, Scorer, Stores
-from influray.registry import FEATURIZERS, PROJECTORS, featurizer_traits, make
+from influray.registry import FEATURIZERS, PROJECTORS, WARMED, featurizer_traits, make
 
 if TYPE_CHECKING:
     from influray.config import Config
@@ -28,15 +28,20 @@ def make_scorer(name: str, stores: Stores, options: Mapping[str, Any]) -> Scorer
 def expected_stores(config: Config) -> Stores:
     """Return what the stores of a run of `config` will be, as far as it tells: weights are uniform."""
     warmup, features = config.warmup, config.features
-    # A warmup of so many steps has as many epochs, and so checkpoints, as the pool's size makes of them.
-    count = len(warmup.checkpoints) or (warmup.epochs if warmup.steps is None else 0)
     traits = featurizer_traits(features.featurizer)
-    if traits.reads != "checkpoints":
+    tasks_K = warmup.tuned_on(config.data.targets) if traits.reads in WARMED else ()
+    # A warmup of so many steps has as many epochs, and so checkpoints, as the pool's size makes of them.
+    count = len(warmup.checkpoints) or len(tasks_K) or (warmup.epochs if warmup.steps is None else 0)
+    if traits.reads not in WARMED:
         count = 1
     weights = (1 / count,) * count if count else ()
     made = features.featurizer, traits.makes, traits.columns
     projector = features.projector
-    return Stores(weights, *made, features.direction, features.blocks, projector.matrices, projector=projector.name)
+    return Stores(
+        *(weights, *made, features.direction, features.blocks, projector.matrices),
+        projector=projector.name,
+        tasks_K=tasks_K,
+    )
 
 
 def made_stores(manifest_K: Sequence[Mapping[str, Any]], weights: Sequence[float]) -> Stores:
@@ -54,6 +59,7 @@ def made_stores(manifest_K: Sequence[Mapping[str, Any]], weights: Sequence[float
         bounds_K=tuple(tuple(one["bounds"]) for one in manifest_K),
         projector=first.get("projector", {}).get("name", ""),
         factors_K=tuple(tuple(tuple(one) for one in found.get("factors", ())) for found in manifest_K),
+        tasks_K=tuple(tuple(one["tasks"]) for one in manifest_K) if "tasks" in first else (),
     )
 
 
@@ -68,13 +74,21 @@ def require(
     factors: bool = False,
     matrices: Literal["one"] | None = None,
     checkpoints: int = 0,
+    tuned: bool = False,
 ) -> None:
     """Raise ArtifactMismatch where the stores have not what a scorer needs, with the config that makes it.
 
     `makes` is what stands for a row, `column` a plain column; `gradients` come with the norm of the plain one, and
     "plain" ones are pool rows of that direction. `blocks`: the D numbers are split over the modules of the model.
     `factors`: and a module's part holds a matrix for each weight. `matrices`: all checkpoints are projected alike.
+    `tuned`: the first checkpoint is the base, and the adapters of the others were trained on targets.
     """
+    if tuned and not stores.tasks_K:
+        raise ArtifactMismatch(
+            f"attribution.scorer: {scorer!r} compares losses under the base with those under adapters of the tasks, "
+            f"and these datastores hold {stores.featurizer!r} features without such adapters; set "
+            "features.featurizer: checkpoint_loss and warmup.train_on: targets"
+        )
     kinds = {"vectors": "feature vectors", "counts": "counts of n-grams"}
     if makes is not None and stores.makes != makes:
         raise _mismatch(scorer, kinds[makes], stores, "makes", makes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from influray.config import Config
-from influray.registry import featurizer_reads
+from influray.registry import WARMED, featurizer_reads
 from influray.steps.cheap_pass import LAST, PASSED, cheap_run, description, in_words_of_the_run, subject_of
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Recorded, Step
@@ -55,7 +55,7 @@ def _describe(config: Config) -> str:
         return "not asked for"
     cheap = description(config)["by"]
     warmup = section.warmup or config.warmup
-    again = featurizer_reads(section.features.featurizer) == "checkpoints" and not warmup.checkpoints
+    again = featurizer_reads(section.features.featurizer) in WARMED and not warmup.checkpoints
     how = f", warmup of {warmup.epochs} epochs" if again else ""
     return f"{', '.join(cheap)}{how}; {section.share:.1%} of the rows pass"
 

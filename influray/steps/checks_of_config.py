@@ -7,15 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from influray.config import DataConfig, ModelConfig
+from influray.config import DataConfig
 from influray.config_data import Entry
+from influray.config_model import ModelConfig
 from influray.data.hub import PREFIX
 from influray.extras import install_command
 from influray.protocols import ConfigError
-from influray.registry import PROJECTORS, check, make, resolve, resolve_method
+from influray.registry import PROJECTORS, WARMED, check, make, resolve, resolve_method
 from influray.scorers.options import expected_stores, make_scorer
 from influray.scorers.propagation import propagating_scorers
-from influray.steps.subject import Subject, context_length, under
+from influray.steps.subject import Subject, context_length, require_unfitted, under
 from influray.store.artifact import whole_manifest
 from influray.store.claim import require_apart
 from influray.store.uri import is_uri
@@ -102,7 +103,7 @@ def asked_for(subject: Subject) -> None:
         )
     if subject.until == "evaluate" and not any(target.test for target in config.data.targets.values()):
         raise ConfigError("data.targets: no task has a `test`; name held-out records to evaluate on")
-    if subject.until == "warmup" and subject.reads != "checkpoints":
+    if subject.until == "warmup" and subject.reads not in WARMED:
         raise ConfigError(
             f"features.featurizer: {config.features.featurizer!r} reads no checkpoint, so there is nothing to warm up"
         )
@@ -193,9 +194,10 @@ def _base(subject: Subject, key: str, model: ModelConfig) -> Iterator[str]:
 
 
 def checkpoints(subject: Subject) -> None:
-    """A list of weights has one for each checkpoint."""
+    """A list of weights has one for each checkpoint, and none was trained on targets whose gradients are taken."""
     from influray.scorers.weights import checkpoint_weights
 
+    require_unfitted(subject.config)
     weights = subject.config.attribution.weights
     if not isinstance(weights, str):
         checkpoint_weights(weights, [1.0] * (len(expected_stores(subject.config).weights) or len(weights)))

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from influray.config import Config, FinetuneConfig, SelectorConfig
+from influray.config import Config, SelectorConfig
+from influray.config_model import FinetuneConfig
 from influray.data.catalogue import Catalogue
-from influray.protocols import Columns, ConfigError
+from influray.protocols import Columns, ConfigError, DataError
+from influray.registry import WARMED, featurizer_reads
 from influray.scorers.exact_run import all_targets
 from influray.scorers.options import expected_stores, make_scorer
 from influray.scorers.propagation import propagating_scorers
 from influray.steps.subject import Subject, context_length, under
-from influray.store.artifact import whole_manifest
+from influray.store.artifact import read_manifest, whole_manifest
+from influray.store.run_directory import RunDirectory
 
 
 def limits(subject: Subject) -> None:
@@ -133,15 +136,54 @@ def ids_and_sources(subject: Subject) -> None:
             check_limits(facts, total, selector.budget, selector.constraints, root, subject.pool.never_scored)
 
 
+def tests_apart(subject: Subject) -> None:
+    """No test record is among targets that a warmup trains on, that of a cascade's cheap pass with it."""
+    config, cheap = subject.config, subject.config.cascade
+    trained = subject.trains and config.warmup.train_on == "targets"
+    if cheap is not None and featurizer_reads(cheap.features.featurizer) in WARMED:
+        trained |= (cheap.warmup or config.warmup).train_on == "targets"
+    if trained:
+        require_tests_apart(subject.directory)
+
+
+def require_tests_apart(directory: RunDirectory) -> None:
+    """Compare the text of every target with that of every test record, where there is any.
+
+    Raises:
+        DataError: they share one, which a model would be trained on and then judged by.
+    """
+    from influray.data.catalogue import Catalogue
+
+    if not (read_manifest(directory.data("test")) or {}).get("rows"):
+        return
+    target, test = (Catalogue(directory.data(split)) for split in ("target", "test"))
+    row_of = {one.text: one.row for one in target.texts(0, len(target))}
+    for one in test.texts(0, len(test)):
+        if (row := row_of.get(one.text)) is not None:
+            named = [
+                f"{it.cell(n, 'id')!r} of data.targets.{it.groups[n]}" for it, n in ((target, row), (test, one.row))
+            ]
+            raise DataError(
+                f"warmup.train_on: targets would train on a test record: the target {named[0]}.files reads as "
+                f"the record {named[1]}.test does; take it out of one of them"
+            )
+
+
 def warmup_rates(subject: Subject) -> Iterator[str]:
     """The rates of the warmup: an epoch at learning rate 0 makes a checkpoint that is worth nothing."""
     from influray.model.schedule import mean_rates
 
     config = subject.config
-    manifest = whole_manifest(subject.directory.warmup)
-    if not subject.trains or manifest is not None or config.attribution.weights != "learning_rate":
+    manifest, warmup = whole_manifest(subject.directory.warmup), config.warmup
+    if not subject.trains or manifest is not None:
         return
-    warmup = config.warmup
+    if warmup.train_on == "targets":
+        for what, count in _target_counts(subject).items():
+            if not any(mean_rates(warmup, count)):
+                raise ConfigError(_no_rate("warmup", warmup, what, count))
+        return
+    if config.attribution.weights != "learning_rate":
+        return
     rows = max(1, int(subject.whole_rows * warmup.fraction))
     rates = mean_rates(warmup, rows)
     still = [str(k) for k, rate in enumerate(rates, start=1) if rate == 0]
@@ -156,6 +198,15 @@ def warmup_rates(subject: Subject) -> Iterator[str]:
     if len(still) == len(rates):
         raise ConfigError(f"warmup.warmup_ratio: nothing is trained. {text}; {advice}")
     yield f"{text} and weighs nothing, though its features are computed; {advice}"
+
+
+def _target_counts(subject: Subject) -> dict[str, int]:
+    """Return how many targets each adapter of a warmup on targets is trained on."""
+    from influray.data.catalogue import Catalogue
+
+    warmup, groups = subject.config.warmup, Catalogue(subject.directory.data("target")).groups
+    counts = {task: max(1, int(groups.count(task) * warmup.fraction)) for task in groups}
+    return {"+".join(tasks): sum(counts[task] for task in tasks) for tasks in warmup.tuned_on(groups)[1:]}
 
 
 def tune_rates(subject: Subject) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from influray.config import Config
 from influray.protocols import Reads
-from influray.registry import featurizer_reads
+from influray.registry import WARMED, featurizer_reads
 from influray.store.artifact import SCHEMA, fingerprint, require_manifest
 from influray.store.run_directory import RunDirectory, versions
 
@@ -114,7 +114,7 @@ class StepContext:
     @property
     def checkpoints(self) -> int:
         """How many datastores each split has: one where no warmup is read."""
-        if self.reads != "checkpoints":
+        if self.reads not in WARMED:
             return 1
         return int(require_manifest(self.directory.warmup, "warmup")["checkpoints"])
 

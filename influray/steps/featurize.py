@@ -17,7 +17,8 @@ from influray.protocols import DataError
 from influray.registry import featurizer_reads, featurizer_traits
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Step
-from influray.store.artifact import ShardStore, fingerprint, read_manifest
+from influray.steps.subject import require_unfitted
+from influray.store.artifact import ShardStore, fingerprint, read_manifest, require_manifest
 from influray.store.checks import broken
 from influray.store.mirror import address_of
 from influray.store.run_directory import RunDirectory
@@ -144,9 +145,14 @@ def featurize(context: StepContext) -> StepResult:
 
 
 def plan(context: StepContext) -> list[FeatureStore]:
-    """Return the datastores of the run in the order in which workers should make them."""
+    """Return the datastores of the run in the order in which workers should make them.
+
+    Raises:
+        ConfigError: as `require_unfitted`.
+    """
     from influray.data.batches import plan_shards
 
+    require_unfitted(context.config)
     splits = {}
     for split in ("target", "pool"):
         catalogue = context.catalogue(split)
@@ -197,6 +203,11 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
         return facts, {**facts, **common, "token_budget": features.token_budget}
     from influray.model.checkpoints import load_checkpoint
 
+    checkpoint = load_checkpoint(context.directory.checkpoint(number)).digest
+    if context.reads == "adapters":
+        tasks_K = require_manifest(context.directory.warmup, "warmup").get("tasks", ())
+        facts |= {"tasks": tasks_K[number - 1]} if tasks_K else {}
+        return facts, {**facts, **common, "checkpoint": checkpoint, "token_budget": features.token_budget}
     facts["direction"] = features.direction if split == "pool" else "sgd"
     facts["blocks"] = features.blocks
     facts["projector"] = features.projector.model_dump(mode="json")
@@ -207,7 +218,7 @@ def _made_from(context: StepContext, split: str, number: int) -> tuple[dict[str,
         facts["layers"] = features.layers
     return facts, {
         **common,
-        "checkpoint": load_checkpoint(context.directory.checkpoint(number)).digest,
+        "checkpoint": checkpoint,
         "features": features.at(number).model_dump(mode="json", exclude=apart),
         "direction": facts["direction"],
         "store": facts.get("store"),

@@ -98,6 +98,7 @@ DATA_CHECKS = (
     Check(of_data.budgets, ("select",)),
     Check(of_data.ids_and_sources, ("select",)),
     Check(of_data.positions, MODEL_STEPS),
+    Check(of_data.tests_apart, ("cascade", "warmup")),
     Check(of_data.warmup_rates, ("warmup",)),
     Check(of_data.tune_rates, ("tune",)),
 )

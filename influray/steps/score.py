@@ -16,6 +16,7 @@ import numpy as np
 
 from influray.config import Config
 from influray.protocols import Arrays, ArtifactMismatch, Columns, ConfigError, DataError, FeatureRows, Scorer, Stores
+from influray.registry import WARMED
 from influray.scorers.exact_run import all_targets
 from influray.scorers.propagation import Propagating, propagating_scorers
 from influray.steps.context import StepContext, StepResult
@@ -187,7 +188,7 @@ def _plan(context: StepContext) -> Plan:
     cfg, directory = context.config, context.directory
     numbers = range(1, context.checkpoints + 1)
     rates = [1.0]
-    if context.reads == "checkpoints":
+    if context.reads in WARMED:
         rates = [load_checkpoint(directory.checkpoint(k)).mean_learning_rate for k in numbers]
     made = {s: [require_manifest(directory.features(s, k), "featurize") for k in numbers] for s in ("target", "pool")}
     stores = made_stores(made["pool"], checkpoint_weights(cfg.attribution.weights, rates))

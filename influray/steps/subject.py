@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from influray.config import Config
 from influray.protocols import ConfigError
-from influray.registry import featurizer_reads
+from influray.registry import WARMED, featurizer_reads
 from influray.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Subject:
     @property
     def trains(self) -> bool:
         """Whether a warmup is trained, and not imported or left out."""
-        return "warmup" in self.steps and self.reads == "checkpoints" and not self.config.warmup.checkpoints
+        return "warmup" in self.steps and self.reads in WARMED and not self.config.warmup.checkpoints
 
     @property
     def loads_model(self) -> bool:
@@ -61,11 +61,21 @@ def settle_checkpoints(config: Config) -> Config:
     Raises:
         ConfigError: as `settle_imported`.
     """
-    if not config.warmup.checkpoints or featurizer_reads(config.features.featurizer) != "checkpoints":
+    if not config.warmup.checkpoints or featurizer_reads(config.features.featurizer) not in WARMED:
         return config
     from influray.model.imported import settle_imported
 
     return settle_imported(config)
+
+
+def require_unfitted(config: Config) -> None:
+    """Raise ConfigError where gradients of targets would be taken at adapters that were trained on these targets."""
+    if config.warmup.train_on == "targets" and featurizer_reads(config.features.featurizer) == "checkpoints":
+        raise ConfigError(
+            "warmup.train_on: targets trains the adapters on the targets, and features.featurizer "
+            f"{config.features.featurizer!r} would take the gradient of a target at a model that was fitted to it, "
+            "which is what the training left of it; take checkpoint_loss, or warmup.train_on: pool"
+        )
 
 
 def context_length(base: Path) -> int | None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from influray.config import Config
 from influray.protocols import ConfigError
-from influray.registry import featurizer_reads
+from influray.registry import WARMED, featurizer_reads
+from influray.steps.checks_of_data import require_tests_apart
 from influray.steps.context import StepContext, StepResult
 from influray.steps.step import Step
 from influray.store.artifact import fingerprint, require_manifest, whole_manifest
@@ -27,7 +28,7 @@ KNOWS = 0.9  # of the loss of guessing: above it a base knows nothing of a task
 
 
 def warmup(context: StepContext) -> StepResult:
-    """Train the warmup checkpoints on a seeded subset of the pool, or import the user's.
+    """Train the warmup checkpoints on a seeded subset of the pool or of the targets, or import the user's.
 
     A pool that only grew keeps its warmup: the subset is drawn from the rows that were there when it was trained,
     and the job's fingerprint holds the content of these rows, so a row that changed trains it again. Features that
@@ -35,8 +36,9 @@ def warmup(context: StepContext) -> StepResult:
 
     Raises:
         ConfigError: no warmup is needed, and it is the step that was asked for.
+        DataError: as `require_tests_apart`, of a warmup on targets.
     """
-    if context.reads != "checkpoints":
+    if context.reads not in WARMED:
         featurizer = context.config.features.featurizer
         if context.until == "warmup":
             raise ConfigError(
@@ -44,18 +46,9 @@ def warmup(context: StepContext) -> StepResult:
             )
         logger.info("warmup: %s reads no checkpoint, nothing to do", featurizer)
         return StepResult(fingerprint([]), skipped=True, facts={"checkpoints": 0})
-    from influray.data.catalogue import Catalogue
-    from influray.runtime.training_worker import committed
-
-    rows = len(Catalogue(context.whole_pool))
-    recorded = _drawn_from(context)
-    drawn_from = recorded if 0 < recorded < rows else rows
-    job = _warmup_job(context, drawn_from)
-    manifest = committed(job)
+    on_pool = context.config.warmup.train_on == "pool"
+    job, manifest = _of_pool(context) if on_pool else _of_targets(context)
     skipped = manifest is not None
-    if manifest is None and drawn_from != rows:
-        drawn_from, job = rows, _warmup_job(context, rows)
-        manifest = committed(job)
     if manifest is None:
         from influray.model.loading import check_lora_targets
         from influray.runtime.training import run_jobs
@@ -65,8 +58,6 @@ def warmup(context: StepContext) -> StepResult:
         (manifest,) = run_jobs(
             [job], context.resources, context.progress.current.on_event, context.progress.current.on_jobs
         )
-    elif drawn_from < rows:
-        logger.info("warmup: kept; the pool has grown from %d to %d rows since", drawn_from, rows)
     require_moved(context.config, manifest)
     facts = {name: manifest[name] for name in ("checkpoints", "mean_learning_rates", "imported")}
     trained = {name: manifest[name] for name in ("rows", "tokens", "steps") if name in manifest}
@@ -78,7 +69,7 @@ def warmup(context: StepContext) -> StepResult:
 def require_moved(config: Config, manifest: Mapping[str, Any]) -> None:
     """Say which checkpoints weigh nothing; raise ConfigError where all do, before features are made of them."""
     still = [k for k, rate in enumerate(manifest["mean_learning_rates"], start=1) if rate == 0]
-    if config.attribution.weights != "learning_rate" or not still:
+    if config.attribution.weights != "learning_rate" or config.warmup.train_on == "targets" or not still:
         return
     text = (
         f"warmup: the learning rate rises from 0, and {manifest.get('steps', 'few')} optimizer steps in "
@@ -147,6 +138,47 @@ def _unknown_to_base(context: StepContext, evaluation: Mapping[str, Any] | None)
             *(len(context.tuned.tokenizer), guessing / KNOWS),
         )
     return tasks
+
+
+def _of_pool(context: StepContext) -> tuple[TrainingJob, dict[str, Any] | None]:
+    """Return the warmup on the pool, or of imported checkpoints, and its manifest where it is there."""
+    from influray.data.catalogue import Catalogue
+    from influray.runtime.training_worker import committed
+
+    rows = len(Catalogue(context.whole_pool))
+    recorded = _drawn_from(context)
+    if 0 < recorded < rows:
+        job = _warmup_job(context, recorded)
+        manifest = committed(job)
+        if manifest is not None:
+            logger.info("warmup: kept; the pool has grown from %d to %d rows since", recorded, rows)
+            return job, manifest
+    job = _warmup_job(context, rows)
+    return job, committed(job)
+
+
+def _of_targets(context: StepContext) -> tuple[TrainingJob, dict[str, Any] | None]:
+    """Return the warmup on the targets and its manifest where it is there."""
+    from influray.model.finetune import warmup_rows
+    from influray.runtime.training_worker import TrainingJob, committed
+
+    cfg = context.config
+    require_tests_apart(context.directory)
+    group_T = np.array(context.catalogue("target").groups, object)
+    drawn = []
+    for task in dict.fromkeys(group_T.tolist()):
+        row_n = np.flatnonzero(group_T == task)
+        drawn += row_n[warmup_rows(len(row_n), cfg.warmup.fraction, cfg.warmup.seed)].tolist()
+    job = TrainingJob(
+        kind="warmup",
+        config=cfg.model_dump(mode="json"),
+        catalogue=address_of(context.directory.data("target")),
+        rows=sorted(drawn),
+        out=address_of(context.directory.warmup),
+        seed=cfg.warmup.seed,
+        inputs={"base": context.model_digest},
+    )
+    return job, committed(job)
 
 
 def _warmup_job(context: StepContext, drawn_from: int) -> TrainingJob:
@@ -256,10 +288,13 @@ def _encoding(context: StepContext) -> dict[str, Any]:
 
 
 def _describe_warmup(config: Config) -> str:
-    if featurizer_reads(config.features.featurizer) != "checkpoints":
+    if featurizer_reads(config.features.featurizer) not in WARMED:
         return "not asked for"
     if config.warmup.checkpoints:
         return f"{len(config.warmup.checkpoints)} imported checkpoints"
+    if config.warmup.train_on == "targets":
+        adapters = "one adapter" if config.warmup.pooled else "an adapter a task"
+        return f"{adapters}, {config.warmup.fraction:.1%} of the targets, {config.warmup.epochs} epochs"
     return f"{config.warmup.fraction:.1%} of the pool, {config.warmup.epochs} epochs"
 
 

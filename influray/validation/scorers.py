@@ -17,11 +17,12 @@ from influray.config import AttributionConfig, Config, FeaturesConfig
 from influray.config_messages import near, readable
 from influray.config_validate import OWN, JudgedConfig
 from influray.protocols import ArtifactMismatch, ConfigError, Stores
-from influray.registry import featurizer_traits
+from influray.registry import WARMED, featurizer_traits
 from influray.scorers.options import made_stores, make_scorer
 from influray.steps.context import StepContext
 from influray.steps.featurize import featurize
 from influray.steps.score import score
+from influray.steps.subject import require_unfitted
 from influray.store.artifact import fingerprint, require_manifest
 from influray.store.attribution import Attribution
 from influray.store.run_directory import FEATURES, RunDirectory
@@ -144,7 +145,11 @@ def matrix_of(context: StepContext, one: Judged) -> Attribution:
 
 
 def config_of(config: Config, one: Judged) -> Config:
-    """Return the run's config with the scorer in the place of its own. Raises ConfigError where keys are wrong."""
+    """Return the run's config with the scorer in the place of its own.
+
+    Raises:
+        ConfigError: keys are wrong, or as `require_unfitted`.
+    """
     features = config.features.model_dump(mode="json")
     if one.features.get("featurizer", features["featurizer"]) != features["featurizer"]:
         features["options"] = {}  # those of another featurizer
@@ -157,10 +162,15 @@ def config_of(config: Config, one: Judged) -> Config:
     except ValidationError as error:
         raise ConfigError(readable(error, f"validate.scorers.{one.name}.features", FeaturesConfig)) from None
     weights = config.attribution.weights
-    if featurizer_traits(made.featurizer).reads != "checkpoints" and not isinstance(weights, str):
+    if featurizer_traits(made.featurizer).reads not in WARMED and not isinstance(weights, str):
         weights = "uniform"  # there is one store
     attribution = AttributionConfig(scorer=one.scorer, weights=weights, options=dict(one.options))
-    return config.model_copy(update={"features": made, "attribution": attribution})
+    changed = config.model_copy(update={"features": made, "attribution": attribution})
+    try:
+        require_unfitted(changed)
+    except ConfigError as error:
+        raise ConfigError(f"validate.scorers: {one.name}: {error}") from error
+    return changed
 
 
 def columns_of(matrix: Attribution, tasks: Sequence[str], rows: np.ndarray | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from influray.config import FinetuneConfig
+from influray.config_model import FinetuneConfig
 from influray.config_validate import ValidateConfig
 from influray.protocols import ConfigError
 from influray.runtime.retraining_worker import Bench, Retraining, make_bench

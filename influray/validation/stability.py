@@ -21,7 +21,7 @@ from influray.evaluation.overlap import jaccard
 from influray.evaluation.rank_correlation import spearman
 from influray.evaluation.stability import mean_interval, means_by_label, times_chosen
 from influray.protocols import ConfigError
-from influray.registry import featurizer_reads
+from influray.registry import WARMED, featurizer_reads
 from influray.runtime.retraining_worker import Retraining
 from influray.steps.context import StepContext
 from influray.steps.data import data
@@ -122,10 +122,12 @@ def task_means(matrix: Attribution | ColumnView, row_n: np.ndarray, tasks: Seque
 def _seeds(setting: Setting) -> dict[str, tuple[str, int]]:
     """Return the variants of seeds that the run's features can have: name -> (what varies, seed)."""
     config, wanted = setting.context.config, setting.config.stability
-    if featurizer_reads(config.features.featurizer) != "checkpoints":
+    reads = featurizer_reads(config.features.featurizer)
+    if reads not in WARMED:
         return {}
     found = {} if config.warmup.checkpoints else {f"warmup seed {s}": ("warmup", s) for s in wanted.warmup_seeds}
-    found |= {f"projection seed {s}": ("projection", s) for s in wanted.projection_seeds}
+    if reads == "checkpoints":
+        found |= {f"projection seed {s}": ("projection", s) for s in wanted.projection_seeds}
     here = {f"warmup seed {config.warmup.seed}", f"projection seed {config.features.projector.seed}"}
     return {name: variant for name, variant in found.items() if name not in here}
 

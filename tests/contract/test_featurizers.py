@@ -14,7 +14,10 @@ from tests.tiny import tiny_llama
 from tests.unit.test_example_gradients import ATTENTION, mixed_batch, with_lora
 
 SICK = 200  # a token whose embedding is NaN
-REASONS = {"gradient": "non-finite loss", "loss": "non-finite loss", "representation": "non-finite feature"}
+REASONS = {
+    **dict.fromkeys(("gradient", "loss", "checkpoint_loss"), "non-finite loss"),
+    "representation": "non-finite feature",
+}
 
 
 def featurizer_of(name: str, model: torch.nn.Module) -> Featurizer:
@@ -22,6 +25,7 @@ def featurizer_of(name: str, model: torch.nn.Module) -> Featurizer:
     settings = FeaturesConfig.model_validate({"projector": {"dimension": 64}})
     given = {
         "checkpoints": lambda: (with_lora(model, ATTENTION), settings, None, "sgd", "cpu"),
+        "adapters": lambda: (with_lora(model, ATTENTION), "cpu"),
         "base": lambda: (model, "cpu"),
         "records": lambda: (),
     }[reads]()

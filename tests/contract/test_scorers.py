@@ -25,6 +25,7 @@ STORES: dict[str, dict[str, Any]] = {
     "dsir": {"featurizer": "ngram", "bounds_K": ((0, 24),)},
     "bm25": {"featurizer": "ngram"},
     "el2n": {"featurizer": "loss"},
+    "loss_drop": {"featurizer": "checkpoint_loss", "tasks_K": ((), ("sums",), ("reversals",))},
 }
 
 

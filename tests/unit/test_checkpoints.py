@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from influray.config import ImportedCheckpoint
+from influray.config_model import ImportedCheckpoint
 from influray.model.checkpoints import (
     AdamMoments,
     import_checkpoint,

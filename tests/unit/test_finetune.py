@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import get_scheduler
 
-from influray.config import FinetuneConfig, WarmupConfig
+from influray.config_model import FinetuneConfig, WarmupConfig
 from influray.model.checkpoints import load_checkpoint
 from influray.model.finetune import finetune, warmup_rows
 from influray.model.schedule import learning_rate_factor

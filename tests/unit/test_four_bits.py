@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from influray.config import ModelConfig
+from influray.config_model import ModelConfig
 from influray.model.example_gradients import ExampleGradients
 from influray.model.loading import load_base
 from tests.reference.loop_gradients import loop_gradients

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from influray.config import LoraConfig, ModelConfig
+from influray.config_model import LoraConfig, ModelConfig
 from influray.model.loading import (
     attach_adapter,
     attach_new_adapter,

@@ -17,7 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from influray import pipeline
 from influray.cli import main
-from influray.config import ModelConfig, parse_config
+from influray.config import parse_config
+from influray.config_model import ModelConfig
 from influray.features.gradient import GradientFeaturizer
 from influray.features.token_budget import made_up_batch
 from influray.formatting import seconds

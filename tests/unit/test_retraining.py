@@ -11,7 +11,8 @@ import pytest
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
-from influray.config import FinetuneConfig, parse_config
+from influray.config import parse_config
+from influray.config_model import FinetuneConfig
 from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.files import resolve_files

@@ -153,7 +153,7 @@ class TestHub:
     def test_one_that_refuses_is_given_up_at_once_and_a_model_of_it_is_a_readable_error(self, monkeypatch):
         from huggingface_hub import constants
 
-        from influray.config import ModelConfig
+        from influray.config_model import ModelConfig
         from influray.model.loading import load_tokenizer, model_digest
 
         with socket.create_server(("127.0.0.1", 0)) as gone:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from influray import pipeline
-from influray.config import WarmupConfig
+from influray.config_model import WarmupConfig
 from influray.model.schedule import mean_rates
 from tests.unit import asked_run
 
