@@ -69,7 +69,7 @@ package: $(DOCS)/.ready
 	$(DOCS)/bin/twine check --strict dist/*
 	$(DOCS)/bin/check-wheel-contents dist/*.whl
 
-# Kills, failing storage, a loaded service.
+# What takes minutes: kills, failing storage, a loaded service, runs within runs, the commands of the docs.
 test-endurance: $(VENV)/.ready
 	$(PYTEST) -n 3 --ignore tests/cluster -m endurance
 

@@ -63,6 +63,7 @@ def test_the_pages_of_a_newcomer_have_commands_and_code():
 
 
 @pytest.mark.ray
+@pytest.mark.endurance
 @pytest.mark.parametrize("command", RUN)
 def test_a_command_of_a_newcomer_runs(command, folder):
     # bash: one of them holds $(..)
@@ -74,6 +75,7 @@ def test_a_command_of_a_newcomer_runs(command, folder):
 
 
 @pytest.mark.ray
+@pytest.mark.endurance
 def test_what_the_page_of_the_run_directory_says_is_there(folder):
     (code,) = blocks("python", page("run-directory.md"))
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT, check=True, timeout=120)

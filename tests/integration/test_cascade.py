@@ -24,7 +24,7 @@ from tests.integration.test_pipeline import tree as plain_tree
 from tests.killing import kill_when
 from tests.tiny import pool_rows, write_jsonl, write_world
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.endurance, pytest.mark.usefixtures("ray_cluster")]
 
 BY_NGRAMS = {
     "features": {"featurizer": "ngram", "options": {"buckets": 64}, "rows_per_shard": 5},

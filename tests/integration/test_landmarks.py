@@ -20,7 +20,7 @@ from tests.integration.test_pipeline import tree as plain_tree
 from tests.reference.kernel_ridge import median_width, ridge_prediction
 from tests.tiny import pool_rows, write_jsonl, write_world
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.endurance, pytest.mark.usefixtures("ray_cluster")]
 
 ROWS = 60
 

@@ -18,7 +18,7 @@ from tests.integration.test_pipeline import bytes_of, redone, stamps
 from tests.reference.loss_drop import loss_drop, losses
 from tests.tiny import byte_tokenizer, chat, tiny_llama, write_jsonl
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.endurance, pytest.mark.usefixtures("ray_cluster")]
 
 TASKS = ("sums", "reversals")
 

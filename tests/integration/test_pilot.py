@@ -19,7 +19,7 @@ from influray.store.artifact import hash_file, read_sealed
 from tests.reference import agreement
 from tests.tiny import write_tested_world
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.endurance, pytest.mark.usefixtures("ray_cluster")]
 
 BUDGET = 0.25
 CASCADE = {"share": 0.5, "features": {"featurizer": "representation", "rows_per_shard": 8}}

@@ -95,6 +95,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
+@pytest.mark.endurance
 def test_both_runs_of_the_example_end_in_one_comparison(tmp_path, ray_cluster):
     data = data_folder(tmp_path / "data", ("gsm8k_train", "p3"), ("gsm8k", "mmlu"))
     smaller = {

@@ -26,7 +26,7 @@ from tests.killing import kill_when
 from tests.reference import lds_loop
 from tests.tiny import write_tested_world
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.endurance]
 
 SMALL: dict[str, Any] = {
     "lds.subsets": 8,

@@ -20,7 +20,7 @@ from influray.store.attribution import Attribution
 from tests.reference import worth
 from tests.tiny import chat, pool_rows, target_rows, write_jsonl, write_tested_world
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.endurance, pytest.mark.usefixtures("ray_cluster")]
 
 TASKS = ("sums", "reversals")
 
