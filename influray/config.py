@@ -6,7 +6,6 @@ where it exists and resolved once by the step that needs it, which records what 
 
 from __future__ import annotations
 
-import fractions
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from influray.config_base import Fraction, Positive, Section, Seed
+from influray.config_base import Fraction, Positive, Section, Seed, as_written
 from influray.config_data import DataConfig
 from influray.config_messages import readable
 from influray.config_model import FinetuneConfig, ModelConfig, Reporter, WarmupConfig
@@ -73,7 +72,7 @@ class FeaturesConfig(Section):
     def layers_of(self, total: int) -> int:
         """Return how many of a model's `total` decoder layers have their gradients taken; a share is rounded up."""
         if isinstance(self.layers, float):
-            return math.ceil(fractions.Fraction(repr(self.layers)) * total)
+            return math.ceil(as_written(self.layers) * total)
         return total if self.layers == "all" else self.layers
 
     @field_validator("weights", mode="before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fractions
 from typing import Annotated, Any
 
 from pydantic import (
@@ -22,6 +23,11 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # sa
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def as_written(share: float) -> fractions.Fraction:
+    """Return the number that a share's decimal digits say: in binary 0.29 is less, and 0.29 of 100 rows would be 28."""
+    return fractions.Fraction(repr(float(share)))
 
 
 class Section(BaseModel):

@@ -9,12 +9,12 @@ alone, so a run that was killed goes on from its last epoch and ends in the same
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from influray.config_base import as_written
 from influray.config_model import FinetuneConfig, WarmupConfig
 from influray.model.checkpoints import Checkpoint
 from influray.model.history import FinetuneResult, History, OnStep, Report
@@ -38,7 +38,7 @@ def warmup_rows(n_pool: int, fraction: float, seed: int) -> np.ndarray:
     """
     if n_pool < 1:
         raise DataError("data.pool: no usable row to warm up on")
-    size = max(1, int(Fraction(repr(float(fraction))) * n_pool))
+    size = max(1, int(as_written(fraction) * n_pool))
     return np.sort(seeded_order(n_pool, seed)[:size])
 
 

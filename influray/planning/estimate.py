@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influray.config import Config
+from influray.config_base import as_written
 from influray.data.costs import COMPRESSED, TOKEN_BYTES, data_seconds, data_workers_pay, numbering_seconds
 from influray.planning import arithmetic
 from influray.planning.arithmetic import Machine, Rates, StepCost, Workload
@@ -216,7 +217,7 @@ def trained_checkpoints(config: Config, rows: int) -> int:
         return len(tasks)
     if config.warmup.steps is None:
         return config.warmup.epochs
-    in_epoch = -(-max(1, int(rows * config.warmup.fraction)) // config.warmup.batch_size)
+    in_epoch = -(-max(1, int(as_written(config.warmup.fraction) * rows)) // config.warmup.batch_size)
     return -(-config.warmup.steps // in_epoch)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from influray.config import Config, SelectorConfig
+from influray.config_base import as_written
 from influray.config_model import WarmupConfig
 from influray.config_select import BoundsConfig, ConstraintsConfig, TokenBudget
 from influray.data.catalogue import Catalogue
@@ -151,7 +152,7 @@ class Sample:
         """Return a selector with the budget and the limits that the sample has of it."""
         budget, limits = selector.budget, selector.constraints
         if isinstance(budget, float):  # of the whole sample, also where a part of it passed a cascade
-            budget = max(1, int(Fraction(repr(budget)) * len(self.row_N)))
+            budget = max(1, int(as_written(budget) * len(self.row_N)))
         elif isinstance(budget, int):
             budget = max(1, round(budget * self.share))
         elif isinstance(budget, TokenBudget):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from influray import formatting
+from influray.config_base import as_written
 from influray.config_messages import near
 from influray.data.catalogue import Catalogue
 from influray.evaluation.audit import unhelped_targets
@@ -136,7 +136,7 @@ def _most(asked: Asked, rows: int, chosen: int) -> int:
     """Return how many rows the best subset has at most."""
     if asked.budget is None:
         return chosen
-    return asked.budget if isinstance(asked.budget, int) else max(1, int(Fraction(repr(asked.budget)) * rows))
+    return asked.budget if isinstance(asked.budget, int) else max(1, int(as_written(asked.budget) * rows))
 
 
 def _told(columns: Columns, offer: Offer, best: Best, most: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from influray.config import parse_constraints
+from influray.config_base import as_written
 from influray.config_messages import near
 from influray.config_select import BoundsConfig, ConstraintsConfig, TokenBudget
 from influray.plugins import offered, permit
@@ -228,8 +228,8 @@ def _bounds(key: str, given: BoundsConfig, budget: int, in_tokens: bool) -> Boun
     for name, value in (("min", given.min), ("max", given.max)):
         if in_tokens and isinstance(value, float):
             raise ConfigError(f"{key}.{name}: {value} is a fraction of the examples; a budget in tokens has no number")
-    low = math.ceil(Fraction(str(given.min)) * budget) if isinstance(given.min, float) else given.min
-    high = math.floor(Fraction(str(given.max)) * budget) if isinstance(given.max, float) else given.max
+    low = math.ceil(as_written(given.min) * budget) if isinstance(given.min, float) else given.min
+    high = math.floor(as_written(given.max) * budget) if isinstance(given.max, float) else given.max
     if high is not None and high < low:
         raise ConfigError(f"{key}.max: {high} rows, less than its min of {low}")
     return low, high
@@ -287,8 +287,7 @@ def resolve_budget(budget: int | float, total: int, never_scored: int = 0) -> in
         raise ConfigError(
             f"budget: found the fraction {float(budget)!r}, expected one in (0, 1]; examples are given as an integer"
         )
-    # In binary 0.29 is a little less than 29/100, and 0.29 of 100 rows would be 28.
-    count = int(Fraction(str(float(budget))) * whole)
+    count = int(as_written(budget) * whole)
     if count == 0:
         raise ConfigError(f"budget: {float(budget)!r} of {whole} rows is less than one example")
     if count > total:

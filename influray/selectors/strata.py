@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from influray.config_base import as_written
 from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection, take_open
 from influray.selectors.normalisers import NormaliserName, TaskWeights
@@ -51,7 +52,7 @@ class Strata(Selector):
         draw_N = np.random.default_rng(problem.seed).permutation(problem.attribution.shape[0])
         reduced = self._merit.of(problem)
         order_N = reduced.order()
-        dropped = order_N[: int(self._drop_share * len(order_N))]
+        dropped = order_N[: int(as_written(self._drop_share) * len(order_N))]
         stratum_N = strata_of(reduced.merit_N, order_N[len(dropped) :], self._strata)
         admission = Admission(problem)
         spent = 0

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from influray.config_base import as_written
 from influray.protocols import Selection, SelectionProblem, Selector
 from influray.selectors.admission import Admission, as_selection, take_in_order
 from influray.selectors.normalisers import NormaliserName, TaskWeights
@@ -46,6 +47,6 @@ class TopK(Selector):
     def select(self, problem: SelectionProblem) -> Selection:
         reduced = self._merit.of(problem)
         order_N = reduced.order()
-        aside = int(self._drop_share * len(order_N))
+        aside = int(as_written(self._drop_share) * len(order_N))
         chosen = take_in_order(Admission(problem), np.concatenate([order_N[aside:], order_N[:aside][::-1]]))
         return as_selection(problem, chosen, reduced.merit_N, reduced.column_N)

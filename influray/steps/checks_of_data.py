@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from influray.config import Config, SelectorConfig
+from influray.config_base import as_written
 from influray.config_model import FinetuneConfig
 from influray.data.catalogue import Catalogue
 from influray.protocols import Columns, ConfigError, DataError
@@ -184,7 +185,7 @@ def warmup_rates(subject: Subject) -> Iterator[str]:
         return
     if config.attribution.weights != "learning_rate":
         return
-    rows = max(1, int(subject.whole_rows * warmup.fraction))
+    rows = max(1, int(as_written(warmup.fraction) * subject.whole_rows))
     rates = mean_rates(warmup, rows)
     still = [str(k) for k, rate in enumerate(rates, start=1) if rate == 0]
     if not still:
@@ -205,7 +206,7 @@ def _target_counts(subject: Subject) -> dict[str, int]:
     from influray.data.catalogue import Catalogue
 
     warmup, groups = subject.config.warmup, Catalogue(subject.directory.data("target")).groups
-    counts = {task: max(1, int(groups.count(task) * warmup.fraction)) for task in groups}
+    counts = {task: max(1, int(as_written(warmup.fraction) * groups.count(task))) for task in groups}
     return {"+".join(tasks): sum(counts[task] for task in tasks) for tasks in warmup.tuned_on(groups)[1:]}
 
 

@@ -10,13 +10,13 @@ Shape suffixes: n rows of the selection, F failing and P passing records, k susp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from influray.ask.warm import WarmFeaturizers
+from influray.config_base import as_written
 from influray.config_data import TargetConfig
 from influray.config_messages import near
 from influray.data.catalogue import Catalogue, build_catalogue
@@ -63,7 +63,7 @@ def blame(context: StepContext, asked: Asked) -> None:
     """
     setting = Setting(context)
     rows = _rows_of(setting, asked)
-    count = asked.rows if isinstance(asked.rows, int) else int(Fraction(repr(asked.rows)) * len(rows))
+    count = asked.rows if isinstance(asked.rows, int) else int(as_written(asked.rows) * len(rows))
     if not 0 < count < len(rows):
         raise ConfigError(f"--rows: {asked.rows} of {len(rows)} rows is {count}; at least one is taken, and one stays")
     if asked.prove:

@@ -5,10 +5,9 @@ Shape suffixes: N candidate rows.
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 
+from influray.config_base import as_written
 from influray.model.step_plan import seeded_order
 
 # What is drawn; the second number of every seed, so that no draw repeats another's.
@@ -27,7 +26,7 @@ def subset(row_N: np.ndarray, share: float, seed: int, number: int) -> np.ndarra
 
     It does not depend on how many subsets there are: more of them keep the retrainings of those before.
     """
-    size = max(1, int(Fraction(repr(float(share))) * len(row_N)))
+    size = max(1, int(as_written(share) * len(row_N)))
     return np.sort(row_N[seeded_order(len(row_N), seed, SUBSETS, number)[:size]])
 
 

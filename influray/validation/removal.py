@@ -9,11 +9,11 @@ Shape suffixes: N candidate rows, U test records, S seeds, R draws.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
 
+from influray.config_base import as_written
 from influray.config_validate import RemovalConfig
 from influray.evaluation.paired_effect import paired_effect
 from influray.protocols import ConfigError
@@ -129,4 +129,4 @@ def _tasks(setting: Setting, which: Which) -> tuple[str, ...]:
 
 def _rows(setting: Setting, which: Which) -> int:
     wanted = _settings(setting, which).rows
-    return wanted if isinstance(wanted, int) else int(Fraction(repr(wanted)) * len(setting.candidates))
+    return wanted if isinstance(wanted, int) else int(as_written(wanted) * len(setting.candidates))

@@ -80,6 +80,11 @@ def test_the_highest_merits_can_be_set_aside_and_are_not_lost(share):
         assert found.merit.tolist() == score_N1[found.rows, 0].tolist()
 
 
+def test_a_share_is_set_aside_as_its_decimal_digits_say():
+    score_N1 = np.arange(100, dtype=np.float64)[::-1, None]  # 0.29 * 100 is 28.999999999999996 in binary
+    assert select(score_N1, ["a"], 1, method="sum", drop_share=0.29).rows.tolist() == [29]
+
+
 def test_task_weights_scale_the_columns_before_the_reduction():
     score_NT = matrix(t=4)
     found = select(score_NT, list("aabb"), 120, method="sum", task_weights={"b": 3})
