@@ -111,6 +111,9 @@ SELECTORS: dict[str, Entry] = {
     "facility_location": Entry(
         "influray.selectors.facility_location:FacilityLocation", "most added to the best chosen row of every target"
     ),
+    "interaction": Entry(
+        "influray.selectors.interaction:Interaction", "mean influence, less where chosen rows have done their part"
+    ),
     "strata": Entry(
         "influray.selectors.strata:Strata", "a draw from every level of merit, rare levels first (DEALRec)"
     ),

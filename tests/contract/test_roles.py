@@ -189,7 +189,9 @@ def test_a_shortfall_names_the_task(method):
         choose(method, N, roles={"x": "avoid"})
 
 
-@pytest.mark.parametrize("method", ["bids", "less", "random", "rr", "quota", "facility_location", "strata"])
+@pytest.mark.parametrize(
+    "method", ["bids", "less", "random", "rr", "quota", "facility_location", "interaction", "strata"]
+)
 def test_they_are_kept_to_beside_all_other_limits(method):
     limits = {"include": ["row-3", "row-10"], "sources": {"code": {"max": 6}}, "near_duplicates": 0.999}
     z_NT = (matrix() - matrix().mean(axis=0)) / matrix().std(axis=0)

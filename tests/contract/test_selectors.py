@@ -34,8 +34,8 @@ STANDARDISED = [
     *(f"top_k-{name}" for name in ("zscore", "robust", "rank", "minmax")),
     *(f"quota-{name}" for name in ("zscore", "robust", "rank", "minmax")),
 ]
-# A larger budget only adds at the end; not so where shares are parts of the budget.
-PREFIX = [name for name in ALL if name not in ("quota", "strata")]
+# A larger budget only adds at the end; not so where shares, or a step, are parts of the budget.
+PREFIX = [name for name in ALL if name not in ("quota", "strata", "interaction")]
 # A row that comes second in two columns and first in none, or that has all mass of two, is won by the lower one: which
 # one, the order decides.
 COLUMNS_TIE = ["betr", "uot"]

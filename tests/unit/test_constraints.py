@@ -168,7 +168,7 @@ def test_near_duplicates_are_found_exactly(seed, threshold, dimension):
             )
 
 
-@pytest.mark.parametrize("method", ["bids", "sum", "facility_location", "rr", "random", "strata"])
+@pytest.mark.parametrize("method", ["bids", "sum", "facility_location", "interaction", "rr", "random", "strata"])
 @pytest.mark.parametrize("threshold", [0.9, 0.98, 1.0])
 def test_near_duplicates_of_long_rows_are_found_in_blocks_as_one_by_one(method, threshold, monkeypatch):
     """Rows of 300 numbers are sketched; blocks of 4 and few rows at a time make every path run."""

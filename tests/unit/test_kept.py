@@ -78,7 +78,9 @@ def test_a_plug_in_that_keeps_to_them_passes(chosen, budget, constraints):
     assert choose(chosen, budget, **constraints).rows.tolist() == chosen
 
 
-@pytest.mark.parametrize("method", ["bids", "less", "quota", "rr", "random", "layers", "facility_location", "longest"])
+@pytest.mark.parametrize(
+    "method", ["bids", "less", "quota", "rr", "random", "layers", "facility_location", "interaction", "longest"]
+)
 def test_the_selectors_of_the_table_keep_to_all_limits_at_once(method):
     constraints = {
         "include": ["row-3"],

@@ -24,7 +24,9 @@ def rows() -> np.ndarray:
     return np.sort(np.random.default_rng(6).choice(90, 40, replace=False)).astype(np.int64)
 
 
-@pytest.mark.parametrize("method", ["bids", "less", "rr", "facility_location", "quota", "icons", "betr", "layers"])
+@pytest.mark.parametrize(
+    "method", ["bids", "less", "rr", "facility_location", "interaction", "quota", "icons", "betr", "layers"]
+)
 @pytest.mark.parametrize("block_rows", [7, 4096])
 def test_methods_choose_from_a_view_as_from_its_rows_alone(matrix_NT, rows, monkeypatch, method, block_rows):
     monkeypatch.setattr(row_view, "BLOCK_ROWS", block_rows)
