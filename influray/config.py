@@ -18,7 +18,7 @@ from influray.config_base import Fraction, Positive, Section, Seed, as_written
 from influray.config_data import DataConfig
 from influray.config_messages import readable
 from influray.config_model import FinetuneConfig, ModelConfig, Reporter, WarmupConfig
-from influray.config_select import ConstraintsConfig, SelectorConfig
+from influray.config_select import AutoBudget, ConstraintsConfig, SelectorConfig
 from influray.config_validate import ValidateConfig
 from influray.config_yaml import parse_yaml, set_dotted
 from influray.plugins import run_directory_of
@@ -284,6 +284,14 @@ def parse_constraints(tree: Mapping[str, Any], where: str = "constraints") -> Co
         return ConstraintsConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(readable(error, where, ConstraintsConfig)) from None
+
+
+def parse_auto_budget(tree: Mapping[str, Any], where: str = "budget") -> AutoBudget:
+    """Return a budget that chooses itself, of a plain tree. Raises ConfigError as `load_config`."""
+    try:
+        return AutoBudget.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(readable(error, where, AutoBudget)) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:

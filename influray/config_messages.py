@@ -52,6 +52,7 @@ def _is_branch(part: Any) -> bool:
         "str",
         "tuple",
         "TokenBudget",
+        "AutoBudget",
     }
 
 

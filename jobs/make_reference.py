@@ -121,6 +121,8 @@ def kind(model: type[BaseModel], name: str, field: FieldInfo) -> str:
     owner = next(one for one in model.__mro__ if name in inspect.get_annotations(one))
     source = inspect.get_annotations(owner)[name]
     text = source if isinstance(source, str) else getattr(source, "__name__", str(source))
+    text = re.sub(r"Annotated\[([^\[\]]*), Tag\('\w+'\)\]", r"\1", text)  # of a union, the parts and how one is told
+    text = re.sub(r"Annotated\[(.*), Discriminator\(\w+\)\]", r"\1", text)
     text = re.sub(r"Annotated\[(.*), Field\(.*?\)\]", r"\1", text)
     text = re.sub(r"Annotated\[(.*?), Field\([^)]*\)\]", r"\1", text)
     text = re.sub(
@@ -129,13 +131,13 @@ def kind(model: type[BaseModel], name: str, field: FieldInfo) -> str:
     text = re.sub(r"tuple\[(.*?)(?:, \.\.\.)\]", r"list of \1", text)
     text = re.sub(r"dict\[(.*?), (.*?)\]", r"mapping of \2", text)
     text = re.sub(r"\b(\w+)\b(?![^`]*`(?:[^`]*`[^`]*`)*[^`]*$)", lambda found: WORDS.get(found[1], found[1]), text)
-    text = re.sub(r"\b\w+Config\b|\bImportedCheckpoint\b|\bTokenBudget\b|\bAny\b", _section, text)
+    text = re.sub(r"\b\w+Config\b|\bImportedCheckpoint\b|\bTokenBudget\b|\bAutoBudget\b|\bAny\b", _section, text)
     bounds = [] if ">=" in text or "number in" in text else [_bound(one) for one in field.metadata]
     return ", ".join([text.replace(" | ", " or "), *filter(None, bounds)])
 
 
 def _section(found: re.Match[str]) -> str:
-    return {"Any": "anything", "TokenBudget": "`{tokens: n}`"}.get(found[0], "a section, below")
+    return {"Any": "anything", "TokenBudget": "`{tokens: n}`", "AutoBudget": "`auto`"}.get(found[0], "a section, below")
 
 
 def _bound(one: Any) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 
 from influray.config import Config
 from influray.config_base import as_written
+from influray.config_select import AutoBudget
 from influray.data.costs import COMPRESSED, TOKEN_BYTES, data_seconds, data_workers_pay, numbering_seconds
 from influray.planning import arithmetic
 from influray.planning.arithmetic import Machine, Rates, StepCost, Workload
@@ -382,4 +383,6 @@ def _share(budget: Any, pool: Workload) -> float:
         return budget
     if isinstance(budget, int):
         return min(1.0, budget / max(1, pool.rows))
+    if isinstance(budget, AutoBudget):  # the most that it may be
+        return _share(budget.most, pool)
     return min(1.0, budget.tokens / max(1, pool.tokens))

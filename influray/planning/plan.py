@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from influray.config import Config
+from influray.config_select import AutoBudget
 from influray.features.epsilon_share import epsilon_text, mostly_epsilon, stored_shares
 from influray.planning import arithmetic
 from influray.planning.arithmetic import Machine, Rates, StepCost
@@ -263,6 +264,13 @@ def _notes(
         if isinstance(selector.budget, int) and 0 < found["pool"].work.rows < selector.budget:
             notes.append(
                 f"selectors.{number}.budget: {selector.budget:,} examples of a pool of some {found['pool'].work.rows:,}"
+            )
+        if isinstance(selector.budget, AutoBudget):
+            most = selector.budget.most
+            most = f"{most:,} examples" if isinstance(most, int) else f"{most:g} of the pool"
+            notes.append(
+                f"selectors.{number}.budget: chooses itself once there are scores; reckoned at the most that it may "
+                f"be, {most}"
             )
     for split, one in found.items():
         notes += [

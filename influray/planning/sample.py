@@ -20,7 +20,7 @@ import numpy as np
 from influray.config import Config, SelectorConfig
 from influray.config_base import as_written
 from influray.config_model import WarmupConfig
-from influray.config_select import BoundsConfig, ConstraintsConfig, TokenBudget
+from influray.config_select import AutoBudget, BoundsConfig, ConstraintsConfig, TokenBudget
 from influray.data.catalogue import Catalogue
 from influray.data.subset import build_subset
 from influray.registry import WARMED, featurizer_reads
@@ -157,6 +157,8 @@ class Sample:
             budget = max(1, round(budget * self.share))
         elif isinstance(budget, TokenBudget):
             budget = TokenBudget(tokens=max(1, round(budget.tokens * self.share)))
+        elif isinstance(budget, AutoBudget) and isinstance(budget.most, int):
+            budget = budget.model_copy(update={"most": max(1, round(budget.most * self.share))})
         root = Path(self._context.config.data.root)
         changed: dict[str, Any] = {
             key: tuple(one for one in read_ids(f"constraints.{key}", getattr(limits, key), root) if one in self._places)

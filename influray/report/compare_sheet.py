@@ -27,7 +27,8 @@ def compare_sheet(found: Comparison) -> Sheet:
         Section("Sources", (), (_sources(found),)),
     ]
     kept = tuple(section for section in sections if section.tables)
-    return Sheet(f"{found.title}: selections compared", found.notes, kept)
+    notes = (*found.notes, *(one.own_budget for _, one in found.chosen if one.own_budget))
+    return Sheet(f"{found.title}: selections compared", notes, kept)
 
 
 def _sizes(found: Comparison) -> Table:

@@ -25,7 +25,8 @@ NOTES = (
     "pool's mean. Coverage: the mean over the targets of the best row chosen. AID: the mean over the rows chosen.",
     "Knee: the budget that stands highest over the straight line from the curve's first point to its range's end; past "
     "it further examples add less than the curve's average (Kneedle, 2011). It belongs to the range shown; for AID of "
-    "the worst task that range, and its highest value's, begins with as many rows as there are tasks.",
+    "the worst task that range, and its highest value's, begins with as many rows as there are tasks. Both are curves "
+    "of scores; what budgets are worth after training the report says of a method that was tuned with several.",
 )
 
 
@@ -72,7 +73,7 @@ def curve_figures(curves: Sequence[CurveFacts]) -> tuple[Figure, ...]:
             y_axis="standard deviations of influence above the pool's mean",
             rule=_rule(curves),
         )
-        made.append(Figure(f"{caption} A ring marks the knee.", drawing))
+        made.append(Figure(f"{caption} A ring marks the knee of this curve.", drawing))
     return tuple(made)
 
 

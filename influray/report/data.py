@@ -126,10 +126,17 @@ class SelectionFacts:
     duplicates: int  # chosen rows whose turns equal those of a row chosen before
     balance: TaskBalance | None  # None where there is no attribution matrix
     limited: Mapping[str, Limited] = field(default_factory=dict)  # task -> of those to protect and to avoid
+    auto: str = ""  # how the budget chose itself, where it did
+    but_budget: str = ""  # all that it was made by but its budget, as text
 
     @property
     def examples(self) -> int:
         return len(self.ids)
+
+    @property
+    def own_budget(self) -> str:
+        """How the budget chose itself, as a sentence; "" where it is the config's."""
+        return f"The budget of {self.name} chose itself: {self.examples:,} rows, by {self.auto}." if self.auto else ""
 
 
 @dataclass(frozen=True)

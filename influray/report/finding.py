@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from influray.evaluation.paired_effect import student_95
 from influray.formatting import large, listed, number, percent, signed
@@ -29,6 +29,7 @@ def verdict(selections: Sequence[SelectionFacts], tuned: Sequence[Tuned]) -> tup
     sentences = (
         _best(results, tuned),
         _beside_random(results, methods),
+        *_on_budgets(selections, results),
         _on_length(selections, results),
         _on_exact(tuned),
         _on_roles(tuned),
@@ -79,6 +80,41 @@ def _beside_random(results: Sequence[Tuned], methods: Mapping[str, str]) -> str:
     if single:
         return f"{text}: one seed has no interval, and it may be chance; tune.seeds: [0, 1, 2] gives one."
     return f"{text}; 95 % over the {len(drawn.seeds)} tuning seeds."
+
+
+def _on_budgets(selections: Sequence[SelectionFacts], results: Sequence[Tuned]) -> Iterator[str]:
+    """Yield, of selections that differ in budget alone, which is the smallest whose loss is no worse than the lowest.
+
+    No worse is what the interval of their difference over the seeds does not exclude.
+    """
+    known = {one.name: one for one in results}
+    kinds: dict[str, list[SelectionFacts]] = {}
+    for one in selections:
+        if one.name in known and one.method != "random":
+            kinds.setdefault(one.but_budget, []).append(one)
+    for kind in kinds.values():
+        if len({one.examples for one in kind}) < 2:
+            continue
+        ascending = sorted(kind, key=lambda one: one.examples)
+        best = min(ascending, key=lambda one: known[one.name].macro_loss.mean)
+        differences = [difference(known[one.name], known[best.name]) for one in ascending]
+        text = (
+            f"{listed([one.name for one in ascending])} differ in budget alone "
+            f"({listed([large(one.examples) for one in ascending])} rows): the lowest loss is that of {best.name}"
+        )
+        if any(interval is None for _, interval in differences):
+            yield f"{text}, by one seed, which may be chance; tune.seeds: [0, 1, 2] says which smaller one is enough."
+            continue
+        place = next(i for i, (_, ends) in enumerate(differences) if ends is None or ends[0] <= 0)
+        (value, ends), enough = differences[place], ascending[place]
+        assert ends is not None
+        apart = f"{signed(value, 3)}, {signed(ends[0], 3)} to {signed(ends[1], 3)}; 95 % over the tuning seeds"
+        yield (
+            f"{text}, and all smaller ones are higher: a budget of {enough.examples} is the smallest that is enough."
+            if enough is best
+            else f"{text}, and {enough.name} is the smallest that is not told apart from it ({apart}): a budget of "
+            f"{enough.examples} is enough."
+        )
 
 
 def _on_length(selections: Sequence[SelectionFacts], results: Sequence[Tuned]) -> str:

@@ -5,6 +5,7 @@ Shape suffixes: n chosen rows, N rows of the catalogue.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,12 +17,14 @@ from influray.evaluation.copies import count_copies
 from influray.evaluation.overlap import jaccard, rank_biased_overlap
 from influray.protocols import ArtifactMismatch, DataError
 from influray.report.data import Limited, Overlap, PoolFacts, Quantiles, SelectionFacts, TaskBalance
+from influray.selectors.auto_budget import describe
 from influray.store.artifact import read_manifest
 from influray.store.attribution import Attribution
 from influray.store.column_view import sought
 from influray.store.run_directory import RunDirectory
 from influray.store.selection import read_summary, read_table
 
+MADE_BY = ("method", "options", "seed", "constraints")  # and by its budget
 STYLES = ("c0", "c1", "c2", "c3", "c4", "c5")  # colour classes of style.css
 
 
@@ -72,6 +75,8 @@ def selection_facts(
         duplicates=count_copies(pool.catalogue, row_n),
         balance=None if attribution is None else _balance(attribution, roles, row_n, name),
         limited={} if attribution is None else _limited(attribution, roles, row_n),
+        but_budget=json.dumps([record.get(key) for key in MADE_BY], sort_keys=True),
+        auto=describe(record["budget"]["auto"]) if "auto" in record.get("budget", {}) else "",
     )
     return facts, row_n
 

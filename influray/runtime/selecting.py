@@ -19,7 +19,7 @@ from influray.data.pool_facts import PoolFacts
 from influray.evaluation.balance import Balance, measure_balance, measure_roles
 from influray.evaluation.copies import count_copies
 from influray.protocols import ArtifactMismatch, Selection, SelectionProblem
-from influray.selectors.api import needs_features, resolve_limits, run_selector
+from influray.selectors.api import needs_features, resolve_limits, run_selector, settle_budget
 from influray.store.attribution import Attribution
 from influray.store.column_view import sought
 from influray.store.ranges import Mapper
@@ -42,10 +42,11 @@ def select_and_write(
     """Run one selector of the config over RUN/attribution, commit RUN/selection/NAME, and return its summary.
 
     `selector` has the keys of a config's selector: name, method, budget (a fraction is of the rows of the matrix and
-    of those that did not pass a cascade), seed, options, constraints, whose files of ids lie under `id_root`; `roles`
-    are those of the tasks that are not sought. An older selection of that name stays until the new one is complete. AID
-    and THI are those of the z-scored matrix of the tasks that are sought, whatever the method. `mapper` runs the passes
-    over the matrix; `on_progress(chosen, budget)` is called by a method that chooses one by one.
+    of those that did not pass a cascade; of one that chooses itself the summary says how), seed, options, constraints,
+    whose files of ids lie under `id_root`; `roles` are those of the tasks that are not sought. An older selection of
+    that name stays until the new one is complete. AID and THI are those of the z-scored matrix of the tasks that are
+    sought, whatever the method. `mapper` runs the passes over the matrix; `on_progress(chosen, budget)` is called by a
+    method that chooses one by one.
 
     Raises:
         ConfigError, DataError: as `influray.select`.
@@ -62,7 +63,9 @@ def select_and_write(
         )
     facts = PoolFacts(catalogue, rows_N)
     constraints = parse_constraints(selector["constraints"])
-    budget, limits = resolve_limits(selector["budget"], constraints, len(rows_N), id_root, catalogue.never_scored)
+    never = catalogue.never_scored
+    settled, found = settle_budget(selector["budget"], attribution, attribution.groups, selector["seed"], roles, never)
+    budget, limits = resolve_limits(settled, constraints, len(rows_N), id_root, never)
     compared = needs_features(selector["method"], selector["options"], limits)
     features = attribution.features() if compared else None
     folder = run.selection(selector["name"])
@@ -72,6 +75,8 @@ def select_and_write(
     selection = run_selector(problem, selector["method"], selector["options"], roles)
     chosen = {name: catalogue.gather(name, selection.rows) for name in (*facts, "weight")}
     summary = _summary(selector, attribution, selection, chosen, roles or {})
+    if found is not None:
+        summary["budget"]["auto"] = found.as_plain()
     summary["copies"] = count_copies(catalogue, selection.rows)  # chosen rows with the turns of one before them
     table = _table(attribution, selection, chosen)
     commit_selection(folder, fingerprint, _records(catalogue, selection.rows), table, summary)

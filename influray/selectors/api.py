@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from influray.config import parse_constraints
+from influray.config import parse_auto_budget, parse_constraints
 from influray.config_base import as_written
 from influray.config_messages import near
-from influray.config_select import BoundsConfig, ConstraintsConfig, TokenBudget
+from influray.config_select import AutoBudget, BoundsConfig, ConstraintsConfig, TokenBudget
 from influray.plugins import offered, permit
 from influray.protocols import (
     AttributionSource,
@@ -27,12 +28,15 @@ from influray.protocols import (
 )
 from influray.registry import METHODS, SELECTORS, make, outside_code, resolve_method
 from influray.selectors.admission import Admission, DeadEnd
+from influray.selectors.auto_budget import AutoChoice, otm_budget
 from influray.selectors.kept import require_kept
-from influray.selectors.roles import with_roles
+from influray.selectors.roles import check_roles, with_roles
 from influray.selectors.row_facts import ArrayFeatures, given_facts
 from influray.store.artifact import read_manifest
 from influray.store.attribution import ArrayAttribution, Attribution
 from influray.store.column_view import sought
+
+logger = logging.getLogger(__name__)
 
 MOST_RESTARTS = 100
 
@@ -40,7 +44,7 @@ MOST_RESTARTS = 100
 def select(
     attribution: Any,
     groups: Sequence[str] | None,
-    budget: int | float | Mapping[str, int],
+    budget: int | float | Mapping[str, Any] | Literal["auto"],
     *,
     method: str = "bids",
     seed: int = 0,
@@ -56,7 +60,8 @@ def select(
         attribution: array-like [N, T], larger helps more; or the path of RUN/attribution, which is streamed.
         groups: the task of each of the T columns; None takes those that a path has stored.
         budget: an integer is examples; a float in (0, 1] the fraction of N, rounded down, for a run with a cascade of
-            its whole pool; {"tokens": n} as many rows as fit into n tokens.
+            its whole pool; {"tokens": n} as many rows as fit into n tokens; "auto", or {"auto": "otm"} with its keys
+            `most` and `folds`, as many as the targets ask for (influray.selectors.auto_budget), which is logged.
         method: a selector's name or a published method's (bids, less, ...), or "package.module:Class".
         seed: for the methods that draw.
         rows: per-row facts [N] by name (source, tokens, id), for the methods and constraints that read them: a mapping
@@ -86,7 +91,11 @@ def select(
     facts = _run_facts(source) if rows is None else given_facts(rows, total)
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ConfigError(f"seed: found {seed!r}, expected an integer of 0 or more")
-    count, limits = resolve_limits(budget, limited, total, never_scored=_never_scored(source))
+    never_scored = _never_scored(source)
+    settled, found = settle_budget(budget, source, names, int(seed), roles, never_scored)
+    if found is not None:
+        logger.info("the budget chose itself: %d rows by %s", found.rows, found.text)
+    count, limits = resolve_limits(settled, limited, total, never_scored=never_scored)
     if features is None and isinstance(source, Attribution) and needs_features(method, options, limits):
         features = source.features()
     elif features is not None and (hasattr(features, "detach") or not hasattr(features, "gather")):  # tensors have both
@@ -164,6 +173,37 @@ def make_selector(name: str, options: Mapping[str, Any]) -> Selector:
     return make("selectors", name, options)
 
 
+def settle_budget(
+    budget: int | float | Mapping[str, Any] | str,
+    source: AttributionSource,
+    groups: Sequence[str],
+    seed: int,
+    roles: Mapping[str, str] | None = None,
+    never_scored: int = 0,
+) -> tuple[Any, AutoChoice | None]:
+    """Return a budget as `resolve_limits` takes it; of one that chooses itself the number of rows, and how.
+
+    It looks at the columns of the tasks that are sought.
+
+    Raises:
+        ConfigError: not a budget that chooses itself, though it says so; as `check_roles`.
+        ConfigError, DataError: as `otm_budget`.
+    """
+    if budget != "auto" and not (isinstance(budget, Mapping) and "auto" in budget):
+        return budget, None
+    auto = parse_auto_budget(budget if isinstance(budget, Mapping) else {"auto": "otm"})
+    check_roles(roles or {}, groups)
+    view = sought(source, groups, roles or {})
+    found = otm_budget(view, view.groups, auto.folds, most_of(auto, source.shape[0], never_scored), seed)
+    return found.rows, found
+
+
+def most_of(auto: AutoBudget, total: int, never_scored: int = 0) -> int:
+    """Return the most rows that a budget may choose of `total`; a fraction as in `resolve_budget`, one at least."""
+    most = auto.most if isinstance(auto.most, int) else int(as_written(auto.most) * (total + never_scored))
+    return min(total, max(1, most))
+
+
 def resolve_limits(
     budget: int | float | Mapping[str, int],
     constraints: ConstraintsConfig,
@@ -204,18 +244,21 @@ def resolve_limits(
 def check_limits(
     facts: Mapping[str, Sequence[Any]],
     total: int,
-    budget: int | float | TokenBudget,
+    budget: int | float | TokenBudget | AutoBudget,
     constraints: ConstraintsConfig,
     root: str | Path = ".",
     never_scored: int = 0,
 ) -> None:
     """See whether `total` rows can keep to a budget and its limits, by their facts, before there is a matrix.
 
-    What needs scores is left out: limits of tasks and near-duplicates.
+    What needs scores is left out: limits of tasks and near-duplicates; of a budget that chooses itself, all numbers.
 
     Raises:
         ConfigError: as `resolve_limits`; an id or source that no row has, or limits that cannot be kept.
     """
+    if isinstance(budget, AutoBudget):  # a number of rows that is not known: only whether ids and sources are there
+        constraints = constraints.model_copy(update={"sources": dict.fromkeys(constraints.sources, BoundsConfig())})
+        budget = total
     asked = {"tokens": budget.tokens} if isinstance(budget, TokenBudget) else budget
     count, limits = resolve_limits(asked, constraints, total, root, never_scored)
     known = replace(limits, tasks={}, near_duplicates=None)

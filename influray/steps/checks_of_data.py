@@ -13,9 +13,10 @@ import numpy as np
 from influray.config import Config, SelectorConfig
 from influray.config_base import as_written
 from influray.config_model import FinetuneConfig
+from influray.config_select import AutoBudget, TokenBudget
 from influray.data.catalogue import Catalogue
 from influray.protocols import Columns, ConfigError, DataError
-from influray.registry import WARMED, featurizer_reads
+from influray.registry import SCORERS, WARMED, featurizer_reads
 from influray.scorers.exact_run import all_targets
 from influray.scorers.options import expected_stores, make_scorer
 from influray.scorers.propagation import propagating_scorers
@@ -51,6 +52,9 @@ def limits(subject: Subject) -> None:
             budget = selector.budget
             if isinstance(budget, int):
                 resolve_limits(budget, limits, budget, root)
+            elif isinstance(budget, AutoBudget):
+                _require_cosines(config)
+                resolve_limits(10**9, limits, 10**9, root)
             elif not isinstance(budget, float):
                 resolve_limits({"tokens": budget.tokens}, limits, 10**9, root)
                 if any(one.min for one in (*limits.sources.values(), *limits.tasks.values())):
@@ -60,6 +64,19 @@ def limits(subject: Subject) -> None:
             require_sought("options.task_weights", weights, roles)
             _require_tasks("constraints.tasks", limits.tasks, tasks)
             _require_tasks("options.task_weights", weights if isinstance(weights, dict) else {}, tasks)
+
+
+def _require_cosines(config: Config) -> None:
+    """Raise ConfigError where a budget is to choose itself by scores that are known to be no cosines."""
+    section = config.attribution
+    similarity = section.options.get("similarity", "cosine")
+    known = section.scorer in SCORERS
+    if known and (section.scorer not in ("inner_product", "whitened") or similarity != "cosine"):
+        named = section.scorer if similarity == "cosine" else f"{section.scorer} with similarity {similarity}"
+        raise ConfigError(
+            f"budget.auto: otm compares rows by cosines, and those of attribution.scorer {named} are none; take "
+            "whitened, or inner_product with similarity cosine, or give a number"
+        )
 
 
 def _column_tasks(config: Config) -> tuple[str, ...]:
@@ -95,9 +112,9 @@ def budgets(subject: Subject) -> None:
         key, budget = f"selectors.{index}.budget", selector.budget
         if isinstance(budget, int) and budget > rows:
             raise ConfigError(f"{key}: {budget} examples of a pool of {rows + never} usable rows{passed}")
-        if isinstance(budget, float) and int(budget * (rows + never)) < 1:
+        if isinstance(budget, float) and int(as_written(budget) * (rows + never)) < 1:
             raise ConfigError(f"{key}: {budget} of {rows + never} usable rows is less than one example")
-        if not isinstance(budget, int | float):
+        if isinstance(budget, TokenBudget):
             tokens_N = subject.pool.facts("tokens")["tokens"]
             total = int(tokens_N.sum())
             if budget.tokens > total:
@@ -236,11 +253,10 @@ def tune_rates(subject: Subject) -> Iterator[str]:
 def _count(selector: SelectorConfig, subject: Subject) -> int:
     """Return about how many rows a selection will hold."""
     budget = selector.budget
-    if isinstance(budget, int):
-        return budget
-    if isinstance(budget, float):
-        return max(1, int(budget * subject.whole_rows))
-    return max(1, int(budget.tokens / float(subject.pool.facts("tokens")["tokens"].mean())))
+    if isinstance(budget, TokenBudget):
+        return max(1, int(budget.tokens / float(subject.pool.facts("tokens")["tokens"].mean())))
+    most = budget.most if isinstance(budget, AutoBudget) else budget  # the most that it may be
+    return most if isinstance(most, int) else max(1, int(as_written(most) * subject.whole_rows))
 
 
 def _no_rate(section: str, config: FinetuneConfig, name: str, rows: int) -> str:

@@ -37,6 +37,7 @@ def select(context: StepContext) -> StepResult:
     if todo:
         from influray.runtime.columns import worth_workers
         from influray.runtime.selection import SelectionJob, run_selection
+        from influray.selectors.auto_budget import describe
 
         function = "influray.runtime.selecting:select_and_write"
         jobs = [SelectionJob(name, function, arguments, helped=True) for name, arguments in todo]
@@ -51,6 +52,10 @@ def select(context: StepContext) -> StepResult:
             cpus_per_worker=context.resources.cpus_per_worker,
         )
         for name, _ in todo:
+            chosen = summaries[name]["budget"]
+            if "auto" in chosen:
+                text = describe(chosen["auto"])
+                logger.info("selection %s: the budget chose itself: %d rows, by %s", name, chosen["examples"], text)
             if summaries[name]["copies"]:
                 logger.warning(
                     "selection %s: %d of %d rows are copies of rows chosen before; constraints: {near_duplicates: "

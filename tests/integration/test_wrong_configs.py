@@ -175,6 +175,9 @@ TABLE: list[tuple[str, Any, str]] = [  # key, value (W/ = the world's folder), w
     ("selectors.0.budget", 1.5, "selectors.0.budget"),
     ("selectors.0.budget", {"tokens": 0}, "selectors.0.budget"),
     ("selectors.0.budget", {"token": 5}, "selectors.0.budget"),
+    ("selectors.0.budget", {"auto": "knee"}, "selectors.0.budget.auto: must be otm; the budget that tuned loss asks"),
+    ("selectors.0.budget", {"auto": "otm", "fold": 3}, "selectors.0.budget.fold: unknown key"),
+    ("selectors.0.budget", {"auto": "otm", "most": 0}, "selectors.0.budget.most: must be a number of examples"),
     ("selectors.0.seed", -1, "selectors.0.seed"),
     ("selectors.0.options", {"nope": 1}, "selectors.0.options.nope"),
     ("selectors.0.options", {"normaliser": "zzz"}, "selectors.0.options"),
@@ -294,6 +297,10 @@ def test_anchors_are_read_and_bombs_of_them_are_not(world, tmp_path, capsys, mon
 ARGUMENTS = [
     (["plan", "C", "--set", "novalue"], "expected key=value"),
     (["plan", "C", "--set", "selectors.3.budget=1"], "selectors.3"),
+    (
+        ["run", "C", "--set", "selectors.0.budget=auto", "--set", "attribution.options={similarity: dot}"],
+        "selectors.0.budget.auto: otm compares rows by cosines, and those of attribution.scorer inner_product with",
+    ),
     (["plan", "C", "--set", "run_dir=[1"], "--set run_dir"),
     (["plan", "C", "--device", "tpu"], "--device"),
     (["plan", "C", "--workers", "0"], "--workers"),
@@ -328,6 +335,11 @@ POOL = [
     ({"selectors.0.budget": 0.01}, "less than one example"),
     ({"selectors.0.budget": {"tokens": 10**6}}, "selectors.0.budget.tokens: 1000000 tokens, and the pool has"),
     ({"selectors.0.budget": {"tokens": 2}}, "selectors.0.budget.tokens: no row fits"),
+    (
+        {"selectors.0.budget": "auto", "selectors.0.constraints": {"include": ["sum-00"]}},
+        "the id 'sum-00' is not among",
+    ),
+    ({"selectors.0.budget": "auto", "selectors.0.constraints": {"sources": {"sum": {"max": 3}}}}, "sources.sum"),
     ({"selectors.0.constraints": {"include": ["sum-00"]}}, "selectors.0.constraints.include: the id 'sum-00'"),
     ({"selectors.0.constraints": {"sources": {"sum": {"max": 3}}}}, "selectors.0.constraints.sources.sum"),
     ({"selectors.0.constraints": {"sources": {"sums": {"min": 20}}}}, "selectors.0.constraints.sources"),

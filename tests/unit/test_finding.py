@@ -11,7 +11,13 @@ from influray.report.evaluations import tuned
 from influray.report.finding import difference, finding, verdict
 from influray.steps.train import _unknown_to_base
 
-SELECTIONS = [SimpleNamespace(name=name, method=name, tokens=1000) for name in ("bids", "less", "rr", "random")]
+
+def chosen(name, tokens=1000, examples=50, but_budget=None):
+    facts = {"name": name, "method": name.split("-")[0], "tokens": tokens, "examples": examples}
+    return SimpleNamespace(**facts, but_budget=but_budget or name)
+
+
+SELECTIONS = [chosen(name) for name in ("bids", "less", "rr", "random")]
 
 
 def results(name, macro_losses, exact=None):
@@ -63,10 +69,42 @@ def test_one_seed_has_no_interval_and_without_random_nothing_is_said_to_pay():
 
 
 def test_selections_of_unlike_length_are_told_where_both_were_tuned():
-    longer = [SimpleNamespace(name="less", method="less", tokens=1300), *SELECTIONS[:1], *SELECTIONS[2:]]
+    longer = [chosen("less", 1300), *SELECTIONS[:1], *SELECTIONS[2:]]
     told = verdict(longer, [BIDS, LESS, RANDOM])
     assert "1.3 k with less, 1 k with bids and 1 k with random tokens" in told[2]
     assert len(verdict(longer, [BIDS, RANDOM])) == len(told) - 1, "of those that were tuned all are alike"
+
+
+def budgets(*losses_of_each):
+    """Selections of one method with 100, 200 ... rows, and their results."""
+    names = [f"bids-{size}" for size in range(1, len(losses_of_each) + 1)]
+    made = [chosen(name, examples=100 * place, but_budget="bids") for place, name in enumerate(names, start=1)]
+    return made, [results(name, losses) for name, losses in zip(names, losses_of_each, strict=True)]
+
+
+def test_of_budgets_of_one_method_the_smallest_that_is_not_told_from_the_best_is_enough():
+    # The second is higher than the third by .02, .00 and .01, the first by .10, .10 and .11.
+    found = budgets([0.60, 0.60, 0.62], [0.52, 0.50, 0.52], [0.50, 0.50, 0.51], [0.51, 0.51, 0.52])
+    told = [one for one in verdict(*found) if "budget alone" in one]
+    assert len(told) == 1
+    assert "bids-1, bids-2, bids-3 and bids-4 differ in budget alone (100, 200, 300 and 400 rows)" in told[0]
+    assert "the lowest loss is that of bids-3, and bids-2 is the smallest that is not told apart from it" in told[0]
+    assert "(+0.010, \u22120.015 to +0.035; 95 % over the tuning seeds): a budget of 200 is enough." in told[0]
+
+
+def test_where_all_smaller_budgets_are_worse_the_best_is_the_smallest_that_is_enough():
+    found = budgets([0.60, 0.60, 0.61], [0.50, 0.50, 0.51])
+    told = next(one for one in verdict(*found) if "budget alone" in one)
+    assert "and all smaller ones are higher: a budget of 200 is the smallest that is enough." in told
+
+
+def test_one_seed_says_of_no_budget_that_it_is_enough_and_other_methods_are_not_budgets():
+    told = next(one for one in verdict(*budgets([0.60], [0.50])) if "budget alone" in one)
+    assert "the lowest loss is that of bids-2, by one seed, which may be chance; tune.seeds" in told
+    assert not any("budget alone" in one for one in verdict(SELECTIONS, [BIDS, LESS, SAME, RANDOM, BASE]))
+    made, found = budgets([0.60, 0.61], [0.50, 0.52])
+    alike = [SimpleNamespace(**{**vars(one), "examples": 100}) for one in made]
+    assert not any("budget alone" in one for one in verdict(alike, found)), "of one size they are no budgets"
 
 
 def test_untuned_selections_have_no_verdict():

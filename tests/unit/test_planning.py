@@ -335,6 +335,7 @@ def test_the_command_sums_up_what_is_to_do_with_validation_apart_and_tells_a_bud
     world, tmp_path, monkeypatch, capsys
 ):
     selectors = [{"name": "bids", "method": "bids", "budget": 31}, {"name": "less", "method": "less", "budget": 30}]
+    selectors.append({"name": "own", "method": "layers", "budget": {"auto": "otm", "most": 0.25}})
     config = tree(world, tmp_path / "run", selectors=selectors)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -349,6 +350,13 @@ def test_the_command_sums_up_what_is_to_do_with_validation_apart_and_tells_a_bud
     assert f"`influray validate`, on its own, {seconds(plan.validation.wall_seconds)}" in shown
     assert "selectors.0.budget: 31 examples of a pool of some 30" in shown
     assert "selectors.1.budget" not in shown
+    assert "selectors.2.budget: chooses itself once there are scores; reckoned at the most that it may be" in shown
+    selectors[2]["budget"] = 0.25
+    numbered = make_plan(
+        parse_config(tree(world, tmp_path / "run", selectors=selectors)), RunDirectory(tmp_path / "run"), "h100", 4
+    )
+    taken = [next(step.bytes for step in one.steps if step.name == "select") for one in (plan, numbered)]
+    assert taken[0] == taken[1]
 
 
 def test_wrong_machines_are_refused(world):

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from influray.config import DataConfig
-from influray.data.catalogue import build_catalogue
+from influray.config_select import SelectorConfig
+from influray.data.catalogue import Catalogue, build_catalogue
 from influray.data.chat import ChatEncoder
 from influray.data.files import resolve_files
 from influray.evaluation.balance import measure_balance
 from influray.protocols import ArtifactMismatch, ConfigError, Limits
 from influray.registry import METHODS, SELECTORS
+from influray.report.selections import Pool, selection_facts
 from influray.runtime.selecting import select_and_write
 from influray.selectors.api import needs_features, select
 from influray.store.artifact import ShardStore, hash_file, read_manifest
 from influray.store.attribution import Attribution, attribution_table, commit_attribution
 from influray.store.run_directory import RunDirectory
 from influray.store.selection import read_selection
+from influray.validation.reselection import Reselection
 from tests.tiny import byte_tokenizer, chat, pool_rows
 
 TASKS = ["sums", "sums", "reversals", "reversals", "reversals"]
@@ -28,7 +32,7 @@ SELECTOR = {"name": "even", "method": "bids", "budget": 0.5, "seed": 0, "options
 
 
 @pytest.fixture
-def run(tmp_path) -> RunDirectory:
+def run(tmp_path, request) -> RunDirectory:
     """24 records written with their own spacing, of which row 5 has no scores; 5 columns, one of them constant."""
     rows = [*pool_rows(23), chat("naive-é", "accents", "Ça va?", "Très bien, \u2028 merci.")]
     lines = [
@@ -43,6 +47,7 @@ def run(tmp_path) -> RunDirectory:
     row_N = np.delete(np.arange(24), 5)
     score_NT = np.random.default_rng(0).standard_normal((23, 5)).astype(np.float32)
     score_NT[:, 3] = 0.5
+    score_NT *= getattr(request, "param", 1.0)
     store = ShardStore(run.attribution)
     store.commit("a" * 64, attribution_table(row_N[:9], score_NT[:9]), {})
     store.commit("b" * 64, attribution_table(row_N[9:], score_NT[9:]), {})
@@ -179,6 +184,31 @@ def test_a_matrix_of_another_pool_is_refused(run):
 def test_a_selection_that_is_not_there_is_named(run):
     with pytest.raises(ArtifactMismatch, match="influray select"):
         read_selection(run.selection("even"))
+
+
+@pytest.mark.parametrize("run", [0.2], indirect=True)
+def test_how_a_budget_chose_itself_is_recorded_told_and_kept(run):
+    auto = {"auto": "otm", "most": 0.5, "folds": 3}
+    summary = select_and_write(run.path, SELECTOR | {"budget": auto}, "print")
+    number = summary["budget"]["examples"]
+    assert summary["budget"]["asked"] == auto
+    assert summary["budget"]["auto"]["by"] == "otm"
+    assert [one["targets"] for one in summary["budget"]["auto"]["folds"]] == [2, 2, 1]
+    assert number == min(summary["budget"]["auto"]["found"], 11) == len(read_selection(run.selection("even")).rows)
+    numbered = select_and_write(run.path, SELECTOR | {"budget": number, "name": "numbered"}, "print")
+    assert "auto" not in numbered["budget"]
+    rows = [read_selection(run.selection(name)).rows.tolist() for name in ("even", "numbered")]
+    assert rows[0] == rows[1], "the number is all that it decides"
+    matrix, pool = Attribution(run.attribution), Pool(Catalogue(run.data("pool")))
+    facts = [selection_facts(run, name, 0, pool, matrix)[0] for name in ("even", "numbered")]
+    assert facts[0].own_budget.startswith(f"The budget of even chose itself: {number} rows, by OTM over 3 folds of the")
+    assert facts[1].own_budget == ""
+    assert facts[0].but_budget == facts[1].but_budget
+    config = SimpleNamespace(data=SimpleNamespace(root=".", roles={}))
+    selector = SelectorConfig(**SELECTOR | {"budget": {"auto": "otm", "most": 1}})
+    again = Reselection(config, run)
+    assert again.select(selector, matrix).tolist() == rows[0], "what it came to stays, whatever it would come to"
+    assert len(again.select(selector.model_copy(update={"name": "new"}), matrix)) == 1
 
 
 def test_every_method_selects_from_a_run_directory(run):
