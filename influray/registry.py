@@ -24,6 +24,7 @@ class Entry:
     target: str  # "module:attribute"
     summary: str
     traits: Traits | None = None  # of a featurizer, for those who would not import torch to know them
+    reads: tuple[str, ...] = ()  # of a scorer, the featurizers whose datastores it takes
 
 
 FEATURIZERS: dict[str, Entry] = {
@@ -74,31 +75,68 @@ PROJECTORS: dict[str, Entry] = {
 
 WARMED = ("checkpoints", "adapters")  # what is read is made by the warmup
 
+VECTORS, GRADIENTS, COUNTS = ("representation", "gradient"), ("gradient",), ("ngram",)
+
 SCORERS: dict[str, Entry] = {
     "inner_product": Entry(
-        "influray.scorers.inner_product:InnerProduct", "checkpoint-weighted cosine or dot product (LESS)"
+        "influray.scorers.inner_product:InnerProduct", "checkpoint-weighted cosine or dot product (LESS)", reads=VECTORS
     ),
-    "whitened": Entry("influray.scorers.whitened:Whitened", "cosine of jointly whitened rows (TAROT)"),
-    "gram": Entry("influray.scorers.gram:Gram", "through the inverse Gram matrix of plain gradients (TRAK, DsDm)"),
-    "datainf": Entry("influray.scorers.datainf:DataInf", "closed-form inverse Hessian of each LoRA module (DataInf)"),
+    "whitened": Entry("influray.scorers.whitened:Whitened", "cosine of jointly whitened rows (TAROT)", reads=VECTORS),
+    "gram": Entry(
+        "influray.scorers.gram:Gram", "through the inverse Gram matrix of plain gradients (TRAK, DsDm)", reads=GRADIENTS
+    ),
+    "datainf": Entry(
+        "influray.scorers.datainf:DataInf", "closed-form inverse Hessian of each LoRA module (DataInf)", reads=GRADIENTS
+    ),
     "shampoo": Entry(
-        "influray.scorers.shampoo:Shampoo", "inverse curvature of each weight, by Shampoo's eigenvectors, corrected"
+        "influray.scorers.shampoo:Shampoo",
+        "inverse curvature of each weight, by Shampoo's eigenvectors, corrected",
+        reads=GRADIENTS,
     ),
     "landmarks": Entry(
         "influray.scorers.landmarks:Landmarks",
         "another run's scores of some rows, carried to all (Influence Distillation)",
+        reads=VECTORS,
     ),
-    "grand": Entry("influray.scorers.grand:GraNd", "norm of the plain gradient; asks for no target"),
-    "vog": Entry("influray.scorers.vog:VoG", "spread of the gradient over checkpoints; asks for no target"),
+    "grand": Entry("influray.scorers.grand:GraNd", "norm of the plain gradient; asks for no target", reads=GRADIENTS),
+    "vog": Entry(
+        "influray.scorers.vog:VoG", "spread of the gradient over checkpoints; asks for no target", reads=GRADIENTS
+    ),
     "loss_drop": Entry(
-        "influray.scorers.loss_drop:LossDrop", "loss under the base less that under each task's adapter (CoLoR-Filter)"
+        "influray.scorers.loss_drop:LossDrop",
+        "loss under the base less that under each task's adapter (CoLoR-Filter)",
+        reads=("checkpoint_loss",),
     ),
-    "dsir": Entry("influray.scorers.dsir:DSIR", "log importance weight of hashed n-grams, one column a task (DSIR)"),
-    "bm25": Entry("influray.scorers.bm25:BM25", "the targets as queries, pool rows as documents (BM25)"),
-    "loss": Entry("influray.scorers.difficulty:MeanLoss", "mean answer loss, whatever the targets"),
-    "el2n": Entry("influray.scorers.difficulty:EL2N", "mean |softmax - one-hot|, whatever the targets (EL2N)"),
-    "length": Entry("influray.scorers.difficulty:Length", "tokens of the answers, whatever the targets"),
+    "dsir": Entry(
+        "influray.scorers.dsir:DSIR", "log importance weight of hashed n-grams, one column a task (DSIR)", reads=COUNTS
+    ),
+    "bm25": Entry("influray.scorers.bm25:BM25", "the targets as queries, pool rows as documents (BM25)", reads=COUNTS),
+    "loss": Entry(
+        "influray.scorers.difficulty:MeanLoss",
+        "mean answer loss, whatever the targets",
+        reads=("loss", "checkpoint_loss", "gradient"),
+    ),
+    "el2n": Entry(
+        "influray.scorers.difficulty:EL2N",
+        "mean |softmax - one-hot|, whatever the targets (EL2N)",
+        reads=("loss", "checkpoint_loss"),
+    ),
+    "length": Entry(
+        "influray.scorers.difficulty:Length",
+        "tokens of the answers, whatever the targets",
+        reads=("ngram", "representation", "loss", "checkpoint_loss", "gradient"),
+    ),
 }
+
+
+def scorers_of(featurizer: str) -> list[str]:
+    """Return the scorers to name beside a featurizer: what it is the cheapest for, and all that compare vectors."""
+    return sorted(
+        name
+        for name, entry in SCORERS.items()
+        if featurizer in (entry.reads if entry.reads == VECTORS else entry.reads[:1])
+    )
+
 
 SELECTORS: dict[str, Entry] = {
     "balanced": Entry("influray.selectors.balanced:Balanced", "iterative balanced selection (BIDS)"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from influray.plugins import permit
-from influray.protocols import ConfigError
-from influray.registry import SCORERS
+from influray.protocols import ArtifactMismatch, ConfigError
+from influray.registry import FEATURIZERS, SCORERS, WARMED, featurizer_reads
 from influray.scorers.options import make_scorer
 from influray.testing.scorers import CHECKPOINTS, COLUMNS, POOL, SCORER_LAWS, TARGET
 from tests.exact_runs import write_exact
@@ -49,6 +49,28 @@ def test_it_obeys_the_laws_of_its_seam(name, law, options):
 def test_an_option_that_it_has_not_is_refused(name):
     with pytest.raises(ConfigError, match=r"attribution\.options\.similarty: .* has no such option"):
         make_scorer(name, made_for(CHECKPOINTS, **STORES.get(name, {})), {"similarty": 1})
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+def test_the_table_names_the_featurizers_whose_stores_it_takes_the_cheapest_first(name, options):
+    taken = []
+    for featurizer in FEATURIZERS:
+        reads = featurizer_reads(featurizer)
+        checkpoints = CHECKPOINTS if reads in WARMED else 1
+        suited = {
+            key: value[:checkpoints] if key.endswith("_K") else value
+            for key, value in STORES.get(name, {}).items()
+            if key != "tasks_K" or reads == "adapters"
+        }
+        try:
+            make_scorer(name, made_for(checkpoints, **suited | {"featurizer": featurizer}), options.get(name, {}))
+        except ArtifactMismatch:
+            continue
+        taken.append(featurizer)
+    assert sorted(SCORERS[name].reads) == sorted(taken)
+    cost = {"records": 0, "base": 1, "adapters": 2, "checkpoints": 3}
+    costs = [cost[featurizer_reads(featurizer)] for featurizer in SCORERS[name].reads]
+    assert costs == sorted(costs)
 
 
 def test_a_plug_in_is_made_like_a_method_of_the_table():
