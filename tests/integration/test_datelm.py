@@ -70,6 +70,7 @@ def by_hand(out: Path, features: str) -> list[list[float]]:
     return [[found.get((f"train-{i}", f"ref-{j}"), lowest[j]) for j in range(3)] for i in range(12)]
 
 
+@pytest.mark.endurance
 def test_scores_have_the_form_and_the_order_that_the_evaluation_reads(world, tmp_path, ray_cluster):
     results = attribute(options(world, "Counterfact", tmp_path / "facts", "--scorers", "cosine,dot"))
     written = json.loads((tmp_path / "facts" / "dot.json").read_text())

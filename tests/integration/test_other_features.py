@@ -94,6 +94,7 @@ def test_there_is_one_datastore_a_split_and_no_warmup(first):
     assert len(first.selection("top").rows) == 6
 
 
+@pytest.mark.endurance
 def test_two_workers_give_the_bytes_of_one(first_of, world, tmp_path):
     """Counts and their sums are whole numbers, so for n-grams other shards do not show either."""
     two = {"workers": 2, "cpus_per_worker": 0.5}

@@ -338,6 +338,7 @@ def exact_rows(run: influray.pipeline.Run, split: str, k: int) -> tuple[np.ndarr
     return store.features().astype(np.float64), store.column("norm").astype(np.float64)[:, None]
 
 
+@pytest.mark.endurance
 def test_a_fitted_scorer_gives_the_same_bytes_at_any_number_of_workers_and_is_fitted_once(first, world, tmp_path):
     found = []
     for workers in (1, 2):
@@ -360,6 +361,7 @@ def test_a_fitted_scorer_gives_the_same_bytes_at_any_number_of_workers_and_is_fi
     np.testing.assert_allclose(matrix_of(again), expected, atol=1e-5)
 
 
+@pytest.mark.endurance
 def test_datainf_reads_plain_gradients_in_a_block_for_each_module(first, world, tmp_path):
     config = copied(first, tmp_path, world, attribution={"scorer": "datainf"})
     config["features"] = {**config["features"], "direction": "sgd", "blocks": "module", "store": "int8"}
@@ -374,6 +376,7 @@ def test_datainf_reads_plain_gradients_in_a_block_for_each_module(first, world, 
     np.testing.assert_allclose(matrix_of(again), expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.endurance
 def test_shampoo_reads_a_matrix_for_each_weight_at_any_number_of_workers(first, world, tmp_path):
     found = []
     for workers in (1, 2):

@@ -14,7 +14,7 @@ from influray.store.artifact import read_json
 from tests.integration.test_pipeline import tree
 from tests.tiny import write_tiny_model
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.endurance]
 
 ROWS = 12  # of each source
 TARGETS = 4  # of each task
