@@ -95,7 +95,17 @@ SCORERS: dict[str, Entry] = {
     ),
     "landmarks": Entry(
         "influray.scorers.landmarks:Landmarks",
-        "another run's scores of some rows, carried to all (Influence Distillation)",
+        "exact scores of some rows, carried to all by kernels (Influence Distillation)",
+        reads=VECTORS,
+    ),
+    "influence_model": Entry(
+        "influray.scorers.influence_model:InfluenceModel",
+        "the same by a linear head on the features (MATES)",
+        reads=VECTORS,
+    ),
+    "surrogate": Entry(
+        "influray.scorers.surrogate:Surrogate",
+        "the same by a small network on pairs of row and target (NN-CIFT)",
         reads=VECTORS,
     ),
     "grand": Entry("influray.scorers.grand:GraNd", "norm of the plain gradient; asks for no target", reads=GRADIENTS),

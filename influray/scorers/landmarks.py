@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from influray.protocols import Arrays, DataError, Stores
+from influray.protocols import Arrays, DataError, FeatureRows, Stores
 from influray.scorers.kernel_ridge import RidgeFits, gaussian, median_distance, squared_distances
 from influray.scorers.propagation import Propagating, folds
 
@@ -56,7 +56,9 @@ class Landmarks(Propagating):
         super().__init__(stores, exact, keep_exact)
         self._ridge, self._width = ridge, width
 
-    def learn(self, vector_LD: np.ndarray, score_LT: np.ndarray, used_T: np.ndarray) -> dict[str, np.ndarray]:
+    def learn(
+        self, vector_LD: np.ndarray, score_LT: np.ndarray, used_T: np.ndarray, target: FeatureRows
+    ) -> dict[str, np.ndarray]:
         """Return "vector" [L, D], "weight" [L, T], "constant" [T], "width" and "ridge" [1], and what is foretold.
 
         Raises DataError where half of the landmarks are one and the same.

@@ -46,9 +46,12 @@ class Propagating(Scorer):
         self._keep = keep_exact
 
     @abstractmethod
-    def learn(self, vector_LD: np.ndarray, score_LT: np.ndarray, used_T: np.ndarray) -> dict[str, np.ndarray]:
+    def learn(
+        self, vector_LD: np.ndarray, score_LT: np.ndarray, used_T: np.ndarray, target: FeatureRows
+    ) -> dict[str, np.ndarray]:
         """Return what `foretell` needs, by names of its own, and as "foretold" [L, T] the landmarks' scores, each by a
-        fit without its fold (`folds`). `used_T` are the columns that are finite and not constant."""
+        fit without its fold (`folds`). `used_T` are the columns that are finite and not constant;
+        `target` has the features that the targets have in this run."""
 
     @abstractmethod
     def foretell(self, vector_BD: np.ndarray, state: Arrays) -> np.ndarray:
@@ -102,7 +105,7 @@ class Propagating(Scorer):
         score_LT = state["exact"][np.searchsorted(state["row"], row_L[order_L])].astype(np.float64)
         used_T = used_columns(score_LT)
         usable_LT = np.where(np.isfinite(score_LT).all(axis=0), score_LT, 0)
-        learnt = self.learn(vector_LD, usable_LT, used_T)
+        learnt = self.learn(vector_LD, usable_LT, used_T, target)
         foretold_LT = learnt.pop("foretold")
         each = [spearman(usable_LT[fold], foretold_LT[fold]) for fold in folds(len(usable_LT))]
         held_out_T = np.where(used_T, np.mean(each, axis=0), np.nan)

@@ -36,7 +36,8 @@ def options(tmp_path_factory) -> dict[str, dict[str, Any]]:
     targets = list(zip(COLUMNS.ids, COLUMNS.tasks, strict=True))
     ids = [str(row) for row in rng.permutation(len(POOL))[:30].tolist()]
     run = write_exact(tmp_path_factory.mktemp("exact"), ids, targets, rng.normal(size=(30, len(targets))))
-    return {"landmarks": {"exact": str(run.path)}}
+    exact = {"exact": str(run.path)}
+    return dict.fromkeys(("landmarks", "influence_model", "surrogate"), exact)
 
 
 @pytest.mark.parametrize("name", sorted(SCORERS))
