@@ -21,6 +21,7 @@ from influray.planning.arithmetic import DEVICES, GPU_EFFICIENCY, Rates, Workloa
 
 LAYERS, WIDTH, KEYS, INNER, VOCABULARY, RANK = 32, 4096, 1024, 14336, 128256, 128
 LLAMA_3_8B = ModelShape(
+    hidden=4096,
     parameters=8_030_261_248,
     body=LAYERS * (2 * WIDTH * WIDTH + 2 * WIDTH * KEYS + 3 * WIDTH * INNER),
     head=VOCABULARY * WIDTH,

@@ -22,6 +22,7 @@ class ModelShape:
     layers: int
     lora: int  # P
     outputs: int  # numbers that the linear layers below the head put out for one token
+    hidden: int  # numbers of a token's hidden state
 
 
 def model_shape(model_config: ModelConfig) -> ModelShape | None:
@@ -63,4 +64,5 @@ def model_shape(model_config: ModelConfig) -> ModelShape | None:
         layers=text.num_hidden_layers,
         lora=adapter,
         outputs=outputs,
+        hidden=text.hidden_size,
     )

@@ -102,6 +102,7 @@ class Rates(DataRates):
     load_bytes: float = 1e9  # bytes a second at which a worker reads its base model
     store_bytes: float = 0.7e9  # bytes a second that a store takes or gives; local disk
     score_operations: float = 20e9  # float16 rows times float32 targets, one core
+    learn_operations: float = 4e9  # of what carries exact scores over, float64, one core
     select_score: float = 2.7e-9  # CPU seconds for each number of the attribution matrix
 
 

@@ -25,6 +25,7 @@ from influray.planning import arithmetic
 from influray.planning.arithmetic import Machine, Rates, StepCost, Workload
 from influray.protocols import ConfigError
 from influray.registry import WARMED, featurizer_reads, featurizer_traits
+from influray.scorers.propagation import propagating_scorers
 from influray.store.artifact import read_manifest
 from influray.store.run_directory import RunDirectory
 
@@ -240,7 +241,7 @@ def costs(
     reads = featurizer_reads(config.features.featurizer)
     per = config.features.rows_per_shard
     shards = {s: sum(-(-rows // per) for rows in found[s].file_rows) for s in ("pool", "target")}
-    N, T, D = pool.work.rows, target.work.rows, config.features.projector.dimension
+    N, T = pool.work.rows, target.work.rows
     every = pool.work.plus(target.work)
     parts = len(pool.file_rows) + N // 8192 + 1
     made: dict[str, StepCost] = {}
@@ -259,7 +260,7 @@ def costs(
         made["warmup"] = _training_cost(shape, machine, work, checkpoints, _parts_of(1, config, machine))
     units = (shards["pool"] + shards["target"]) * checkpoints
     driver = rates.driver_shard * units + rates.driver_row * every.rows * checkpoints
-    vectors = D if featurizer_traits(config.features.featurizer).makes == "vectors" else 0
+    vectors = _numbers(config, shape)
     size = checkpoints * (
         arithmetic.datastore_bytes(N, shards["pool"], vectors, config.features.store)
         + arithmetic.datastore_bytes(T, shards["target"], vectors)
@@ -271,12 +272,15 @@ def costs(
         seconds = rates.data_row * every.rows
     startup = startup_seconds(config, None if reads == "records" else shape, rates)
     made["featurize"] = StepCost(total, seconds, driver, float(size), max(1, units), startup)
-    score = arithmetic.scoring(N, T, vectors or 1, checkpoints)
+    score, learning = arithmetic.scoring(N, T, vectors or 1, checkpoints), 0.0
+    for scorer in propagating_scorers(config, cascade=False):
+        learning, each = scorer.operations(len(scorer.exact), vectors * checkpoints, T)
+        score = N * each
     reading = N * checkpoints * arithmetic.feature_row_bytes(vectors, config.features.store) / rates.store_bytes
     made["score"] = StepCost(
         score,
         max(score / rates.score_operations, reading),
-        rates.driver_shard * shards["pool"] + rates.driver_row * N,
+        rates.driver_shard * shards["pool"] + rates.driver_row * N + learning / rates.learn_operations,
         float(arithmetic.matrix_bytes(N, shards["pool"], T)),
         max(1, shards["pool"]),
     )
@@ -287,6 +291,14 @@ def costs(
     if config.tune is not None:
         made["tune"], made["evaluate"] = _tuning(config, shape, machine, whole.work, test.work)
     return made
+
+
+def _numbers(config: Config, shape: ModelShape | None) -> int:
+    """Return of how many numbers the vectors are; 0 where there are none."""
+    traits = featurizer_traits(config.features.featurizer)
+    if traits.makes != "vectors":
+        return 0
+    return shape.hidden if traits.reads == "base" and shape is not None else config.features.projector.dimension
 
 
 def _data_cost(config: Config, machine: Machine, work: Workload, size: float, rates: Rates) -> StepCost:

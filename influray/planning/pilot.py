@@ -24,6 +24,7 @@ from influray.planning.price import worker_seconds
 from influray.planning.recipes import AGAIN, FULL, Recipe
 from influray.planning.sample import PILOT, Chosen, Sample
 from influray.protocols import ArtifactMismatch, ConfigError
+from influray.scorers.propagation import propagating_scorers
 from influray.steps.context import StepContext
 from influray.steps.data import data
 from influray.steps.preflight import Subject, check_config
@@ -133,6 +134,11 @@ def _check(name: str, config: Config, context: StepContext) -> None:
     for key in ("root", "pool", "targets"):
         if getattr(config.data, key) != getattr(context.config.data, key):
             raise ConfigError(f"--recipe {name}: data.{key}: recipes choose from the same rows for the same targets")
+    if propagating_scorers(config):
+        raise ConfigError(
+            f"--recipe {name}: attribution.scorer: {config.attribution.scorer!r} carries over the scores of another "
+            "run, whose rows are not those of a sample; pilot the config of that run"
+        )
     steps = tuple(step.name for step in steps_until("select", config))
     try:
         check_config(Subject(config, context.directory, steps, "select"))

@@ -50,6 +50,10 @@ class ExactRun:
             pool = require_manifest(self.directory.data("pool"), "run")["digest"]
             return fingerprint([pool, [part["sha256"] for part in matrix["parts"]], matrix["beside"]])
 
+    def __len__(self) -> int:
+        """Return how many rows its matrix has. Raises as `directory`."""
+        return len(self._matrix.rows)
+
     @cached_property
     def columns(self) -> Columns:
         """What its columns are; `rows` are those of its catalogue of targets. Raises as `directory`."""

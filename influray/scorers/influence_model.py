@@ -78,6 +78,10 @@ class InfluenceModel(Propagating):
         """Return b + x w, [B, T] float64."""
         return vector_BD @ state["weight"] + state["constant"]
 
+    def operations(self, L: int, D: int, T: int) -> tuple[float, float]:
+        """Return those of the eigendecomposition and the fits without a fold, and of a row."""
+        return 10.0 * L**3, 2.0 * D * T
+
     def settings(self, state: Arrays) -> dict[str, float]:
         """Return the ridge."""
         return {"ridge": float(state["ridge"][0])}

@@ -89,6 +89,10 @@ class Landmarks(Propagating):
         kernel_BL = gaussian(squared_distances(vector_BD, state["vector"]), float(state["width"][0]))
         return kernel_BL @ state["weight"] + state["constant"]
 
+    def operations(self, L: int, D: int, T: int) -> tuple[float, float]:
+        """Return those of the eigendecomposition and the fits without a fold, and of a row."""
+        return 10.0 * L**3, 2.0 * L * (D + T)
+
     def settings(self, state: Arrays) -> dict[str, float]:
         """Return the width and the ridge."""
         return {"width": float(state["width"][0]), "ridge": float(state["ridge"][0])}

@@ -57,6 +57,10 @@ class Propagating(Scorer):
     def foretell(self, vector_BD: np.ndarray, state: Arrays) -> np.ndarray:
         """Return the scores that follow for rows, [B, T] float64."""
 
+    @abstractmethod
+    def operations(self, L: int, D: int, T: int) -> tuple[float, float]:
+        """Return about how many operations it takes to learn, once in one process, and to foretell a row."""
+
     def settings(self, state: Arrays) -> dict[str, float]:
         """Return what was chosen in the fit, for the manifest."""
         return {}

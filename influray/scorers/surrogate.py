@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from influray.protocols import Arrays, DataError, FeatureRows, Stores
-from influray.scorers.propagation import Propagating, folds, joined
+from influray.scorers.propagation import FOLDS, Propagating, folds, joined
 
 ROWS = 64  # of a step, each with all targets
 
@@ -82,6 +82,11 @@ class Surrogate(Propagating):
         """Return the network's values in the units of the scores, [B, T] float64."""
         row_BD = (vector_BD - state["mean"]) / state["scale"]
         return _values(row_BD, state) * state["spread"] + state["centre"]
+
+    def operations(self, L: int, D: int, T: int) -> tuple[float, float]:
+        """Return those of six networks, a pair's as measured: its numbers pass through memory some times; of a row."""
+        products = 6.0 * D * (L + L / ROWS * T)
+        return (FOLDS + 1) * self._epochs * self._hidden * (70.0 * L * T + products), 2.0 * self._hidden * (D + T)
 
     def _vectors_of(self, target: FeatureRows) -> np.ndarray:
         """Return the vectors of the targets of the columns, [T, D] float64."""

@@ -257,6 +257,14 @@ def test_of_a_config_with_a_cascade_the_full_recipe_is_without_it(world, tmp_pat
         ({"recipes": ["x data.pool=other.jsonl"]}, "--recipe x: data.pool: recipes choose from the same rows"),
         ({"recipes": ["full features.direction=sgd"]}, "--recipe: a name is given twice"),
         ({"recipes": ["x attribution.scorer=gram"]}, "--recipe x: .*gram"),
+        (
+            {
+                "recipes": [
+                    "x attribution.scorer=landmarks attribution.options.exact=r features.featurizer=representation"
+                ]
+            },
+            "--recipe x: attribution.scorer: 'landmarks' carries over the scores of another run",
+        ),
         ({"selector": "bid"}, "--selector: 'bid' is none of the config"),
         ({"selector": "drawn"}, "--selector: drawn draws its rows"),
         ({"rows": 5}, "--rows: 5 are too few"),

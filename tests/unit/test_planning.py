@@ -39,10 +39,12 @@ from influray.store.attribution import attribution_table, commit_attribution
 from influray.store.datastore import feature_table
 from influray.store.run_directory import RunDirectory
 from jobs.benchmark_gradients import packed_flops
+from tests.exact_runs import write_exact
 from tests.tiny import pool_rows, target_rows, write_jsonl, write_tiny_model
 
 TASKS = ("sums", "reversals")
 SHAPE = ModelShape(
+    hidden=4096,
     parameters=8_000_000_000,
     body=7_000_000_000,
     head=500_000_000,
@@ -315,6 +317,37 @@ def test_the_price_of_choosing_is_that_of_its_steps_and_of_a_cascade_its_share_a
     )  # and what passed is copied
     elsewhere = plain.model_copy(update={"model": config.model.model_copy(update={"base": "no-one/no-such-model"})})
     assert worker_seconds(elsewhere, machine, found) is None
+
+
+def test_representations_are_as_wide_as_the_base_and_what_is_carried_over_costs_by_its_exact_rows(world, tmp_path):
+    config = parse_config(tree(world, tmp_path))
+    shape, machine = model_shape(config.model), find_machine(config, "h100", 8)
+    assert shape.hidden == 32
+
+    def costs_of(rows: int, **attribution):
+        targets = [("v", "sums"), ("w", "reversals")]
+        exact = str(write_exact(tmp_path / str(rows), [str(i) for i in range(rows)], targets, np.eye(rows, 2)).path)
+        section = {**attribution, "options": {"exact": exact}} if attribution else {}
+        plain = tree(world, tmp_path / "run", attribution=section)
+        config = parse_config({**plain, "features": {**plain["features"], "featurizer": "representation"}})
+        found = {
+            s: find_split(config, RunDirectory(tmp_path / "run"), s, current=False) for s in ("pool", "target", "test")
+        }
+        found["pool"] = found["pool"].times(1e4)
+        return costs(config, shape, machine, found, 1), found
+
+    plain, found = costs_of(20)
+    N, T = found["pool"].work.rows, found["target"].work.rows
+    assert plain["score"].operations == 2 * N * T * 32
+    shards = plain["featurize"].units
+    around = shards * arithmetic.FEATURE_SHARD_BYTES + 2 * arithmetic.MANIFEST_BYTES
+    assert plain["featurize"].bytes == (N + T) * arithmetic.feature_row_bytes(32) + around
+    for scorer, each in (("landmarks", 2 * 20 * (32 + T)), ("influence_model", 2 * 32 * T)):
+        few, many = (costs_of(rows, scorer=scorer)[0]["score"] for rows in (20, 40))
+        assert few.operations == N * each
+        assert (many.driver_seconds - few.driver_seconds) * 4e9 == pytest.approx(10 * (40**3 - 20**3))
+    few, many = (costs_of(rows, scorer="surrogate")[0]["score"] for rows in (20, 40))
+    assert few.driver_seconds < many.driver_seconds
 
 
 def test_a_warmup_on_cpus_is_one_process_unless_it_is_given_more(world, tmp_path):
