@@ -102,7 +102,7 @@ def otm_budget(source: AttributionSource, groups: Sequence[str], folds: int, mos
     lists = nearest_lists(source, normalised, NEAREST)
     _require_cosines(float(lists.z_CL.max()))
     found, chosen = [], [np.zeros(0, np.int64)]
-    fold_C = _folds([groups[j] for j in column_C], folds, seed)
+    fold_C = _folds([groups[int(j)] for j in column_C], folds, seed)
     # Thousands of small products: threads would wait for each other, and rounding would follow their number.
     with threadpoolctl.threadpool_limits(1):
         for fold in range(int(fold_C.max()) + 1):
